@@ -1,0 +1,7 @@
+//! Moves Agora RTM (Signaling) events from two destructive-read endpoints into Kafka, exactly once.
+//!
+//! `ARCHITECTURE.md` tells the way of an event and what each room knows; this file only lists the
+//! rooms.
+
+pub mod error;
+pub mod model;

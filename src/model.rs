@@ -1,0 +1,482 @@
+//! The words everybody shares: who is asked, what came, what may have been lost.
+//!
+//! Values only: no I/O, no formats of a wire, no policy. A word has one meaning everywhere; the
+//! table of them stands in `ARCHITECTURE.md`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// The largest number of events that one answer of Agora hands over.
+pub const PAGE_LIMIT: u64 = 1_000;
+
+/// The number of events that Agora keeps for a feed; a newer event replaces the oldest.
+pub const BUFFER_LIMIT: u64 = 2_000;
+
+/// Agora's clock and ours may differ by so much, and an event may reach a buffer so late: the bounds
+/// of a gap are wider by this on both sides.
+pub const CLOCK_MARGIN: Duration = Duration::from_secs(10);
+
+/// An Agora App ID, as configured. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AppId(Arc<str>);
+
+/// The name of a region of Agora, as configured. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Region(Arc<str>);
+
+/// One of Agora's two event endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Endpoint {
+    /// `user_events`: logins and logouts.
+    User,
+    /// `channel_events`: joins and leaves.
+    Channel,
+}
+
+/// One buffer of Agora as we see it: App ID × region × endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Feed {
+    /// The App ID.
+    pub app: AppId,
+    /// The region that is asked.
+    pub region: Region,
+    /// The endpoint that is asked.
+    pub endpoint: Endpoint,
+}
+
+/// The number of a request. Unique within an [`Incarnation`], growing in the order of asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// A random id, drawn each time a journal is opened, so that a ticket is never used twice: not by
+/// a journal that was restored from a backup, not by a copy on another machine, not after a loss
+/// of power that took unsynced tickets along.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(u128);
+
+/// The identity of what a request brought: `incarnation/ticket`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageId {
+    /// The journal's incarnation that asked.
+    pub incarnation: Incarnation,
+    /// The request.
+    pub ticket: Ticket,
+}
+
+/// A moment of the wall clock: milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp(i64);
+
+/// Whether a body came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wholeness {
+    /// The body came to the end that its framing announced.
+    Whole,
+    /// The body broke off. What came is all there will ever be.
+    Cut,
+}
+
+/// One answer as it was received. Nobody has looked into the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The feed that handed it over.
+    pub feed: Feed,
+    /// When the feed was known to hold nothing: what the page holds came after. `None` where the
+    /// feed was not seen empty yet.
+    pub since: Option<Timestamp>,
+    /// When the request was about to leave.
+    pub asked_at: Timestamp,
+    /// When the last byte had arrived.
+    pub answered_at: Timestamp,
+    /// HTTP status.
+    pub status: u16,
+    /// Whether the body is all that was sent.
+    pub wholeness: Wholeness,
+    /// Agora's `X-Request-ID`, what its support asks for.
+    pub request_id: Option<String>,
+    /// Agora's `X-Resource-ID`, what its support asks for.
+    pub resource_id: Option<String>,
+    /// The body, byte for byte.
+    pub body: Bytes,
+}
+
+/// Why events may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapCause {
+    /// Agora's buffer may have run over before it was asked.
+    Overflow,
+    /// An answer broke off; its end is gone.
+    BodyCut,
+    /// A request went out and nothing of an answer came back.
+    AnswerLost,
+    /// The process ended while the request was out.
+    ProcessKilled,
+}
+
+/// Events that may be missing. Gaps are data: they travel as pages do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The feed that lost them.
+    pub feed: Feed,
+    /// Why.
+    pub cause: GapCause,
+    /// The missing events are not older than this, where that is known.
+    pub from: Option<Timestamp>,
+    /// The missing events are not newer than this.
+    pub to: Timestamp,
+    /// At least so many events are missing.
+    pub at_least: u64,
+    /// At most so many events are missing, where that is bounded.
+    pub at_most: Option<u64>,
+}
+
+/// What a request left behind, on its way from the journal to Kafka.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its identity.
+    pub id: PageId,
+    /// What it is.
+    pub content: Content,
+}
+
+/// A page, or the knowledge that one is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A page.
+    Page(Page),
+    /// A gap.
+    Gap(Gap),
+}
+
+/// Wall clock and monotonic clock of one process.
+///
+/// Everything that waits or measures uses tokio's [`Instant`]; the wall clock only stamps. In
+/// simulated time the wall clock is derived from the paused one, so that a seed is a seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    simulated: Option<(Instant, Timestamp)>,
+}
+
+// === impl AppId ===
+
+impl AppId {
+    /// Names an App ID.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as configured.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AppId({})", self.0)
+    }
+}
+
+// === impl Region ===
+
+impl Region {
+    /// Names a region.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as configured.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({})", self.0)
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Both, in the order in which they are shown.
+    pub const ALL: [Self; 2] = [Self::User, Self::Channel];
+
+    /// Agora's name of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user_events",
+            Self::Channel => "channel_events",
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|endpoint| endpoint.name() == name).ok_or(())
+    }
+}
+
+// === impl Feed ===
+
+impl fmt::Display for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.app, self.region, self.endpoint)
+    }
+}
+
+// === impl Ticket ===
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+// === impl Incarnation ===
+
+impl Incarnation {
+    /// An incarnation with the given number.
+    pub const fn from_u128(id: u128) -> Self {
+        Self(id)
+    }
+
+    /// Its number.
+    pub const fn as_u128(self) -> u128 {
+        self.0
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Incarnation({self})")
+    }
+}
+
+impl FromStr for Incarnation {
+    type Err = ();
+
+    /// Reads the 32 hex digits that `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits_only = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !digits_only {
+            return Err(());
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| ())
+    }
+}
+
+// === impl PageId ===
+
+impl fmt::Display for PageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.incarnation, self.ticket)
+    }
+}
+
+impl FromStr for PageId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (incarnation, ticket) = text.split_once('/').ok_or(())?;
+        Ok(Self {
+            incarnation: incarnation.parse()?,
+            ticket: Ticket(ticket.parse().map_err(|_| ())?),
+        })
+    }
+}
+
+// === impl Timestamp ===
+
+impl Timestamp {
+    /// A moment given in milliseconds since 1970.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since 1970.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// The moment `duration` later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(millis(duration)))
+    }
+
+    /// The moment `duration` earlier.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(duration)))
+    }
+
+    /// How long after `earlier` this is; zero where it is not after it.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with milliseconds; a moment outside the years 1970 to 9999 as its number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const YEAR_10000: u64 = 253_402_300_800_000;
+        match u64::try_from(self.0) {
+            Ok(millis) if millis < YEAR_10000 => {
+                let moment = UNIX_EPOCH + Duration::from_millis(millis);
+                humantime::format_rfc3339_millis(moment).fmt(f)
+            }
+            _ => write!(f, "{}", self.0),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+// === impl Wholeness ===
+
+impl Wholeness {
+    /// `whole` or `cut`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+impl FromStr for Wholeness {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        [Self::Whole, Self::Cut].into_iter().find(|it| it.name() == name).ok_or(())
+    }
+}
+
+// === impl GapCause ===
+
+impl GapCause {
+    /// Every cause there is.
+    pub const ALL: [Self; 4] =
+        [Self::Overflow, Self::BodyCut, Self::AnswerLost, Self::ProcessKilled];
+
+    /// The name that records and metrics use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overflow => "overflow",
+            Self::BodyCut => "body_cut",
+            Self::AnswerLost => "answer_lost",
+            Self::ProcessKilled => "process_killed",
+        }
+    }
+}
+
+impl fmt::Display for GapCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for GapCause {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|cause| cause.name() == name).ok_or(())
+    }
+}
+
+// === impl Content ===
+
+impl Content {
+    /// The feed that it belongs to.
+    pub fn feed(&self) -> &Feed {
+        match self {
+            Self::Page(page) => &page.feed,
+            Self::Gap(gap) => &gap.feed,
+        }
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    /// The clock of the machine.
+    pub const fn system() -> Self {
+        Self { simulated: None }
+    }
+
+    /// A wall clock that reads `epoch` now and goes on as tokio's (paused) clock does.
+    pub fn simulated(epoch: Timestamp) -> Self {
+        Self { simulated: Some((Instant::now(), epoch)) }
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Timestamp {
+        match self.simulated {
+            Some((origin, epoch)) => epoch.after(origin.elapsed()),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(Timestamp(0), |since| Timestamp(0).after(since)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_id_reads_what_it_writes() {
+        let id = PageId { incarnation: Incarnation::from_u128(0xabc), ticket: Ticket(17) };
+        assert_eq!(id.to_string(), "00000000000000000000000000000abc/17");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "abc/17", "00000000000000000000000000000abc", "x/y"] {
+            assert_eq!(wrong.parse::<PageId>(), Err(()), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_outside_the_calendar_is_shown_as_its_number() {
+        assert_eq!(
+            Timestamp::from_millis(1_578_027_418_981).to_string(),
+            "2020-01-03T04:56:58.981Z"
+        );
+        assert_eq!(Timestamp::from_millis(-1).to_string(), "-1");
+        assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), i64::MAX.to_string());
+    }
+}
