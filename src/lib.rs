@@ -3,5 +3,6 @@
 //! `ARCHITECTURE.md` tells the way of an event and what each room knows; this file only lists the
 //! rooms.
 
+pub mod config;
 pub mod error;
 pub mod model;

@@ -1,0 +1,258 @@
+//! The section about App IDs.
+
+use std::collections::BTreeMap;
+
+use crate::model::AppId;
+use crate::model::Endpoint;
+use crate::model::Region;
+
+use super::reader::{Read, Reader};
+use super::{App, Auth, EndpointPath, Host, RegionHosts, Secret};
+
+/// The name of the region of an app that only gives hosts.
+pub(super) const ONLY_REGION: &str = "default";
+
+/// What may be given once only, and where it was.
+///
+/// Two of anything here would take events away from each other.
+#[derive(Debug, Default)]
+struct Seen(BTreeMap<String, String>);
+
+impl Seen {
+    fn once(&mut self, reader: &mut Reader, path: &str, value: String) -> Read<String> {
+        match self.0.insert(value.clone(), path.to_owned()) {
+            None => Ok(value),
+            Some(other) => {
+                let reason = format!("is {other} already: they would take events from each other");
+                Err(reader.fault(path, reason))
+            }
+        }
+    }
+}
+
+/// Reads every app.
+pub(super) fn apps(reader: &mut Reader) -> Read<Vec<App>> {
+    let count = reader.len("apps");
+    if count == 0 {
+        let reason = "is required: add [[apps]] with an app_id, or set \
+                      AGORA_RTM_BRIDGE__APPS__0__APP_ID";
+        return Err(reader.fault("apps", reason));
+    }
+    let mut seen = Seen::default();
+    let apps: Vec<_> = (0..count)
+        .map(|index| {
+            let path = format!("apps[{index}]");
+            match reader.is_given(&path) {
+                true => app(reader, &path, &mut seen),
+                false => Err(reader.hole("apps", index)),
+            }
+        })
+        .collect();
+    apps.into_iter().collect()
+}
+
+fn app(reader: &mut Reader, path: &str, seen: &mut Seen) -> Read<App> {
+    let app_id_path = format!("{path}.app_id");
+    let app_id = reader.checked(&app_id_path, app_id);
+    let app_id = app_id.and_then(|id| seen.once(reader, &app_id_path, id));
+    let regions = regions(reader, path);
+    let endpoints = endpoints(reader, path);
+    let requests_per_second = reader.count(&format!("{path}.requests_per_second"));
+    let auth = auth(reader, &format!("{path}.auth"));
+    Ok(App {
+        app_id: AppId::new(app_id?),
+        regions: regions?,
+        endpoints: endpoints?,
+        requests_per_second: requests_per_second?,
+        auth: auth?,
+    })
+}
+
+fn app_id(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match text {
+        "" => Err("is empty".to_owned()),
+        text if text.len() <= 64 && text.bytes().all(legal) => Ok(text.to_owned()),
+        _ => Err("is no App ID: those of Agora are 32 hexadecimal digits (at most 64 letters, \
+                  digits, dashes and underscores are let through)"
+            .to_owned()),
+    }
+}
+
+// --- regions ---
+
+fn regions(reader: &mut Reader, app: &str) -> Read<Vec<RegionHosts>> {
+    let hosts_path = format!("{app}.hosts");
+    let list = format!("{app}.regions");
+    let count = reader.len(&list);
+    let plain_http = reader.flag(&format!("{app}.allow_plain_http"))?;
+    let mut seen = Seen::default();
+    if count == 0 {
+        let hosts = hosts(reader, &hosts_path, plain_http, &mut seen)?;
+        return Ok(vec![RegionHosts { name: Region::new(ONLY_REGION), hosts }]);
+    }
+    if reader.is_given(&hosts_path) {
+        let reason = "can't be given beside regions: put the hosts into one of those";
+        return Err(reader.fault(&hosts_path, reason));
+    }
+    let regions: Vec<_> = (0..count)
+        .map(|index| {
+            let path = format!("{list}[{index}]");
+            if !reader.is_given(&path) {
+                return Err(reader.hole(&list, index));
+            }
+            let name_path = format!("{path}.name");
+            let name = reader.checked(&name_path, region);
+            let name = name.and_then(|name| seen.once(reader, &name_path, name));
+            let hosts = hosts(reader, &format!("{path}.hosts"), plain_http, &mut seen);
+            Ok(RegionHosts { name: Region::new(name?), hosts: hosts? })
+        })
+        .collect();
+    regions.into_iter().collect()
+}
+
+fn region(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || text.len() > 64 || !text.bytes().all(legal) {
+        return Err(
+            "must be 1 to 64 letters, digits, dots, dashes and underscores: it appears in \
+                    metrics and records"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn hosts(reader: &mut Reader, path: &str, plain_http: bool, seen: &mut Seen) -> Read<Vec<Host>> {
+    let hosts: Vec<_> = reader
+        .texts(path)?
+        .into_iter()
+        .map(|(path, text)| {
+            let host = Host::new(&text, plain_http);
+            let host = host.map_err(|reason| reader.fault(&path, reason))?;
+            seen.once(reader, &path, host.to_string())?;
+            Ok(host)
+        })
+        .collect();
+    hosts.into_iter().collect()
+}
+
+// --- endpoints ---
+
+fn endpoints(reader: &mut Reader, app: &str) -> Read<Vec<EndpointPath>> {
+    let listed = listed(reader, &format!("{app}.endpoints"));
+    // Both paths are read, listed or not: a fault should not wait for the day it is switched on.
+    let paths = Endpoint::ALL.map(|endpoint| {
+        let path = reader.checked(&format!("{app}.path_{endpoint}"), url_path);
+        path.map(|path| EndpointPath { endpoint, path })
+    });
+    let (listed, paths) = (listed?, paths.into_iter().collect::<Read<Vec<_>>>()?);
+    Ok(paths.into_iter().filter(|path| listed.contains(&path.endpoint)).collect())
+}
+
+fn listed(reader: &mut Reader, path: &str) -> Read<Vec<Endpoint>> {
+    let mut listed = Vec::new();
+    let mut outcome = Ok(());
+    for (path, name) in reader.texts(path)? {
+        let reason = match name.parse::<Endpoint>() {
+            Ok(endpoint) if !listed.contains(&endpoint) => {
+                listed.push(endpoint);
+                continue;
+            }
+            Ok(endpoint) => format!("lists {endpoint} twice"),
+            Err(()) => format!("must be {}", Endpoint::ALL.map(Endpoint::name).join(" or ")),
+        };
+        outcome = Err(reader.fault(&path, reason));
+    }
+    outcome.map(|()| listed)
+}
+
+fn url_path(text: &str) -> Result<String, String> {
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || "-._~".contains(letter);
+    let is_step = |step: &str| !matches!(step, "" | "." | "..") && step.chars().all(legal);
+    if !text.split('/').all(is_step) {
+        return Err(
+            r#"must be a path without a slash at either end, as in "rtm/vendor/user_events""#
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+// --- auth ---
+
+fn auth(reader: &mut Reader, path: &str) -> Read<Auth> {
+    let customer_id = reader.optional(&format!("{path}.customer_id"), customer_id);
+    let customer_secret = reader.secret(&format!("{path}.customer_secret"));
+    let token = reader.secret(&format!("{path}.token"));
+    let user_id = reader.optional(&format!("{path}.user_id"), user_id);
+    match (customer_id?, customer_secret?, token?, user_id?) {
+        (Some(customer_id), Some(customer_secret), None, None) => {
+            Ok(Auth::Basic { customer_id, customer_secret })
+        }
+        (None, None, Some(token), user_id) => token_auth(reader, path, token, user_id),
+        (Some(_), None, None, _) => {
+            let reason = "is required beside customer_id; it may also be customer_secret_file";
+            Err(reader.fault(&format!("{path}.customer_secret"), reason))
+        }
+        (None, Some(_), None, _) => {
+            let reason = "is required beside customer_secret";
+            Err(reader.fault(&format!("{path}.customer_id"), reason))
+        }
+        (None, None, None, _) => {
+            let reason = "is required: customer_id with customer_secret, or token";
+            Err(reader.fault(path, reason))
+        }
+        (Some(_), Some(_), None, Some(_)) => {
+            let reason = "belongs to a token; customer_id needs none";
+            Err(reader.fault(&format!("{path}.user_id"), reason))
+        }
+        (_, _, Some(_), _) => {
+            let reason = "must have one form: customer_id with customer_secret, or token";
+            Err(reader.fault(path, reason))
+        }
+    }
+}
+
+fn token_auth(
+    reader: &mut Reader,
+    auth: &str,
+    token: Secret,
+    user_id: Option<String>,
+) -> Read<Auth> {
+    let mut path = format!("{auth}.token");
+    if token.file().is_some() {
+        path.push_str("_file");
+    }
+    let Ok(now) = token.reveal() else {
+        return Err(reader.fault(&path, "was there a moment ago and is gone"));
+    };
+    if !now.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let reason = "holds no token: a token is one line of visible ASCII characters";
+        return Err(reader.fault(&path, reason));
+    }
+    if now.starts_with("006") && user_id.is_none() {
+        let reason = "is required beside a token that begins with 006: Agora wants to be told whom \
+                      it was made for";
+        return Err(reader.fault(&format!("{auth}.user_id"), reason));
+    }
+    Ok(Auth::Token { token, user_id })
+}
+
+fn customer_id(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("is empty".to_owned()),
+        text if text.contains(':') => {
+            Err("must not contain a colon: Basic authentication can't carry one".to_owned())
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+fn user_id(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    if text.is_empty() || !text.bytes().all(legal) {
+        return Err("must be visible ASCII characters: it is sent in a header".to_owned());
+    }
+    Ok(text.to_owned())
+}

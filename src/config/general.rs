@@ -1,0 +1,138 @@
+//! The sections that are about this process and its way to Agora.
+//!
+//! Each section reads all its keys before it looks at one of them: a fault in the first must not
+//! hide a fault in the last.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::reader::{Read, Reader};
+use super::units;
+use super::{Agora, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka};
+
+/// The words of `log.format`.
+pub(super) const LOG_FORMATS: [(&str, LogFormat); 2] =
+    [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// Reads everything.
+pub(super) fn settings(reader: &mut Reader) -> Read<Settings> {
+    let data_dir = reader.checked("data_dir", path);
+    let instance = reader.checked("instance", instance);
+    let shutdown_grace = reader.duration("shutdown_grace");
+    let log = log(reader);
+    let listen = reader.checked("http.listen", listen);
+    let max_size = reader.size("journal.max_size");
+    let agora = agora(reader);
+    let poll = poll(reader);
+    let kafka = kafka::kafka(reader);
+    let apps = apps::apps(reader);
+
+    if let (Ok(grace), Ok(agora)) = (shutdown_grace, &agora)
+        && grace <= agora.silence_timeout
+    {
+        let why = "a request that was sent is never given up, and what it brings has to be kept";
+        let silence = units::show_duration(agora.silence_timeout);
+        let grace = units::show_duration(grace);
+        reader.conflict(
+            (
+                "shutdown_grace",
+                format!("must be longer than agora.silence_timeout ({silence}): {why}"),
+            ),
+            (
+                "agora.silence_timeout",
+                format!("must be shorter than shutdown_grace ({grace}): {why}"),
+            ),
+        );
+    }
+    Ok(Settings {
+        data_dir: data_dir?,
+        instance: instance?,
+        shutdown_grace: shutdown_grace?,
+        log: log?,
+        http: Http { listen: listen? },
+        journal: Journal { max_size: max_size? },
+        agora: agora?,
+        poll: poll?,
+        kafka: kafka?,
+        apps: apps?,
+    })
+}
+
+fn log(reader: &mut Reader) -> Read<Log> {
+    let format = reader.choice("log.format", &LOG_FORMATS);
+    let level = reader.checked("log.level", level);
+    Ok(Log { format: format?, level: level? })
+}
+
+fn agora(reader: &mut Reader) -> Read<Agora> {
+    let connect_timeout = reader.duration("agora.connect_timeout");
+    let silence_timeout = reader.duration("agora.silence_timeout");
+    let ca_file = reader.file("agora.ca_file");
+    let proxy = reader.optional("agora.proxy", Proxy::new);
+    Ok(Agora {
+        connect_timeout: connect_timeout?,
+        silence_timeout: silence_timeout?,
+        ca_file: ca_file?,
+        proxy: proxy?,
+    })
+}
+
+fn poll(reader: &mut Reader) -> Read<Poll> {
+    let shortest = reader.duration("poll.shortest_interval");
+    let longest = reader.duration("poll.longest_interval");
+    let (shortest_interval, longest_interval) = (shortest?, longest?);
+    if shortest_interval > longest_interval {
+        let shortest = units::show_duration(shortest_interval);
+        let longest = units::show_duration(longest_interval);
+        return Err(reader.conflict(
+            (
+                "poll.shortest_interval",
+                format!("must not be longer than poll.longest_interval ({longest})"),
+            ),
+            (
+                "poll.longest_interval",
+                format!("must not be shorter than poll.shortest_interval ({shortest})"),
+            ),
+        ));
+    }
+    Ok(Poll { shortest_interval, longest_interval })
+}
+
+fn level(text: &str) -> Result<String, String> {
+    // A filter takes a word that is no level for the name of a module, and a slip such as "inof"
+    // would then silence everything else.
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |part: &str| part.contains(['=', '[']) || levels.contains(&part.trim());
+    match EnvFilter::builder().parse(text) {
+        Ok(_) if text.split(',').all(is_level) => Ok(text.to_owned()),
+        _ => Err("must be error, warn, info, debug or trace, also by module as in \
+                  \"info,agora_rtm_bridge::schedule=debug\""
+            .to_owned()),
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("is empty".to_owned()),
+        text => Ok(PathBuf::from(text)),
+    }
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    let legal = text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match text {
+        "" => Err("is empty".to_owned()),
+        text if legal => Ok(text.to_owned()),
+        _ => Err("must be at most 255 visible ASCII characters: it names this process to Kafka \
+                  and in metrics"
+            .to_owned()),
+    }
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        r#"must be an address and a port, as in "127.0.0.1:9464" or "[::]:9464""#.to_owned()
+    })
+}

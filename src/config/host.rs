@@ -1,0 +1,165 @@
+//! Addresses of others: Agora's hosts, and the proxy on the way to them.
+
+use std::fmt;
+
+use url::{Host as UrlHost, Url};
+
+use crate::model::AppId;
+
+use super::fault::without_password;
+
+/// The base URL of a host of Agora, checked: scheme, host and port, nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Host(String);
+
+/// The URL of an HTTP proxy. It may carry a password, so `Debug` and `Display` leave that out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proxy(String);
+
+// === impl Host ===
+
+impl Host {
+    /// Checks a base URL. `http://` is for loopback only, unless it is allowed.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, in words that follow the URL.
+    pub fn new(text: &str, allow_plain_http: bool) -> Result<Self, String> {
+        let url = http_url(text)?;
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("must not carry credentials: they belong into [apps.auth]".to_owned());
+        }
+        if !bare {
+            return Err("must end after the host: the path is in path_user_events and \
+                        path_channel_events"
+                .to_owned());
+        }
+        if is_exposed(&url) && !allow_plain_http {
+            return Err("sends the credentials in clear: use https://, or say \
+                        allow_plain_http = true"
+                .to_owned());
+        }
+        Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
+    }
+
+    /// The URL of an endpoint of an App ID on this host.
+    pub fn url(&self, app: &AppId, path: &str) -> String {
+        format!("{}/dev/v2/project/{app}/{path}", self.0)
+    }
+
+    /// Whether requests cross a network in clear: `http://`, and not to this machine.
+    pub fn is_exposed(&self) -> bool {
+        Url::parse(&self.0).is_ok_and(|url| is_exposed(&url))
+    }
+
+    /// The base URL, without a slash at the end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Checks the URL of a proxy.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, in words that follow the URL.
+    pub fn new(text: &str) -> Result<Self, String> {
+        http_url(text).map(|url| Self(url.into()))
+    }
+
+    /// The URL, with its password where it has one.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({self})")
+    }
+}
+
+fn http_url(text: &str) -> Result<Url, String> {
+    let example = r#"is not a URL such as "https://api.agora.io""#;
+    let url = Url::parse(text).map_err(|cause| format!("{example}: {cause}"))?;
+    match url.scheme() {
+        // `url` repairs what is not quite a URL ("https:api.agora.io"); we don't.
+        "http" | "https" if text.contains("://") && !text.contains(char::is_whitespace) => Ok(url),
+        _ => Err(example.to_owned()),
+    }
+}
+
+fn is_exposed(url: &Url) -> bool {
+    let is_loopback = match url.host() {
+        Some(UrlHost::Ipv4(address)) => address.is_loopback(),
+        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
+        Some(UrlHost::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "http" && !is_loopback
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_base_url_and_nothing_else() {
+        for (text, kept) in [
+            ("https://api.agora.io", "https://api.agora.io"),
+            ("https://API.agora.io:443/", "https://api.agora.io"),
+            ("http://127.0.0.1:8190", "http://127.0.0.1:8190"),
+            ("http://localhost:1", "http://localhost:1"),
+            ("http://[::1]:8190/", "http://[::1]:8190"),
+        ] {
+            assert_eq!(Host::new(text, false).unwrap().as_str(), kept);
+        }
+        for (text, reason) in [
+            ("", "is not a URL"),
+            ("api.agora.io", "is not a URL"),
+            ("ftp://api.agora.io", "is not a URL"),
+            ("https:api.agora.io", "is not a URL"),
+            ("https://api.agora.io/dev", "must end after the host"),
+            ("https://api.agora.io?a=b", "must end after the host"),
+            ("https://me:pw@api.agora.io", "must not carry credentials"),
+            ("http://api.agora.io", "sends the credentials in clear"),
+            ("http://localhost.example", "sends the credentials in clear"),
+        ] {
+            let refused = Host::new(text, false).unwrap_err();
+            assert!(refused.starts_with(reason), "{text}: {refused}");
+        }
+        assert!(Host::new("http://10.0.0.1", true).is_ok());
+    }
+
+    #[test]
+    fn an_endpoint_has_the_documented_url() {
+        let host = Host::new("https://api.agora.io/", false).unwrap();
+        assert_eq!(
+            host.url(&AppId::new("abc"), "rtm/vendor/user_events"),
+            "https://api.agora.io/dev/v2/project/abc/rtm/vendor/user_events"
+        );
+    }
+
+    #[test]
+    fn a_proxy_does_not_show_its_password() {
+        let proxy = Proxy::new("http://me:hunter2@proxy.example:3128").unwrap();
+        assert_eq!(proxy.reveal(), "http://me:hunter2@proxy.example:3128/");
+        assert_eq!(format!("{proxy} {proxy:?}").matches("hunter2").count(), 0);
+    }
+}

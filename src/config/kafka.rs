@@ -1,0 +1,187 @@
+//! The section about Kafka, and what may not be passed to librdkafka.
+
+use std::collections::BTreeMap;
+
+use super::reader::{Read, Reader};
+use super::{Delivery, Kafka, OptionValue, Topics, keys};
+
+/// The words of `kafka.delivery`.
+pub(super) const DELIVERIES: [(&str, Delivery); 2] =
+    [("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)];
+
+/// The settings of librdkafka that are not the operator's: their names, and why.
+pub(super) const REFUSED: [(&[&str], &str); 13] = [
+    (&["bootstrap.servers", "metadata.broker.list"], "set kafka.bootstrap_servers instead"),
+    (&["group.id"], "set kafka.group instead: ids of transactions begin with it too"),
+    (
+        &["transactional.id"],
+        "it is made of kafka.group and the partition, so that one owner fences the other",
+    ),
+    (&["enable.idempotence"], "without it the producer's own retries make repeats"),
+    (
+        &["acks", "request.required.acks"],
+        "a page is forgotten here once all in-sync replicas have it, and not before",
+    ),
+    (
+        &["retries", "message.send.max.retries"],
+        "the producer has to try until its time is over, or events stay behind",
+    ),
+    (
+        &["max.in.flight", "max.in.flight.requests.per.connection"],
+        "order and idempotence hold up to five requests, and the bridge sets them",
+    ),
+    (
+        &["transaction.timeout.ms", "delivery.timeout.ms", "message.timeout.ms"],
+        "transactions are short, and how long one may hold back readers is weighed against that",
+    ),
+    (&["isolation.level"], "the bridge reads committed and uncommitted data, each where it must"),
+    (
+        &["enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store"],
+        "the position travels in the transaction of the events",
+    ),
+    (
+        &["auto.offset.reset", "enable.partition.eof"],
+        "where reading begins and ends decides whether pages are published twice or not at all",
+    ),
+    (
+        &["partitioner"],
+        "records are placed as Java's client does, so that joins with its topics work",
+    ),
+    (
+        &["delivery.report.only.error", "test.mock.num.brokers", "test.mock.broker.rtt"],
+        "every record has to be reported by a real broker before its page is forgotten",
+    ),
+];
+
+/// Reads the section.
+pub(super) fn kafka(reader: &mut Reader) -> Read<Kafka> {
+    let servers = reader.checked("kafka.bootstrap_servers", bootstrap_servers);
+    let group = reader.checked("kafka.group", group);
+    let delivery = reader.choice("kafka.delivery", &DELIVERIES);
+    let topics = topics(reader);
+    let options = options(reader);
+    Ok(Kafka {
+        bootstrap_servers: servers?,
+        group: group?,
+        delivery: delivery?,
+        topics: topics?,
+        options: options?,
+    })
+}
+
+fn bootstrap_servers(text: &str) -> Result<String, String> {
+    let servers: Vec<_> = text.split(',').map(str::trim).collect();
+    match servers.iter().find(|server| !is_server(server)) {
+        None => Ok(servers.join(",")),
+        Some(_) => {
+            Err(r#"must be host:port, several with commas, as in "kafka-1:9092""#.to_owned())
+        }
+    }
+}
+
+fn is_server(server: &str) -> bool {
+    // librdkafka also takes `SASL_SSL://host:port`.
+    let address = server.split_once("://").map_or(server, |(_, address)| address);
+    let (host, port) = address.rsplit_once(':').unwrap_or_default();
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]".contains(letter);
+    !host.is_empty() && host.chars().all(legal) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn group(text: &str) -> Result<String, String> {
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    if text.is_empty() || text.len() > 200 || !text.chars().all(legal) {
+        return Err("must be 1 to 200 letters, digits, dots, dashes and underscores: it begins \
+                    names in Kafka that ACLs match"
+            .to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn topics(reader: &mut Reader) -> Read<Topics> {
+    let mut names = BTreeMap::new();
+    let mut name = |reader: &mut Reader, key: &str| {
+        let path = format!("kafka.topics.{key}");
+        let name = reader.checked(&path, topic)?;
+        // Kafka refuses to create `a_b` beside `a.b`: its metrics can't tell them apart.
+        let Some(other) = names.insert(name.replace('_', "."), path.clone()) else {
+            return Ok(name);
+        };
+        let differ = |other: &str| {
+            format!(
+                "must differ from {other} in more than dots and underscores: each topic has its \
+                 own kind of record"
+            )
+        };
+        Err(reader.conflict((&path, differ(&other)), (&other, differ(&path))))
+    };
+    let user_events = name(reader, "user_events");
+    let channel_events = name(reader, "channel_events");
+    let dead_letter = name(reader, "dead_letter");
+    let gaps = name(reader, "gaps");
+    let pages = name(reader, "pages");
+    let state = name(reader, "state");
+    let create = reader.flag("kafka.topics.create");
+    let partitions = reader.count("kafka.topics.partitions");
+    let page_partitions = reader.count("kafka.topics.page_partitions");
+    let replication_factor = match reader.count("kafka.topics.replication_factor") {
+        Ok(0) => Err(reader.fault("kafka.topics.replication_factor", "must be -1 or at least 1")),
+        other => other,
+    };
+    let page_retention = reader.duration("kafka.topics.page_retention");
+    Ok(Topics {
+        user_events: user_events?,
+        channel_events: channel_events?,
+        dead_letter: dead_letter?,
+        gaps: gaps?,
+        pages: pages?,
+        state: state?,
+        create: create?,
+        partitions: partitions?,
+        page_partitions: page_partitions?,
+        replication_factor: replication_factor?,
+        page_retention: page_retention?,
+    })
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    let is_name = (1..=249).contains(&text.len()) && text.chars().all(legal);
+    if !is_name || text == "." || text == ".." {
+        return Err("is not a name that Kafka takes: 1 to 249 letters, digits, dots, dashes and \
+                    underscores"
+            .to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn options(reader: &mut Reader) -> Read<BTreeMap<String, OptionValue>> {
+    let names = reader.options();
+    let options: Vec<_> = names.into_iter().map(|name| option(reader, name)).collect();
+    options.into_iter().collect()
+}
+
+fn option(reader: &mut Reader, name: String) -> Read<(String, OptionValue)> {
+    let path = format!("kafka.options.{name}");
+    let file = format!("{path}_file");
+    let written = if reader.is_given(&path) { &path } else { &file };
+    if let Some(reason) = refusal(&name) {
+        return Err(reader.fault(written, reason));
+    }
+    let legal = |letter: char| letter.is_ascii_lowercase() || "._0123456789".contains(letter);
+    if name.is_empty() || !name.chars().all(legal) {
+        let reason = "is not a name of a setting of librdkafka: those are in lower case";
+        return Err(reader.fault(written, reason));
+    }
+    let is_secret = keys::is_secret(&path) || reader.is_given(&file);
+    let value = if is_secret {
+        reader.secret(&path)?.map(OptionValue::Secret)
+    } else {
+        reader.optional(&path, |text| Ok(OptionValue::Plain(text.to_owned())))?
+    };
+    Ok((name, value.expect("an option is listed because it is given")))
+}
+
+fn refusal(name: &str) -> Option<String> {
+    let (_, why) = REFUSED.iter().find(|(names, _)| names.contains(&name))?;
+    Some(format!("can't be set: {why}"))
+}

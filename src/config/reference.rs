@@ -1,0 +1,194 @@
+//! The reference page, `config/reference.toml`, out of the table of keys.
+
+use std::fs;
+
+use super::fault::quoted;
+use super::general::LOG_FORMATS;
+use super::kafka::{DELIVERIES, REFUSED};
+use super::keys;
+use super::keys::{Absent, Key, Kind};
+use super::load;
+use super::table::KEYS;
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/reference.toml");
+
+/// How to make the page anew; the variable is looked at by the test below.
+const REGENERATE: &str = "REGENERATE=1 cargo test --lib config::reference";
+
+const HEAD: &str = "\
+# Every key of agora-rtm-bridge: what it is for, what it may be, and its default.
+#
+# Only what has to differ from its default needs to be written; agora-rtm-bridge.toml beside this
+# page is a short example. Every key can also come from the environment, under the name that stands
+# with it, and the environment wins. An array of texts may be one text with commas there, or one
+# variable for each element: AGORA_RTM_BRIDGE__APPS__0__HOSTS__1. Elements, apps and regions are
+# counted from 0.
+#
+# Any secret, and any of kafka.options, can be given as NAME_file = \"path\" instead, and is read
+# again whenever it is used. A relative path is looked for in systemd's $CREDENTIALS_DIRECTORY where
+# there is one.
+";
+
+fn page() -> String {
+    let mut page = format!("{HEAD}#\n# This page is generated: {REGENERATE}\n");
+    let mut group = "";
+    for key in KEYS {
+        let (of, _) = key.name.rsplit_once('.').unwrap_or_default();
+        if of != group {
+            page.push_str(&head(of));
+            group = of;
+        }
+        page.push_str(&entry(key));
+    }
+    page
+}
+
+fn head(group: &str) -> String {
+    let name = group.replace("[]", "");
+    match group {
+        "apps[].regions[]" => format!("\n# [[{name}]]\n"),
+        list if list.ends_with("[]") => format!("\n[[{name}]]\n"),
+        _ => format!("\n[{name}]\n"),
+    }
+}
+
+fn entry(key: &Key) -> String {
+    let name = key.name.rsplit('.').next().unwrap_or_default();
+    let why = wrapped("# ", key.why);
+    if key.kind == Kind::Setting {
+        let variable = keys::variable("kafka.options.security.protocol");
+        return format!(
+            "\n{why}# {variable}\n# \"security.protocol\" = \"plaintext\"\n#\n# Not these:\n{}",
+            refused()
+        );
+    }
+    let region = key.name.starts_with("apps[].regions[]");
+    let (comment, written, remark) = match key.absent {
+        Absent::Default(text) => ("", text, ""),
+        Absent::HostName => ("# ", "bridge-0", "; default: the name of the machine"),
+        Absent::Required(text) if region => ("# ", text, "; required"),
+        Absent::Required(text) => ("", text, "; required, this is an example"),
+        Absent::Optional(text) => ("# ", text, "; no default"),
+    };
+    let variable = keys::variable(key.name);
+    let value = toml(key.kind, written);
+    format!("\n{why}# {}{remark}. {variable}\n{comment}{name} = {value}\n", kind(key.kind))
+}
+
+fn kind(kind: Kind) -> String {
+    match kind {
+        Kind::Text => "Text".to_owned(),
+        Kind::Secret => "Secret".to_owned(),
+        Kind::Path => "Path".to_owned(),
+        Kind::Address => "Address and port".to_owned(),
+        Kind::Flag => "true or false".to_owned(),
+        Kind::Texts => "Array of texts".to_owned(),
+        Kind::Setting => "Setting of librdkafka".to_owned(),
+        Kind::Choice(words) => words.join(" or "),
+        Kind::Count(bounds) => format!("Number, {} to {}", bounds.least, bounds.most),
+        Kind::Duration(bounds) => format!("Duration, {} to {}", bounds.least, bounds.most),
+        Kind::Size(bounds) => format!("Size, {} to {}", bounds.least, bounds.most),
+    }
+}
+
+fn toml(kind: Kind, text: &str) -> String {
+    match kind {
+        Kind::Flag | Kind::Count(_) => text.to_owned(),
+        Kind::Texts => {
+            let elements: Vec<_> = text.split(", ").map(quoted).collect();
+            format!("[{}]", elements.join(", "))
+        }
+        _ => quoted(text),
+    }
+}
+
+fn refused() -> String {
+    let entries = REFUSED
+        .iter()
+        .map(|(names, why)| wrapped("#   ", &format!("- {}: {why}", names.join(", "))));
+    entries.collect()
+}
+
+/// A comment of lines of at most 100 characters; all but the first begin as given.
+fn wrapped(start: &str, text: &str) -> String {
+    let mut lines = vec!["#".to_owned()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= 100 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("{start}{word}")),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The page as a person would use it: credentials uncommented.
+fn used(page: &str) -> String {
+    page.replace("# customer_id", "customer_id").replace("# customer_secret", "customer_secret")
+}
+
+#[test]
+fn the_reference_page_is_what_the_table_says() {
+    let wanted = page();
+    if std::env::var_os("REGENERATE").is_some() {
+        fs::write(PAGE, &wanted).unwrap();
+    }
+    let found = fs::read_to_string(PAGE).unwrap_or_default();
+    assert!(found == wanted, "{PAGE} is out of date; run: {REGENERATE}");
+}
+
+#[test]
+fn the_words_in_the_table_are_those_that_are_read() {
+    let words = |name: &str| match KEYS.iter().find(|key| key.name == name).unwrap().kind {
+        Kind::Choice(words) => words,
+        kind => panic!("{kind:?} is no choice"),
+    };
+    assert_eq!(words("log.format"), LOG_FORMATS.map(|(word, _)| word));
+    assert_eq!(words("kafka.delivery"), DELIVERIES.map(|(word, _)| word));
+}
+
+#[test]
+fn the_reference_page_says_what_holds_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        load(Some(&path), []).unwrap_or_else(|faults| panic!("{faults}")).shown()
+    };
+    let required = "
+        kafka.bootstrap_servers = '127.0.0.1:9092'
+        [[apps]]
+        app_id = '876922cbca0098dff4323566daa89675'
+        auth = { customer_id = 'your-customer-id', customer_secret = 'x' }
+    ";
+    assert_eq!(shown("reference.toml", &used(&page())), shown("required.toml", required));
+}
+
+#[test]
+fn every_key_of_the_table_is_shown_when_it_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("all.toml");
+    let all = used(&page())
+        .replace("# ca_file = ", &format!("ca_file = {path:?} # "))
+        .replace("# proxy = ", "proxy = ");
+    let with_regions = all
+        .replace("\nhosts = ", "\n# hosts = ")
+        .replace("# [[apps.regions]]", "[[apps.regions]]")
+        .replace("# name = ", "name = ")
+        .replace("# hosts = [\"https://api-", "hosts = [\"https://api-");
+    let with_token = all.replace("\ncustomer_", "\n# customer_").replace("# token =", "token =");
+    let with_user = with_token.replace("# user_id =", "user_id =").replace("007…", "006");
+    let shown: String = [all, with_regions, with_user]
+        .iter()
+        .map(|text| {
+            fs::write(&path, text).unwrap();
+            load(Some(&path), []).unwrap_or_else(|faults| panic!("{faults}")).shown()
+        })
+        .collect();
+    for key in KEYS.iter().filter(|key| key.kind != Kind::Setting) {
+        let name = key.name.rsplit('.').next().unwrap();
+        assert!(shown.contains(&format!("\n{name} = ")) || shown.starts_with(name), "{name}");
+    }
+}

@@ -1,0 +1,169 @@
+//! A value that nobody may see, and that may change while the process runs.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// More than any password, token or key; less than what a path to the wrong file could cost.
+const LARGEST: u64 = 64 * 1024;
+
+/// A secret, given as a value or as a file.
+///
+/// It has no `Display`, and its `Debug` shows only where it comes from. Cheap to clone.
+#[derive(Clone)]
+pub struct Secret(Source);
+
+#[derive(Clone)]
+enum Source {
+    Value(Arc<str>),
+    File(Arc<Path>),
+}
+
+/// Why a secret could not be had. Transient where another program is just rewriting the file.
+#[derive(Debug, Error)]
+pub enum SecretError {
+    /// The file can't be opened or read.
+    #[error("read the secret file `{}`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        cause: io::Error,
+    },
+    /// The path leads to a directory, a device or the like.
+    #[error("read the secret file `{}`, which is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file holds nothing.
+    #[error("read the secret file `{}`, which is empty", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds more than 64 KiB.
+    #[error("read the secret file `{}`, which is larger than 64 KiB", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file does not hold UTF-8.
+    #[error("read the secret file `{}`, which is not UTF-8 text", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+// === impl Secret ===
+
+impl Secret {
+    /// A secret that stays as it is.
+    pub fn from_value(value: impl Into<Arc<str>>) -> Self {
+        Self(Source::Value(value.into()))
+    }
+
+    /// A secret that is what the file holds, whenever it is asked for.
+    pub fn from_file(path: impl Into<PathBuf>) -> Self {
+        Self(Source::File(path.into().into()))
+    }
+
+    /// The file that holds it, where one does.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.0 {
+            Source::Value(_) => None,
+            Source::File(path) => Some(path),
+        }
+    }
+
+    /// The secret as it is now, without the newline that editors leave at the end of a file.
+    ///
+    /// A file is read each time. Asking for its time of change first would save some microseconds
+    /// per request, and could miss a second change within one tick of the file system's clock: an
+    /// outdated token for a day.
+    ///
+    /// # Errors
+    ///
+    /// [`SecretError`] where the file can't be read or holds no secret. A value is always there.
+    pub fn reveal(&self) -> Result<String, SecretError> {
+        match &self.0 {
+            Source::Value(value) => Ok(value.to_string()),
+            Source::File(path) => read(path),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Value(_) => f.write_str("Secret(***)"),
+            Source::File(path) => write!(f, "Secret(file {})", path.display()),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, SecretError> {
+    let path_buf = || path.to_owned();
+    let unreadable = |cause| SecretError::Unreadable { path: path_buf(), cause };
+    // Before it is opened: opening a pipe waits for its writer.
+    if !path.metadata().map_err(unreadable)?.is_file() {
+        return Err(SecretError::NotAFile { path: path_buf() });
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(length).is_ok_and(|length| length > LARGEST) {
+        return Err(SecretError::TooLarge { path: path_buf() });
+    }
+    let text = String::from_utf8(bytes).map_err(|_| SecretError::NotText { path: path_buf() })?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let secret = line.strip_suffix('\r').unwrap_or(line);
+    if secret.is_empty() {
+        return Err(SecretError::Empty { path: path_buf() });
+    }
+    Ok(secret.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_rewritten_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let secret = Secret::from_file(&path);
+        // Equal lengths, and written within one tick of the clock: a stamp would not tell.
+        for token in ["first\n", "other\r\n", "third", "two\nlines\n"] {
+            fs::write(&path, token).unwrap();
+            let bare = token.trim_end_matches(['\r', '\n']);
+            assert_eq!(secret.reveal().unwrap(), bare);
+        }
+    }
+
+    #[test]
+    fn what_holds_no_secret_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let holding = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            Secret::from_file(path).reveal().unwrap_err()
+        };
+        assert!(matches!(holding("empty", b"\n"), SecretError::Empty { .. }));
+        assert!(matches!(holding("binary", b"\xff"), SecretError::NotText { .. }));
+        assert!(matches!(holding("large", &[b'x'; 70_000]), SecretError::TooLarge { .. }));
+        let there = Secret::from_file(dir.path()).reveal().unwrap_err();
+        assert!(matches!(there, SecretError::NotAFile { .. }));
+        let absent = Secret::from_file(dir.path().join("absent")).reveal().unwrap_err();
+        assert!(matches!(absent, SecretError::Unreadable { .. }));
+    }
+}
