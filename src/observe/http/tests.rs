@@ -1,0 +1,180 @@
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use super::*;
+use crate::model::AppId;
+use crate::model::Clock;
+use crate::model::Endpoint;
+use crate::observe::accounts::Accounts;
+use crate::observe::accounts::Column;
+
+/// More than fits the buffers of a socket.
+const LARGE: usize = 16 << 20;
+
+/// A server on a free port, with something behind each page.
+struct Server {
+    address: SocketAddr,
+    health: Health,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let health = Health::new(Clock::system());
+        let accounts = Accounts::default();
+        accounts.open(&AppId::new("a"), Endpoint::User).add(Column::Received, 3);
+        let mut metrics = Metrics::new();
+        accounts.register(metrics.registry());
+        let status = move || json!({ "accounts": accounts.snapshot(), "large": "x".repeat(LARGE) });
+        let pages =
+            Pages { metrics: Arc::new(metrics), health: health.clone(), status: Arc::new(status) };
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (stopped, tasks) = (stop.clone(), tracker.clone());
+        tracker.spawn(async move { serve(listener, pages, stopped, &tasks).await });
+        Self { address, health, stop, tracker }
+    }
+
+    /// Sends a request, or the beginning of one, as written.
+    async fn begin(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Sends a request and returns status, head and body of the answer.
+    async fn ask(&self, request: &str) -> (u16, String, String) {
+        let mut stream = self.begin(request).await;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_lowercase(), body.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> (u16, String, String) {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+    }
+}
+
+#[tokio::test]
+async fn every_page_of_the_index_answers() {
+    let server = Server::start().await;
+    server.health.polling_begun();
+    let (status, _, index) = server.get("/").await;
+    assert_eq!(status, 200);
+    let paths: Vec<&str> = index
+        .lines()
+        .filter(|line| line.starts_with('/'))
+        .filter_map(|l| l.split(' ').next())
+        .collect();
+    assert_eq!(paths, ["/metrics", "/ready", "/live", "/status.json"]);
+    for path in paths {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_openmetrics_text() {
+    let (_, head, body) = Server::start().await.get("/metrics").await;
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.contains("\nagora_rtm_bridge_events_waiting{"), "{body}");
+    assert!(body.ends_with("# EOF\n"), "{body}");
+}
+
+#[tokio::test]
+async fn readiness_fails_with_reasons_while_liveness_holds() {
+    let server = Server::start().await;
+    server.health.polling_begun();
+    let condition = server.health.condition("journal", "disk");
+    condition.failing("no space left");
+
+    let (status, head, body) = server.get("/ready").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 503);
+    assert!(head.contains("content-type: application/json"), "{head}");
+    assert_eq!(body["ready"], false);
+    assert_eq!(body["reasons"][0]["reason"], "no space left");
+    assert_eq!(server.get("/live").await.0, 200);
+
+    condition.ok();
+    let (status, _, body) = server.get("/ready").await;
+    assert_eq!((status, body.as_str()), (200, "{\"ready\":true,\"reasons\":[]}"));
+}
+
+#[tokio::test]
+async fn the_status_is_what_the_closure_says_at_the_request() {
+    let (status, _, body) = Server::start().await.get("/status.json").await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(body["accounts"][0]["received"], 3);
+    assert_eq!(body["accounts"][0]["waiting"], 3);
+    assert_eq!(body["large"].as_str().unwrap().len(), LARGE);
+}
+
+#[tokio::test]
+async fn a_head_request_is_answered_without_a_body() {
+    let server = Server::start().await;
+    let (status, head, body) = server.ask("HEAD /live HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!((status, body.as_str()), (200, ""));
+    assert!(head.contains("content-length: 5"), "{head}");
+}
+
+#[tokio::test]
+async fn nothing_but_get_and_head_is_allowed_and_nothing_unlisted_is_found() {
+    let server = Server::start().await;
+    for (request, expected) in [
+        ("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 405),
+        ("DELETE /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        ("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        ("GET /live?probe=1 HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        ("nonsense\r\n\r\n", 400),
+    ] {
+        let (status, head, _) = server.ask(request).await;
+        assert_eq!(status, expected, "{request}");
+        assert_eq!(status == 405, head.contains("allow: get, head"), "{head}");
+    }
+}
+
+// In the tests below the clock is paused: time passes only when nothing else is left to do, and then
+// at once.
+
+#[tokio::test(start_paused = true)]
+async fn silent_clients_cannot_lock_others_out() {
+    let server = Server::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(server.begin("GET /live HTTP/1.1\r\nHost:").await);
+    }
+    let asked = Instant::now();
+    assert_eq!(server.get("/live").await.0, 200);
+    assert!(asked.elapsed() < CONNECTION_TIMEOUT, "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_given_up() {
+    let server = Server::start().await;
+    let _deaf = server.begin("GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    sleep(2 * CONNECTION_TIMEOUT).await;
+    assert_eq!(server.tracker.len(), 1, "the listener alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_no_client() {
+    let server = Server::start().await;
+    let _silent = server.begin("GET /live").await;
+    let _deaf = server.begin("GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(server.get("/live").await.0, 200);
+    let stopped = Instant::now();
+    server.stop.cancel();
+    server.tracker.close();
+    server.tracker.wait().await;
+    assert!(stopped.elapsed() < HEAD_TIMEOUT, "{:?}", stopped.elapsed());
+}

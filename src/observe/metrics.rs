@@ -1,0 +1,78 @@
+//! The registry behind `/metrics`.
+//!
+//! Each room brings a struct of its own metrics with `register(&self, registry: &mut Registry)` and
+//! gets [`Metrics::registry`], where every name starts with `agora_rtm_bridge_`. Only the metrics of
+//! the process keep the names that all Prometheus clients give them. `docs/metrics.md` lists all.
+
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+
+/// What every name starts with, and an underscore.
+pub const PREFIX: &str = "agora_rtm_bridge";
+
+/// The content type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Everything that can be measured.
+#[derive(Debug)]
+pub struct Metrics {
+    process: Registry,
+    bridge: Registry,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Metrics without any metric yet.
+    pub fn new() -> Self {
+        Self { process: Registry::default(), bridge: Registry::with_prefix(PREFIX) }
+    }
+
+    /// Where a room registers its metrics, named without the prefix.
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.bridge
+    }
+
+    /// Where the names stay as they are.
+    pub(super) fn process_registry(&mut self) -> &mut Registry {
+        &mut self.process
+    }
+
+    /// All values now, as OpenMetrics text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        text::encode_registry(&mut text, &self.process)
+            .and_then(|()| text::encode_registry(&mut text, &self.bridge))
+            .and_then(|()| text::encode_eof(&mut text))
+            .expect("a collector fails only where its writer does, and a String never does");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
+    use super::*;
+
+    #[test]
+    fn a_metric_of_a_room_gets_the_prefix_and_the_text_ends() {
+        let mut metrics = Metrics::new();
+        let pages: Counter = Counter::default();
+        metrics.registry().register("pages_committed", "Pages made durable", pages.clone());
+        pages.inc();
+        assert_eq!(
+            metrics.text(),
+            "# HELP agora_rtm_bridge_pages_committed Pages made durable.\n\
+             # TYPE agora_rtm_bridge_pages_committed counter\n\
+             agora_rtm_bridge_pages_committed_total 1\n\
+             # EOF\n"
+        );
+    }
+}
