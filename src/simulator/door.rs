@@ -1,0 +1,231 @@
+//! Who is asked for, who asks, and how often: path, credentials, rate limit.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::script::AppScript;
+use super::script::TokenScript;
+use super::wire::Request;
+use crate::model::Endpoint;
+
+/// What a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target<'a> {
+    /// An endpoint of an App ID.
+    Feed(&'a str, Endpoint),
+    /// The Console's list of projects, which takes no events.
+    Projects,
+    /// Nothing there is.
+    Nothing,
+}
+
+/// The credentials that open an App ID.
+#[derive(Clone)]
+pub(super) struct Lock {
+    /// What follows `Basic `.
+    basic: String,
+    tokens: Vec<TokenScript>,
+}
+
+/// The requests of the last second.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    arrivals: VecDeque<Duration>,
+}
+
+// === impl Target ===
+
+impl<'a> Target<'a> {
+    /// URLs are case-sensitive; a query means nothing.
+    pub(super) fn of(path: &'a str) -> Self {
+        let path = path.split_once('?').map_or(path, |(path, _)| path);
+        if path == "/dev/v1/projects" {
+            return Self::Projects;
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        match parts.as_slice() {
+            // Some old pages print `hook` for the channel events.
+            ["", "dev", "v2", "project", app_id, "rtm", "hook", "channel_events"] => {
+                Self::Feed(app_id, Endpoint::Channel)
+            }
+            ["", "dev", "v2", "project", app_id, "rtm", "vendor", endpoint] => {
+                endpoint.parse().map_or(Self::Nothing, |it| Self::Feed(app_id, it))
+            }
+            _ => Self::Nothing,
+        }
+    }
+}
+
+// === impl Lock ===
+
+impl Lock {
+    pub(super) fn of(app: &AppScript) -> Self {
+        let AppScript { customer_id, customer_secret, .. } = app;
+        let basic = base64(format!("{customer_id}:{customer_secret}").as_bytes());
+        Self { basic, tokens: app.tokens.clone() }
+    }
+
+    /// Whether the request carries one of the three forms of credentials, at that moment.
+    pub(super) fn opens(&self, request: &Request, now: Duration) -> bool {
+        self.opens_with_basic(request)
+            || self.tokens.iter().filter(|it| it.is_good(now)).any(|it| it.opens(request))
+    }
+
+    pub(super) fn opens_with_basic(&self, request: &Request) -> bool {
+        let Some((scheme, value)) = authorization(request) else { return false };
+        scheme.eq_ignore_ascii_case("basic") && value == self.basic
+    }
+}
+
+impl std::fmt::Debug for Lock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lock").finish_non_exhaustive()
+    }
+}
+
+// === impl TokenScript ===
+
+impl TokenScript {
+    fn is_good(&self, now: Duration) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+
+    fn opens(&self, request: &Request) -> bool {
+        if self.token.starts_with("007") {
+            let Some(("agora", value)) = authorization(request) else { return false };
+            return value.strip_prefix("token=") == Some(&self.token);
+        }
+        let uid_fits = match &self.user_id {
+            Some(user_id) => request.value_of("x-agora-uid") == Some(user_id),
+            None => true,
+        };
+        uid_fits && request.value_of("x-agora-token") == Some(&self.token)
+    }
+}
+
+fn authorization(request: &Request) -> Option<(&str, &str)> {
+    let (scheme, value) = request.value_of("authorization")?.split_once(' ')?;
+    Some((scheme, value.trim()))
+}
+
+// === impl Window ===
+
+impl Window {
+    /// Counts a request in, and says how many arrived in the second that ends with it.
+    ///
+    /// What arrived exactly a second ago is out. What was refused counts too: who keeps knocking
+    /// stays out, who slows down to the limit gets in again.
+    pub(super) fn arrive(&mut self, now: Duration) -> u64 {
+        let second = Duration::from_secs(1);
+        while self.arrivals.front().is_some_and(|at| *at + second <= now) {
+            self.arrivals.pop_front();
+        }
+        self.arrivals.push_back(now);
+        self.arrivals.len() as u64
+    }
+}
+
+/// Base64 with padding, as Basic authentication has it.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits =
+            (0..3).fold(0, |bits, i| bits << 8 | chunk.get(i).map_or(0, |it| usize::from(*it)));
+        for i in 0..4 {
+            let sextet = bits >> (18 - 6 * i) & 63;
+            let letter = ALPHABET.get(sextet).map_or('=', |it| char::from(*it));
+            text.push(if i <= chunk.len() { letter } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_agrees_with_its_rfc() {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+            ("Aladdin:open sesame", "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn a_path_names_an_endpoint_exactly_or_not_at_all() {
+        let project = "/dev/v2/project/abc";
+        for (path, target) in [
+            (format!("{project}/rtm/vendor/user_events"), Target::Feed("abc", Endpoint::User)),
+            (
+                format!("{project}/rtm/vendor/channel_events"),
+                Target::Feed("abc", Endpoint::Channel),
+            ),
+            (format!("{project}/rtm/hook/channel_events"), Target::Feed("abc", Endpoint::Channel)),
+            (format!("{project}/rtm/vendor/user_events?x"), Target::Feed("abc", Endpoint::User)),
+            (format!("{project}/rtm/hook/user_events"), Target::Nothing),
+            (format!("{project}/rtm/vendor/User_events"), Target::Nothing),
+            (format!("{project}/rtm/vendor/user_events/"), Target::Nothing),
+            ("/dev/v1/projects".into(), Target::Projects),
+            ("/".into(), Target::Nothing),
+            (String::new(), Target::Nothing),
+        ] {
+            assert_eq!(Target::of(&path), target, "{path}");
+        }
+    }
+
+    #[test]
+    fn each_form_of_credentials_opens_its_own_way() {
+        let token = |token: &str, user_id: Option<&str>| TokenScript {
+            token: token.into(),
+            user_id: user_id.map(Into::into),
+            until: Some(Duration::from_secs(10)),
+        };
+        let app = AppScript {
+            customer_id: "Aladdin".into(),
+            customer_secret: "open sesame".into(),
+            tokens: vec![token("007abc", None), token("006def", Some("me")), token("plain", None)],
+            ..AppScript::default()
+        };
+        let basic = "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==";
+        type Headers<'a> = &'a [(&'a str, &'a str)];
+        let forms: [(Headers<'_>, bool, bool); 10] = [
+            (&[], false, false),
+            (&[("Authorization", basic)], true, true),
+            (&[("authorization", "Basic QWxhZGRpbjo=")], false, false),
+            (&[("Authorization", "agora token=007abc")], true, false),
+            (&[("Authorization", "agora token=006def")], false, false),
+            (&[("x-agora-token", "007abc")], false, false),
+            (&[("X-Agora-Token", "006def"), ("x-agora-uid", "me")], true, false),
+            (&[("x-agora-token", "006def"), ("x-agora-uid", "you")], false, false),
+            (&[("x-agora-token", "006def")], false, false),
+            (&[("x-agora-token", "plain")], true, false),
+        ];
+        for (headers, at_first, after_expiry) in forms {
+            let request = headers.iter().fold(Request::get("/"), |it, (k, v)| it.header(*k, *v));
+            let lock = Lock::of(&app);
+            assert_eq!(lock.opens(&request, Duration::from_secs(9)), at_first, "{headers:?}");
+            assert_eq!(lock.opens(&request, Duration::from_secs(10)), after_expiry, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_is_half_open() {
+        let mut window = Window::default();
+        let counts = |window: &mut Window, nanos| window.arrive(Duration::from_nanos(nanos));
+        assert_eq!(counts(&mut window, 0), 1);
+        assert_eq!(counts(&mut window, 500_000_000), 2);
+        assert_eq!(counts(&mut window, 999_999_999), 3);
+        assert_eq!(counts(&mut window, 1_000_000_000), 3, "the first is exactly a second old");
+        assert_eq!(counts(&mut window, 3_000_000_000), 1);
+    }
+}

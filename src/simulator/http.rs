@@ -1,0 +1,465 @@
+//! A thin HTTP face on a [`World`]: listeners, requests, answers that break as they shall.
+//!
+//! One listener a region, HTTP/1.1 with connections that are kept, in real time: the request
+//! "arrives" when half a round trip has been waited for, and the answer leaves when the other
+//! half has. Below what a server library allows, since its answers are meant to break:
+//!
+//! - *reset*: the bytes are sent, some time is left to read them, then the connection is closed
+//!   with `SO_LINGER` zero;
+//! - *refused*: where a region refuses everybody for a time, its listener is closed for that time
+//!   together with every idle connection; where it refuses some, those are reset when accepted;
+//! - *black hole*: accepted and never read. Connections from before are not affected.
+//!
+//! `GET /simulator/ledger` answers the ledger's [`Summary`](super::Summary) and costs nothing.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::wire::Answer;
+use super::wire::Connection;
+use super::wire::Ending;
+use super::wire::Framing;
+use super::wire::Request;
+use super::world::World;
+
+/// Where the [`Summary`](super::Summary) is found.
+pub const LEDGER_PATH: &str = "/simulator/ledger";
+
+/// How often the world moves on while nobody asks.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long a client has to read what came before a reset: a reset overtakes what the sender
+/// still holds.
+const TIME_TO_READ: Duration = Duration::from_millis(200);
+
+/// The largest request head; Agora's callers send a few hundred bytes.
+const LARGEST_HEAD: usize = 16 * 1024;
+
+const CHUNK: usize = 8 * 1024;
+
+/// A world that is served.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where each region listens, in the order of the script.
+    pub addresses: Vec<SocketAddr>,
+    /// The world itself. Never hold it across an `await`.
+    pub world: Arc<Mutex<World>>,
+    clock: Clock,
+}
+
+/// Simulated time: it goes on from where the world stood when it was served.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    offset: Duration,
+}
+
+/// What every task needs.
+#[derive(Clone)]
+struct Face {
+    world: Arc<Mutex<World>>,
+    clock: Clock,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One region of it.
+#[derive(Clone)]
+struct Station {
+    face: Face,
+    region: usize,
+    address: SocketAddr,
+    /// Cancelled when the listener closes.
+    open: CancellationToken,
+}
+
+/// A request head, and whether the connection may carry another.
+struct Asked {
+    request: Request,
+    is_last: bool,
+}
+
+/// Serves a world until `stop`, each region at one address (port 0: any free one).
+///
+/// # Errors
+///
+/// The number of addresses is not that of regions, or one of them can't be listened at.
+pub async fn serve(
+    world: World,
+    listen: Vec<SocketAddr>,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) -> io::Result<Server> {
+    if world.script().regions.len() != listen.len() {
+        let reason = "there has to be one address for each region";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    let clock = Clock { started: Instant::now(), offset: world.now() };
+    let world = Arc::new(Mutex::new(world));
+    let face = Face { world: Arc::clone(&world), clock, tracker: tracker.clone(), stop };
+    let mut stations = Vec::new();
+    for (region, address) in listen.into_iter().enumerate() {
+        let listener = TcpListener::bind(address).await?;
+        let (face, address) = (face.clone(), listener.local_addr()?);
+        let open = face.stop.child_token();
+        stations.push((Station { face, region, address, open }, listener));
+    }
+    let addresses = stations.iter().map(|(station, _)| station.address).collect();
+    for (station, listener) in stations {
+        // Closed from the start: nobody may slip in before the task runs.
+        let is_closed = station.closing().is_some_and(|(from, _)| from <= clock.now());
+        tracker.spawn(station.listen((!is_closed).then_some(listener)));
+    }
+    tracker.spawn(face.tick());
+    Ok(Server { addresses, world, clock })
+}
+
+// === impl Server ===
+
+impl Server {
+    /// The base URL of a region.
+    pub fn url(&self, region: usize) -> Option<String> {
+        self.addresses.get(region).map(|address| format!("http://{address}"))
+    }
+
+    /// The world, to look or to intervene. Never hold it across an `await`.
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Simulated time.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    fn now(self) -> Duration {
+        self.offset + self.started.elapsed()
+    }
+
+    fn instant(self, at: Duration) -> Option<Instant> {
+        self.started.checked_add(at.saturating_sub(self.offset))
+    }
+}
+
+// === impl Face ===
+
+impl Face {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tick(self) {
+        while self.stop.run_until_cancelled(sleep(TICK)).await.is_some() {
+            self.world().advance(self.clock.now());
+        }
+    }
+}
+
+// === impl Station ===
+
+impl Station {
+    /// Listens, except while the region refuses everybody.
+    async fn listen(mut self, mut listener: Option<TcpListener>) {
+        let stop = self.face.stop.clone();
+        loop {
+            match listener.take() {
+                Some(open) => {
+                    if stop.run_until_cancelled(self.accept_until_closing(&open)).await.is_none() {
+                        return;
+                    }
+                    self.open.cancel();
+                }
+                None => {
+                    let Some(reopened) = stop.run_until_cancelled(self.reopen()).await else {
+                        return;
+                    };
+                    self.open = stop.child_token();
+                    listener = Some(reopened);
+                }
+            }
+        }
+    }
+
+    /// The time of refusal that is now, or else the next one.
+    fn closing(&self) -> Option<(Duration, Duration)> {
+        let now = self.face.clock.now();
+        let closed = self.face.world().closed(self.region);
+        closed.into_iter().filter(|(_, until)| now < *until).min()
+    }
+
+    async fn accept_until_closing(&self, listener: &TcpListener) {
+        loop {
+            let closing = self.closing().and_then(|(from, _)| self.face.clock.instant(from));
+            tokio::select! {
+                biased;
+                () = until(closing) => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.welcome(stream),
+                    // Out of descriptors, or a client that left at once: the next may do better.
+                    Err(_) => sleep(TICK).await,
+                },
+            }
+        }
+    }
+
+    async fn reopen(&self) -> TcpListener {
+        loop {
+            if let Some((from, to)) = self.closing()
+                && from <= self.face.clock.now()
+            {
+                until(self.face.clock.instant(to)).await;
+                continue;
+            }
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => return listener,
+                Err(_) => sleep(TICK).await,
+            }
+        }
+    }
+
+    fn welcome(&self, stream: TcpStream) {
+        let connection = self.face.world().connect(self.face.clock.now(), self.region);
+        let station = self.clone();
+        match connection {
+            Connection::Accepted => {
+                self.face.tracker.spawn(async move {
+                    // A client that has gone is no trouble of ours.
+                    station.converse(stream).await.ok();
+                });
+            }
+            Connection::Refused => {
+                stream.set_zero_linger().ok();
+            }
+            Connection::BlackHole => {
+                self.face.tracker.spawn(async move {
+                    station.face.stop.cancelled().await;
+                    drop(stream);
+                });
+            }
+        }
+    }
+
+    /// One connection, request by request.
+    async fn converse(self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut buffer = Vec::new();
+        loop {
+            let idle_timeout = self.face.world().idle_timeout();
+            let idle_until = idle_timeout.and_then(|it| Instant::now().checked_add(it));
+            let asked = tokio::select! {
+                biased;
+                asked = read_head(&mut stream, &mut buffer) => asked?,
+                () = until(idle_until) => return Ok(()),
+                () = self.open.cancelled() => return Ok(()),
+            };
+            let Some(Asked { request, is_last }) = asked else { return Ok(()) };
+            let answer = self.answer(&request).await;
+            let is_over = is_last || answer.ending != Ending::Whole;
+            let is_over = is_over || answer.framing == Framing::UntilClose;
+            let stop = self.face.stop.clone();
+            let sent = stop.run_until_cancelled(self.send(&mut stream, answer)).await;
+            if is_over || sent.transpose()?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn answer(&self, request: &Request) -> Answer {
+        let clock = self.face.clock;
+        if request.path == LEDGER_PATH {
+            let mut world = self.face.world();
+            world.advance(clock.now());
+            return ledger_page(&world);
+        }
+        let (there, back) = self.face.world().round_trip();
+        sleep(there).await;
+        let answer = {
+            let mut world = self.face.world();
+            // Read under the lock, so that time does not run backwards between two requests.
+            world.answer(clock.now(), self.region, request)
+        };
+        sleep(back).await;
+        answer
+    }
+
+    async fn send(&self, stream: &mut TcpStream, answer: Answer) -> io::Result<()> {
+        let number = answer.number;
+        if let Some(bytes) = on_the_wire(&answer) {
+            match answer.ending {
+                Ending::Slow { bytes_per_second } => {
+                    write_slowly(stream, &bytes, bytes_per_second).await?;
+                }
+                _ => stream.write_all(&bytes).await?,
+            }
+            self.face.world().sent(number, self.face.clock.now());
+        }
+        match answer.ending {
+            Ending::Whole | Ending::Slow { .. } => Ok(()),
+            Ending::Cut { .. } => stream.shutdown().await,
+            Ending::Reset { .. } => {
+                sleep(TIME_TO_READ).await;
+                stream.set_zero_linger()
+            }
+            Ending::NoAnswer => stream.set_zero_linger(),
+            Ending::Silent { .. } | Ending::Never => wait_for_the_end(stream).await,
+        }
+    }
+}
+
+/// Waits until then; forever if there is no such time.
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next request head; `None` where the client has closed the connection.
+///
+/// Nothing is lost if this is given up: what was read is in the buffer.
+async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+    loop {
+        if let Some((asked, length)) = parse_head(buffer)? {
+            buffer.drain(..length);
+            return Ok(Some(asked));
+        }
+        if buffer.len() > LARGEST_HEAD {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the request head is too large",
+            ));
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+fn parse_head(buffer: &[u8]) -> io::Result<Option<(Asked, usize)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Request::new(&mut headers);
+    let parsed = head.parse(buffer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    let httparse::Status::Complete(length) = parsed else { return Ok(None) };
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    let request = Request {
+        method: head.method.unwrap_or_default().to_owned(),
+        path: head.path.unwrap_or_default().to_owned(),
+        headers: head.headers.iter().map(|it| (it.name.to_owned(), text(it.value))).collect(),
+    };
+    let wants_close =
+        request.value_of("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
+    let has_body = request.value_of("content-length").is_some_and(|it| it != "0")
+        || request.value_of("transfer-encoding").is_some();
+    // A body means nothing to these endpoints; not reading it costs the connection.
+    let is_last = wants_close || has_body || head.version != Some(1);
+    Ok(Some((Asked { request, is_last }, length)))
+}
+
+/// The bytes of an answer as far as they are sent; `None` if none is.
+fn on_the_wire(answer: &Answer) -> Option<Vec<u8>> {
+    let sent = answer.sent_body()?;
+    let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
+    for (name, value) in &answer.headers {
+        write!(head, "{name}: {value}\r\n").expect("writing into memory never fails");
+    }
+    match answer.framing {
+        Framing::Length => write!(head, "Content-Length: {}\r\n\r\n", answer.body.len()),
+        Framing::Chunked => write!(head, "Transfer-Encoding: chunked\r\n\r\n"),
+        Framing::UntilClose => write!(head, "Connection: close\r\n\r\n"),
+    }
+    .expect("writing into memory never fails");
+    let mut bytes = head.into_bytes();
+    match answer.framing {
+        Framing::Length | Framing::UntilClose => bytes.extend_from_slice(sent),
+        Framing::Chunked => write_chunks(&answer.body, sent.len(), &mut bytes),
+    }
+    Some(bytes)
+}
+
+/// Chunks as if the whole body were sent, up to so many of its bytes.
+fn write_chunks(body: &[u8], sent: usize, out: &mut Vec<u8>) {
+    let mut left = sent;
+    for chunk in body.chunks(CHUNK) {
+        if left == 0 && sent < body.len() {
+            return;
+        }
+        out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        out.extend(chunk.iter().take(left));
+        if left < chunk.len() {
+            return;
+        }
+        out.extend_from_slice(b"\r\n");
+        left -= chunk.len();
+    }
+    out.extend_from_slice(b"0\r\n\r\n");
+}
+
+const fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        429 => "Too Many Requests",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Something",
+    }
+}
+
+/// Twenty pieces a second.
+async fn write_slowly(stream: &mut TcpStream, bytes: &[u8], pace: u32) -> io::Result<()> {
+    let piece = usize::try_from(pace / 20).unwrap_or(1).max(1);
+    for piece in bytes.chunks(piece) {
+        stream.write_all(piece).await?;
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Says nothing until the client has had enough.
+async fn wait_for_the_end(stream: &mut TcpStream) -> io::Result<()> {
+    let mut ignored = [0; 1_024];
+    while stream.read(&mut ignored).await? > 0 {}
+    Ok(())
+}
+
+/// The page of [`LEDGER_PATH`]. It is no answer of Agora's, so it has no number in the ledger.
+fn ledger_page(world: &World) -> Answer {
+    let body = serde_json::to_vec(&world.ledger().summary()).expect("a summary is plain numbers");
+    Answer {
+        number: u64::MAX,
+        status: 200,
+        headers: vec![("Content-Type".into(), "application/json".into())],
+        body,
+        framing: Framing::Length,
+        ending: Ending::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests;

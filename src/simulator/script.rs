@@ -1,0 +1,572 @@
+//! What an Agora does, written down before it starts: who logs in how often, what goes wrong when.
+//!
+//! A script is the whole input of a [`World`](super::World): the same script gives the same events
+//! and, for the same requests at the same times, the same answers. In code it is built from
+//! `Default` and struct update; in a file it is TOML with the same names ([`text`] reads it).
+//! Every value has a default, so a test states only what it is about.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::model::AppId;
+use crate::model::Endpoint;
+use crate::model::Timestamp;
+
+mod text;
+
+pub use self::text::ScriptError;
+
+/// Where simulated time begins unless a script says otherwise: 2020-01-03T00:00:00Z.
+pub const DEFAULT_EPOCH: Timestamp = Timestamp::from_millis(1_578_009_600_000);
+
+/// Everything that a simulated Agora does by itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Script {
+    /// The seed of everything that is drawn.
+    pub seed: u64,
+    /// The wall clock at simulated time zero. In TOML: an RFC 3339 time.
+    #[serde(deserialize_with = "text::moment")]
+    pub epoch: Timestamp,
+    /// From here on nobody logs in, out, joins or leaves, so that a test can come to rest.
+    #[serde(deserialize_with = "text::maybe_duration")]
+    pub quiet_from: Option<Duration>,
+    /// The App IDs. At least one.
+    pub apps: Vec<AppScript>,
+    /// The regions. At least one; an event is put into its home region at once and copied to the
+    /// others.
+    pub regions: Vec<RegionScript>,
+    /// How long a copy is on its way to another region.
+    pub copy_delay: Spread,
+    /// The way between the client and Agora.
+    pub network: Network,
+    /// The rate limit of each App ID.
+    pub limit: RateLimit,
+    /// What goes wrong. The first fault that strikes a request is the one it gets.
+    pub faults: Vec<Fault>,
+    /// Whether the ledger keeps each event and answer after its end, for judging, or only counts.
+    /// A kept event costs about 40 bytes.
+    pub keep_records: bool,
+}
+
+/// One App ID: its credentials, its people, how it writes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AppScript {
+    /// The App ID as it stands in the path.
+    #[serde(deserialize_with = "text::app_id")]
+    pub app_id: AppId,
+    /// User name of Basic authentication.
+    pub customer_id: String,
+    /// Password of Basic authentication. Made up: it guards nothing.
+    pub customer_secret: String,
+    /// Tokens that are accepted as well.
+    pub tokens: Vec<TokenScript>,
+    /// Signaling is not enabled for this App ID: 403.
+    pub disabled: bool,
+    /// Logins and logouts.
+    pub user_events: Load,
+    /// Joins and leaves.
+    pub channel_events: Load,
+    /// How many users come and go. More are made up where a burst needs them.
+    pub users: u32,
+    /// How many channels there are.
+    pub channels: u32,
+    /// How many users come and go in one channel.
+    pub members: u32,
+    /// How this App ID's events are written.
+    pub dialect: Dialect,
+    /// Names of users and channels with everything that Agora allows, and more.
+    pub wild_names: bool,
+    /// Events carry fields that no document lists.
+    pub unknown_fields: bool,
+    /// White space and the order of keys in an answer's envelope are drawn.
+    pub wild_layout: bool,
+    /// The share of elements that are not events (0 to 1).
+    pub malformed: f64,
+}
+
+/// A token and how long it is good.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenScript {
+    /// With the prefix `007` it has to come as `Authorization: agora token=…`, otherwise in
+    /// `x-agora-token`.
+    pub token: String,
+    /// What `x-agora-uid` has to say beside an `x-agora-token`; nothing is asked when absent.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// When it expires; never when absent.
+    #[serde(default, deserialize_with = "text::maybe_duration")]
+    pub until: Option<Duration>,
+}
+
+/// How events are written. The default is the current documents' form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dialect {
+    /// Older documents: `channel_id` for `group_id`, `ts` for `ms`.
+    pub old_names: bool,
+    /// The time in whole seconds.
+    pub seconds: bool,
+    /// The time as a string of digits.
+    pub time_as_text: bool,
+    /// What stands for no events.
+    pub empty: Empty,
+}
+
+/// How an empty buffer is written; no document says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Empty {
+    /// `"events":[]`
+    #[default]
+    List,
+    /// `"events":null`
+    Null,
+    /// No key `events`.
+    Absent,
+}
+
+/// How many events a second happen at one endpoint of an App ID, over all regions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// Events per second at the start.
+    pub rate: f64,
+    /// Evenly spaced; otherwise as chance has it (a Poisson process).
+    pub even: bool,
+    /// From the start's rate to each point's in straight lines; stays at the last one's.
+    pub ramp: Vec<RampPoint>,
+    /// Bursts at given times.
+    pub bursts: Vec<Burst>,
+    /// Bursts at any time.
+    pub random_bursts: Option<RandomBursts>,
+}
+
+/// The rate at a moment.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RampPoint {
+    /// When.
+    #[serde(deserialize_with = "text::duration")]
+    pub at: Duration,
+    /// Events per second.
+    pub rate: f64,
+}
+
+/// Many events at once, on top of the rate.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Burst {
+    /// When it begins.
+    #[serde(deserialize_with = "text::duration")]
+    pub at: Duration,
+    /// How many events.
+    pub events: u32,
+    /// Spread evenly over this time; all in one instant when absent.
+    #[serde(default, deserialize_with = "text::duration")]
+    pub over: Duration,
+}
+
+/// Bursts as chance has it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomBursts {
+    /// How many bursts a minute, on average.
+    pub per_minute: f64,
+    /// How many events in each.
+    pub events: u32,
+}
+
+/// A region of Agora.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionScript {
+    /// Its name, which faults refer to.
+    pub name: String,
+}
+
+/// The way between client and server, and what the server does with connections.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// The round trip. Each half is drawn for itself, so that requests that leave evenly can
+    /// arrive bunched.
+    pub rtt: Spread,
+    /// The server closes a connection that has been idle for so long; never when absent.
+    #[serde(deserialize_with = "text::maybe_duration")]
+    pub idle_timeout: Option<Duration>,
+    /// How bodies are framed.
+    pub framing: FramingChoice,
+}
+
+/// How bodies are framed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FramingChoice {
+    /// `Content-Length`.
+    #[default]
+    Length,
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+    /// The end of the connection is the end of the body.
+    UntilClose,
+    /// Drawn anew for each answer.
+    Mixed,
+}
+
+/// The rate limit of an App ID, over both endpoints and all regions.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimit {
+    /// How many requests in any second, by their time of arrival.
+    pub requests_per_second: u32,
+    /// The `Retry-After` of a 429, in whole seconds; none when absent.
+    #[serde(deserialize_with = "text::maybe_duration")]
+    pub retry_after: Option<Duration>,
+}
+
+/// Something that goes wrong, where and when.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// What goes wrong.
+    #[serde(deserialize_with = "text::named")]
+    pub kind: FaultKind,
+    /// The share of requests (for `refused` and `black_hole`: of connections) that it strikes.
+    #[serde(default = "text::all")]
+    pub share: f64,
+    /// When it begins.
+    #[serde(default, deserialize_with = "text::duration")]
+    pub from: Duration,
+    /// When it is over; never when absent.
+    #[serde(default, deserialize_with = "text::maybe_duration")]
+    pub until: Option<Duration>,
+    /// The region that it strikes; all when absent.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// The App ID that it strikes; all when absent. Connections know no App ID.
+    #[serde(default)]
+    pub app_id: Option<String>,
+    /// The endpoint that it strikes; both when absent. Connections know no endpoint.
+    #[serde(default, deserialize_with = "text::maybe_endpoint")]
+    pub endpoint: Option<Endpoint>,
+    /// The status of a `server_error`.
+    #[serde(default = "text::bad_gateway")]
+    pub status: u16,
+    /// The `Retry-After` of a `throttled`; none when absent.
+    #[serde(default, deserialize_with = "text::maybe_duration")]
+    pub retry_after: Option<Duration>,
+    /// The `Retry-After` is a date instead of a number of seconds.
+    #[serde(default)]
+    pub retry_after_as_date: bool,
+    /// The pace of a `slow` body.
+    #[serde(default = "text::slow_pace")]
+    pub bytes_per_second: u32,
+}
+
+/// What can go wrong, in the order of an answer's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// The connection is refused.
+    Refused,
+    /// The connection is accepted and nothing is ever read from it.
+    BlackHole,
+    /// The request is read and never answered; nothing was taken from the buffer.
+    Ignored,
+    /// 408; nothing was taken.
+    TimedOut,
+    /// 429 although the limit was kept; nothing was taken.
+    Throttled,
+    /// 5xx with a proxy's HTML page; nothing was taken.
+    ServerError,
+    /// 200 with `"result":"failed"`; nothing was taken.
+    Failed,
+    /// 200 with an HTML page; nothing was taken.
+    NotJson,
+    /// Events were taken, then the connection is reset before a byte of the answer.
+    NoAnswer,
+    /// Events were taken, the body ends early and the connection is closed in order.
+    Cut,
+    /// Events were taken, the connection is reset within the body.
+    Reset,
+    /// Events were taken, the body stops and the connection stays open.
+    Silent,
+    /// Events were taken, the body comes slowly but whole.
+    Slow,
+}
+
+/// A range of time to draw from, evenly. In text: `20ms..40ms`, or `30ms` for always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Spread {
+    /// The shortest.
+    pub from: Duration,
+    /// The longest.
+    pub to: Duration,
+}
+
+/// A text is not a range of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a range of time such as `20ms..40ms` or `30ms`")]
+pub struct NotASpread;
+
+/// A text is not the name of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a fault; there are {}", FaultKind::names())]
+pub struct NotAFault;
+
+// === impl Script ===
+
+impl Default for Script {
+    /// One quiet App ID in one region, a round trip of 20 to 40 ms, no faults.
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            epoch: DEFAULT_EPOCH,
+            quiet_from: None,
+            apps: vec![AppScript::default()],
+            regions: vec![RegionScript::new("default")],
+            copy_delay: Spread::millis(100, 400),
+            network: Network::default(),
+            limit: RateLimit::default(),
+            faults: Vec::new(),
+            keep_records: true,
+        }
+    }
+}
+
+// === impl AppScript ===
+
+impl AppScript {
+    /// The `index`th made-up App ID with its credentials, always the same, without any load.
+    pub fn numbered(index: usize) -> Self {
+        let number = index as u128 + 1;
+        // An odd factor makes the numbers look like App IDs and keeps them distinct.
+        let id = number.wrapping_mul(0x876922cbca0098dff4323566daa89675);
+        let customer = number.wrapping_mul(0x4a1c6f0d3b5e4c7fa9d2e8b71f60c35d);
+        let secret = number.wrapping_mul(0x91d53e7ac04b4f28b6f7052ce89d1a43);
+        Self {
+            app_id: AppId::new(format!("{id:032x}")),
+            customer_id: format!("{customer:032x}"),
+            customer_secret: format!("{secret:032x}"),
+            tokens: Vec::new(),
+            disabled: false,
+            user_events: Load::default(),
+            channel_events: Load::default(),
+            users: 1_000,
+            channels: 100,
+            members: 40,
+            dialect: Dialect::default(),
+            wild_names: false,
+            unknown_fields: false,
+            wild_layout: false,
+            malformed: 0.0,
+        }
+    }
+
+    /// The same with so many user events and channel events a second.
+    #[must_use]
+    pub fn rates(mut self, user_events: f64, channel_events: f64) -> Self {
+        self.user_events.rate = user_events;
+        self.channel_events.rate = channel_events;
+        self
+    }
+
+    /// The load of one endpoint.
+    pub fn load(&self, endpoint: Endpoint) -> &Load {
+        match endpoint {
+            Endpoint::User => &self.user_events,
+            Endpoint::Channel => &self.channel_events,
+        }
+    }
+}
+
+impl Default for AppScript {
+    fn default() -> Self {
+        Self::numbered(0)
+    }
+}
+
+// === impl RegionScript ===
+
+impl RegionScript {
+    /// A region of that name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+}
+
+// === impl Network ===
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { rtt: Spread::millis(20, 40), idle_timeout: None, framing: FramingChoice::default() }
+    }
+}
+
+// === impl RateLimit ===
+
+impl Default for RateLimit {
+    /// Ten a second without `Retry-After`, as documented.
+    fn default() -> Self {
+        Self { requests_per_second: 10, retry_after: None }
+    }
+}
+
+// === impl Fault ===
+
+impl Fault {
+    /// A fault that strikes every request, everywhere, always.
+    pub fn new(kind: FaultKind) -> Self {
+        Self {
+            kind,
+            share: text::all(),
+            from: Duration::ZERO,
+            until: None,
+            region: None,
+            app_id: None,
+            endpoint: None,
+            status: text::bad_gateway(),
+            retry_after: None,
+            retry_after_as_date: false,
+            bytes_per_second: text::slow_pace(),
+        }
+    }
+
+    /// The same for a share of requests (0 to 1).
+    #[must_use]
+    pub fn share(self, share: f64) -> Self {
+        Self { share, ..self }
+    }
+
+    /// The same from one moment until before another.
+    #[must_use]
+    pub fn between(self, from: Duration, until: Duration) -> Self {
+        Self { from, until: Some(until), ..self }
+    }
+
+    /// The same in one region.
+    #[must_use]
+    pub fn region(self, name: impl Into<String>) -> Self {
+        Self { region: Some(name.into()), ..self }
+    }
+
+    /// Whether it can strike at that moment.
+    pub fn is_on(&self, now: Duration) -> bool {
+        self.from <= now && self.until.is_none_or(|until| now < until)
+    }
+}
+
+// === impl FaultKind ===
+
+impl FaultKind {
+    /// Every fault there is.
+    pub const ALL: [Self; 13] = [
+        Self::Refused,
+        Self::BlackHole,
+        Self::Ignored,
+        Self::TimedOut,
+        Self::Throttled,
+        Self::ServerError,
+        Self::Failed,
+        Self::NotJson,
+        Self::NoAnswer,
+        Self::Cut,
+        Self::Reset,
+        Self::Silent,
+        Self::Slow,
+    ];
+
+    /// The name that scripts and arguments use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::BlackHole => "black_hole",
+            Self::Ignored => "ignored",
+            Self::TimedOut => "timed_out",
+            Self::Throttled => "throttled",
+            Self::ServerError => "server_error",
+            Self::Failed => "failed",
+            Self::NotJson => "not_json",
+            Self::NoAnswer => "no_answer",
+            Self::Cut => "cut",
+            Self::Reset => "reset",
+            Self::Silent => "silent",
+            Self::Slow => "slow",
+        }
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+
+    /// Whether it strikes a connection rather than a request.
+    pub const fn strikes_connections(self) -> bool {
+        matches!(self, Self::Refused | Self::BlackHole)
+    }
+
+    /// Whether the events are taken from the buffer all the same.
+    pub const fn takes_events(self) -> bool {
+        matches!(self, Self::NoAnswer | Self::Cut | Self::Reset | Self::Silent | Self::Slow)
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for FaultKind {
+    type Err = NotAFault;
+
+    fn from_str(name: &str) -> Result<Self, NotAFault> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(NotAFault)
+    }
+}
+
+// === impl Spread ===
+
+impl Spread {
+    /// Always the same.
+    pub const fn always(duration: Duration) -> Self {
+        Self { from: duration, to: duration }
+    }
+
+    /// From so many to so many milliseconds.
+    pub const fn millis(from: u64, to: u64) -> Self {
+        Self { from: Duration::from_millis(from), to: Duration::from_millis(to) }
+    }
+}
+
+impl FromStr for Spread {
+    type Err = NotASpread;
+
+    fn from_str(text: &str) -> Result<Self, NotASpread> {
+        let (from, to) = text.split_once("..").unwrap_or((text, text));
+        let duration = |text: &str| humantime::parse_duration(text.trim()).map_err(|_| NotASpread);
+        let spread = Self { from: duration(from)?, to: duration(to)? };
+        if spread.from <= spread.to { Ok(spread) } else { Err(NotASpread) }
+    }
+}
+
+impl TryFrom<String> for Spread {
+    type Error = NotASpread;
+
+    fn try_from(text: String) -> Result<Self, NotASpread> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (humantime::format_duration(self.from), self.to);
+        write!(f, "{from}..{}", humantime::format_duration(to))
+    }
+}
