@@ -3,7 +3,9 @@
 //! `ARCHITECTURE.md` tells the way of an event and what each room knows; this file only lists the
 //! rooms.
 
+pub mod agora;
 pub mod config;
+pub mod dedupe;
 pub mod error;
 pub mod model;
 pub mod observe;

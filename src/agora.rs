@@ -1,0 +1,92 @@
+//! What Agora says and what it means.
+//!
+//! The way of an answer: [`Transport`] sends one request and gives back whatever came
+//! ([`http::Http`] is the real one, simulated time has its own). [`answer::judge`] decides what the
+//! caller has to do with it; the only thing it may look at before a page is durable is whether an
+//! answer is provably none. Later, from the journal's copy, [`split`] finds the elements of a page
+//! and [`event::read`] reads each alone.
+//!
+//! Facts about the API are from Agora's public documents; `docs/agora.md` lists them with what is
+//! inferred.
+
+pub mod answer;
+mod credentials;
+pub mod event;
+pub mod http;
+mod splitter;
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+pub use self::answer::Answer;
+pub use self::answer::judge;
+pub use self::credentials::Credentials;
+pub use self::credentials::NoCredentials;
+pub use self::event::Event;
+pub use self::splitter::Ending;
+pub use self::splitter::Glance;
+pub use self::splitter::Shape;
+pub use self::splitter::Split;
+pub use self::splitter::glance;
+pub use self::splitter::split;
+
+/// The largest body that is kept, in bytes. A page of 1,000 events has about 200 KiB.
+pub const LARGEST_BODY: usize = 8 * 1024 * 1024;
+
+/// One request. It has no body and no parameters.
+#[derive(Clone)]
+pub struct Request {
+    /// The whole URL.
+    pub url: String,
+    /// Headers that prove who asks: secrets.
+    pub proof: Vec<(&'static str, String)>,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// An answer, at least its head.
+    Answered(Raw),
+    /// The request never reached the server. Nothing was drained.
+    NotSent(TransportError),
+    /// The request went out, and no answer came back. A page may be gone for good.
+    Lost(TransportError),
+}
+
+/// An answer as it came.
+#[derive(Clone, Debug, Default)]
+pub struct Raw {
+    /// HTTP status.
+    pub status: u16,
+    /// `Retry-After`.
+    pub retry_after: Option<String>,
+    /// `X-Request-ID`.
+    pub request_id: Option<String>,
+    /// `X-Resource-ID`.
+    pub resource_id: Option<String>,
+    /// The body, as far as it came.
+    pub body: Bytes,
+    /// Why the body broke off, if it did.
+    pub cut: Option<TransportError>,
+}
+
+/// Why a request or an answer broke off: text, already put together, without secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TransportError(pub String);
+
+/// Sends requests to Agora.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends one request, once: it is never sent again on the way. Ends by an answer, an error of
+    /// the connection, or silence.
+    fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send;
+}
+
+// === impl Request ===
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("url", &self.url).finish_non_exhaustive()
+    }
+}

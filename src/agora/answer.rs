@@ -1,0 +1,261 @@
+//! What an answer means for the one who asked.
+//!
+//! Agora has no copy of what it handed over, so whatever could hold an event is a [`Answer::Page`]
+//! and has to be durable before anything else. Looked into before are only answers that provably
+//! hold none: a whole body of at most [`SMALL`] bytes that is a JSON object without events, and the
+//! body of an error status in which the word `events` does not even occur.
+
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::agora::Raw;
+use crate::agora::Reply;
+use crate::agora::TransportError;
+use crate::model::Wholeness;
+
+/// A body of up to so many bytes is looked into before it is durable.
+pub const SMALL: usize = 512;
+
+/// Of what a server says about a failure, so much is repeated in a log.
+const EXCERPT: usize = 200;
+
+/// What came of a request, named for what the caller must do next.
+#[derive(Debug)]
+pub enum Answer {
+    /// A page, or what came of one. No other copy exists.
+    Page {
+        /// HTTP status.
+        status: u16,
+        /// Whether it is all that was sent.
+        wholeness: Wholeness,
+        /// The body.
+        body: Bytes,
+        /// `X-Request-ID`.
+        request_id: Option<String>,
+        /// `X-Resource-ID`.
+        resource_id: Option<String>,
+        /// What the status says beside it.
+        trouble: Option<Trouble>,
+    },
+    /// The feed had nothing.
+    Empty,
+    /// Nothing was handed over, and why.
+    Nothing(Trouble),
+    /// A page may have been handed over and is gone.
+    Lost(TransportError),
+}
+
+/// Why nothing was handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The request never reached the server.
+    NotSent(TransportError),
+    /// Too many requests. Obey the delay that is named: it is not a failure.
+    Throttled {
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The server failed; it may work the next time.
+    Failed(Said),
+    /// The server refuses until a person does something.
+    Refused(Said),
+}
+
+/// What a server said about a failure.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("status {status}{}, request id {}", excerpt(.text), .request_id.as_deref().unwrap_or("unknown"))]
+pub struct Said {
+    /// HTTP status.
+    pub status: u16,
+    /// The beginning of the body.
+    pub text: String,
+    /// `X-Request-ID`, what Agora's support asks for.
+    pub request_id: Option<String>,
+}
+
+/// Decides what a reply means. `now` is for a `Retry-After` that is a date.
+pub fn judge(reply: Reply, now: SystemTime) -> Answer {
+    let raw = match reply {
+        Reply::NotSent(error) => return Answer::Nothing(Trouble::NotSent(error)),
+        Reply::Lost(error) => return Answer::Lost(error),
+        Reply::Answered(raw) => raw,
+    };
+    let trouble = trouble(&raw, now);
+    if holds_nothing(&raw) {
+        let failed = || trouble.is_none() && says_failure(&raw.body);
+        return match trouble {
+            Some(trouble) => Answer::Nothing(trouble),
+            None if failed() => Answer::Nothing(Trouble::Failed(said(&raw))),
+            None => Answer::Empty,
+        };
+    }
+    let wholeness = if raw.cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
+    Answer::Page {
+        status: raw.status,
+        wholeness,
+        body: raw.body,
+        request_id: raw.request_id,
+        resource_id: raw.resource_id,
+        trouble,
+    }
+}
+
+fn trouble(raw: &Raw, now: SystemTime) -> Option<Trouble> {
+    match raw.status {
+        200..=299 => None,
+        429 => {
+            let retry_after = raw.retry_after.as_deref().and_then(|text| delay(text, now));
+            Some(Trouble::Throttled { retry_after })
+        }
+        400 | 401 | 403 | 404 => Some(Trouble::Refused(said(raw))),
+        _ => Some(Trouble::Failed(said(raw))),
+    }
+}
+
+/// Whether an answer provably hands over no event.
+fn holds_nothing(raw: &Raw) -> bool {
+    let failed = !(200..=299).contains(&raw.status);
+    if failed && !contains_events(&raw.body) {
+        return true;
+    }
+    if raw.cut.is_some() || raw.body.len() > SMALL {
+        return false;
+    }
+    if raw.status == 204 && raw.body.is_empty() {
+        return true;
+    }
+    match serde_json::from_slice(&raw.body) {
+        Ok(Value::Object(fields)) => match fields.get("events") {
+            None | Some(Value::Null) => true,
+            Some(Value::Array(events)) => events.is_empty(),
+            Some(_) => false,
+        },
+        _ => false,
+    }
+}
+
+/// `events` may be spelled with escapes; then there is a backslash.
+fn contains_events(body: &[u8]) -> bool {
+    body.windows(6).any(|six| six == b"events") || body.contains(&b'\\')
+}
+
+/// `result` is something other than `success`. A body that was found to hold no event is small.
+fn says_failure(body: &[u8]) -> bool {
+    serde_json::from_slice(body)
+        .ok()
+        .and_then(|value: Value| Some(value.get("result")? != "success"))
+        .unwrap_or(false)
+}
+
+/// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3).
+fn delay(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+fn said(raw: &Raw) -> Said {
+    let start = raw.body.get(..EXCERPT).unwrap_or(&raw.body);
+    let text: Vec<&str> = std::str::from_utf8(start)
+        .unwrap_or_default()
+        .split(char::is_whitespace)
+        .filter(|word| !word.is_empty())
+        .collect();
+    Said { status: raw.status, text: text.join(" "), request_id: raw.request_id.clone() }
+}
+
+fn excerpt(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(status: u16, body: &str, cut: bool) -> Answer {
+        let raw = Raw {
+            status,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            cut: cut.then(|| TransportError("reset".to_owned())),
+            ..Raw::default()
+        };
+        judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH)
+    }
+
+    fn kind(answer: &Answer) -> &'static str {
+        match answer {
+            Answer::Page { wholeness: Wholeness::Cut, .. } => "cut",
+            Answer::Page { trouble: Some(_), .. } => "page in trouble",
+            Answer::Page { .. } => "page",
+            Answer::Empty => "empty",
+            Answer::Nothing(Trouble::Failed(_)) => "failed",
+            Answer::Nothing(Trouble::Refused(_)) => "refused",
+            Answer::Nothing(Trouble::Throttled { .. }) => "throttled",
+            Answer::Nothing(Trouble::NotSent(_)) => "not sent",
+            Answer::Lost(_) => "lost",
+        }
+    }
+
+    #[test]
+    fn only_what_provably_holds_no_event_is_not_kept() {
+        let event = r#"{"result":"success","events":[{"a":1}]}"#;
+        let long = format!(r#"{{"result":"success","events":[],"x":"{}"}}"#, "x".repeat(SMALL));
+        for (status, body, cut, expected) in [
+            (200, r#"{"result":"success","request_id":"1","events":[]}"#, false, "empty"),
+            (200, r#"{"result":"success","events":null}"#, false, "empty"),
+            (200, r#"{"result":"success"}"#, false, "empty"),
+            (200, "", false, "page"),
+            (204, "", false, "empty"),
+            (200, r#"{"result":"failed","events":[]}"#, false, "failed"),
+            (200, r#"{"result":"failed","events":[1]}"#, false, "page"),
+            (200, event, false, "page"),
+            (200, &long, false, "page"),
+            (200, r#"{"result":"success","events":[]}"#, true, "cut"),
+            (200, "", true, "cut"),
+            (200, r#"{"events":{}}"#, false, "page"),
+            (200, "<html>", false, "page"),
+            (503, "<html>busy</html>", false, "failed"),
+            (503, "<html>bu", true, "failed"),
+            (503, event, false, "page in trouble"),
+            (500, r#"{"\u0065vents":[1]}"#, false, "page in trouble"),
+            (408, "", false, "failed"),
+            (301, "", false, "failed"),
+            (401, r#"{"message":"Invalid authentication credentials"}"#, false, "refused"),
+            (400, r#"{"message":"invalid appid"}"#, false, "refused"),
+            (429, "", false, "throttled"),
+        ] {
+            assert_eq!(kind(&judged(status, body, cut)), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_delay_is_read_as_seconds_and_as_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770);
+        for (text, seconds) in [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
+            ("soon", None),
+        ] {
+            assert_eq!(delay(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_the_server_said_and_its_request_id() {
+        let raw = Raw {
+            status: 503,
+            body: Bytes::from_static(b"<html>\n  busy</html>"),
+            request_id: Some("r1".to_owned()),
+            ..Raw::default()
+        };
+        assert_eq!(said(&raw).to_string(), "status 503 (<html> busy</html>), request id r1");
+        assert_eq!(said(&Raw::default()).to_string(), "status 0, request id unknown");
+    }
+}

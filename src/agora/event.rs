@@ -1,0 +1,301 @@
+//! One element of a page, read as an event.
+//!
+//! An event is a JSON object with a string `user_id`, a string `type`, a time (`ms` or `ts`: an
+//! integer or a string of digits; under 100,000,000,000 it counts seconds) and, on the channel
+//! endpoint, a string `group_id` or `channel_id`. Agora's documents name the fields differently in
+//! different years; both forms decode, and where both are there `ms` and `group_id` win. `type` is
+//! an open set. Everything else is kept as received.
+//!
+//! What is not an event keeps its bytes and gets a reason: the caller makes a dead letter of it.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::model::Endpoint;
+use crate::model::Timestamp;
+
+/// Times under this count seconds (Agora's 2020 documents name seconds, their examples
+/// milliseconds); as milliseconds it would be March 1973.
+const SECONDS_BELOW: i64 = 100_000_000_000;
+
+/// An event of Agora.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// The user who logged in or out, joined or left. Any string, the empty one included.
+    pub user_id: Cow<'a, str>,
+    /// What happened, as received: `Login`, `Logout`, `Join`, `Leave` or a word to come.
+    pub kind: Cow<'a, str>,
+    /// The channel; on the channel endpoint only.
+    pub channel_id: Option<Cow<'a, str>>,
+    /// When, in milliseconds.
+    pub time: Timestamp,
+    /// Every other field, in its order, as received.
+    pub others: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+/// Why an element is not an event. Names of fields only, never their contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnEvent {
+    /// Some bytes are not UTF-8.
+    #[error("not UTF-8")]
+    NotUtf8,
+    /// It is not JSON.
+    #[error("not JSON")]
+    NotJson,
+    /// It is JSON, but not an object.
+    #[error("not a JSON object")]
+    NotAnObject,
+    /// A field that every event has is missing.
+    #[error("no `{0}`")]
+    Missing(&'static str),
+    /// A field that must be a string is something else, or a string that no text can hold.
+    #[error("`{0}` is not a string")]
+    NotAString(&'static str),
+    /// The time is neither an integer nor a string of digits, or out of range.
+    #[error("`{0}` is not a time in whole milliseconds or seconds")]
+    NotATime(&'static str),
+}
+
+/// Reads one element.
+pub fn read(endpoint: Endpoint, element: &[u8]) -> Result<Event<'_>, NotAnEvent> {
+    let text = std::str::from_utf8(element).map_err(|_| NotAnEvent::NotUtf8)?;
+    if !text.trim_ascii_start().starts_with('{') {
+        let json = serde_json::from_str::<&RawValue>(text).is_ok();
+        return Err(if json { NotAnEvent::NotAnObject } else { NotAnEvent::NotJson });
+    }
+    let Fields(fields) = serde_json::from_str(text).map_err(|_| NotAnEvent::NotJson)?;
+    let mut taken = Taken::default();
+    let mut others = Vec::new();
+    for (name, value) in fields {
+        if let Some(left) = taken.take(endpoint, &name, value) {
+            others.push((name, left));
+        }
+    }
+    taken.give_back(&mut others);
+    let user_id = string("user_id", taken.user_id)?;
+    let kind = string("type", taken.kind)?;
+    let channel_id = match endpoint {
+        Endpoint::User => None,
+        Endpoint::Channel => Some(match taken.channel_id {
+            Some(_) if taken.group_id.is_none() => string("channel_id", taken.channel_id)?,
+            _ => string("group_id", taken.group_id)?,
+        }),
+    };
+    let time = match taken.ts {
+        Some(_) if taken.ms.is_none() => time("ts", taken.ts)?,
+        _ => time("ms", taken.ms)?,
+    };
+    Ok(Event { user_id, kind, channel_id, time, others })
+}
+
+/// The values of the names that mean something, the first of each.
+#[derive(Default)]
+struct Taken<'a> {
+    user_id: Option<&'a RawValue>,
+    kind: Option<&'a RawValue>,
+    group_id: Option<&'a RawValue>,
+    channel_id: Option<&'a RawValue>,
+    ms: Option<&'a RawValue>,
+    ts: Option<&'a RawValue>,
+}
+
+// === impl Taken ===
+
+impl<'a> Taken<'a> {
+    /// Takes a value that means something; hands back one that does not, or that comes twice.
+    fn take(
+        &mut self,
+        endpoint: Endpoint,
+        name: &str,
+        value: &'a RawValue,
+    ) -> Option<&'a RawValue> {
+        let place = match (name, endpoint) {
+            ("user_id", _) => &mut self.user_id,
+            ("type", _) => &mut self.kind,
+            ("group_id", Endpoint::Channel) => &mut self.group_id,
+            ("channel_id", Endpoint::Channel) => &mut self.channel_id,
+            ("ms", _) => &mut self.ms,
+            ("ts", _) => &mut self.ts,
+            _ => return Some(value),
+        };
+        // `null` is as good as not there, so that the other name of a pair can stand in.
+        if place.is_some() || value.get() == "null" {
+            return Some(value);
+        }
+        *place = Some(value);
+        None
+    }
+
+    /// Of a pair whose two names are both there, the loser is a field like any other.
+    fn give_back(&mut self, others: &mut Vec<(Cow<'a, str>, &'a RawValue)>) {
+        if self.group_id.is_some()
+            && let Some(loser) = self.channel_id.take()
+        {
+            others.push((Cow::Borrowed("channel_id"), loser));
+        }
+        if self.ms.is_some()
+            && let Some(loser) = self.ts.take()
+        {
+            others.push((Cow::Borrowed("ts"), loser));
+        }
+    }
+}
+
+fn string<'a>(name: &'static str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, NotAnEvent> {
+    let raw = value.ok_or(NotAnEvent::Missing(name))?.get();
+    let inner = raw
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .ok_or(NotAnEvent::NotAString(name))?;
+    if !inner.contains('\\') {
+        return Ok(Cow::Borrowed(inner));
+    }
+    serde_json::from_str(raw).map(Cow::Owned).map_err(|_| NotAnEvent::NotAString(name))
+}
+
+fn time(name: &'static str, value: Option<&RawValue>) -> Result<Timestamp, NotAnEvent> {
+    let raw = value.ok_or(NotAnEvent::Missing(name))?.get();
+    let digits = match raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(inner) if inner.bytes().all(|byte| byte.is_ascii_digit()) => inner,
+        Some(_) => return Err(NotAnEvent::NotATime(name)),
+        None => raw,
+    };
+    let number: i64 = digits.parse().map_err(|_| NotAnEvent::NotATime(name))?;
+    let millis = if number < SECONDS_BELOW { number.checked_mul(1_000) } else { Some(number) };
+    millis.map(Timestamp::from_millis).ok_or(NotAnEvent::NotATime(name))
+}
+
+/// The fields of an object in their order, with their values as received.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+// === impl Fields ===
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::with_capacity(4);
+                while let Some(Name(name)) = map.next_key()? {
+                    fields.push((name, map.next_value()?));
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// A name that is borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(
+        endpoint: Endpoint,
+        element: &str,
+        expected: Result<(&str, &str, Option<&str>, i64), NotAnEvent>,
+    ) {
+        let event = read(endpoint, element.as_bytes());
+        let shown = event.as_ref().map_err(|reason| *reason).map(|event| {
+            (
+                event.user_id.as_ref(),
+                event.kind.as_ref(),
+                event.channel_id.as_deref(),
+                event.time.as_millis(),
+            )
+        });
+        assert_eq!(shown, expected, "{element}");
+    }
+
+    #[test]
+    fn every_documented_form_is_read() {
+        let ms = 1_578_027_418_981;
+        for (name, time) in [("group_id", "ms"), ("channel_id", "ts"), ("group_id", "ts")] {
+            check(
+                Endpoint::Channel,
+                &format!(r#"{{"{name}":"c","{time}":{ms},"type":"Join","user_id":"u"}}"#),
+                Ok(("u", "Join", Some("c"), ms)),
+            );
+        }
+        check(
+            Endpoint::User,
+            r#"{"user_id":"w7%","type":"Login","ms":"1578027418"}"#,
+            Ok(("w7%", "Login", None, 1_578_027_418_000)),
+        );
+        check(
+            Endpoint::User,
+            r#"{"user_id":"\u0041\"\ud83d\ude00","type":"","ts":1578027418}"#,
+            Ok(("A\"😀", "", None, 1_578_027_418_000)),
+        );
+    }
+
+    #[test]
+    fn of_two_names_the_current_one_wins_and_nothing_is_dropped() {
+        let element = r#"{"ts":1,"channel_id":"old","x":[1, 2],"ms":1578027418981,
+            "group_id":"new","type":"Join","user_id":"u","user_id":"again"}"#;
+        let event = read(Endpoint::Channel, element.as_bytes()).unwrap();
+        assert_eq!(event.channel_id.as_deref(), Some("new"));
+        assert_eq!(event.time.as_millis(), 1_578_027_418_981);
+        let others: Vec<(&str, &str)> =
+            event.others.iter().map(|(name, raw)| (name.as_ref(), raw.get())).collect();
+        assert_eq!(
+            others,
+            [("x", "[1, 2]"), ("user_id", "\"again\""), ("channel_id", "\"old\""), ("ts", "1")]
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_null_leaves_its_place_to_the_other() {
+        check(
+            Endpoint::Channel,
+            r#"{"group_id":null,"channel_id":"c","ms":null,"ts":200000000000,"type":"T","user_id":"u"}"#,
+            Ok(("u", "T", Some("c"), 200_000_000_000)),
+        );
+    }
+
+    #[test]
+    fn what_is_no_event_says_why() {
+        let user = Endpoint::User;
+        check(user, "7", Err(NotAnEvent::NotAnObject));
+        check(user, "{", Err(NotAnEvent::NotJson));
+        check(user, "nonsense", Err(NotAnEvent::NotJson));
+        check(user, r#"{"type":"Login","ms":1}"#, Err(NotAnEvent::Missing("user_id")));
+        check(user, r#"{"user_id":"u","ms":1}"#, Err(NotAnEvent::Missing("type")));
+        check(user, r#"{"user_id":"u","type":"T"}"#, Err(NotAnEvent::Missing("ms")));
+        check(user, r#"{"user_id":5,"type":"T","ms":1}"#, Err(NotAnEvent::NotAString("user_id")));
+        check(
+            user,
+            r#"{"user_id":"\ud800","type":"T","ms":1}"#,
+            Err(NotAnEvent::NotAString("user_id")),
+        );
+        for time in ["1.5", "true", "\"-5\"", "\"1e3\"", "99999999999999999999", "\"\""] {
+            check(
+                user,
+                &format!(r#"{{"user_id":"u","type":"T","ms":{time}}}"#),
+                Err(NotAnEvent::NotATime("ms")),
+            );
+        }
+        check(
+            Endpoint::Channel,
+            r#"{"user_id":"u","type":"T","ms":1}"#,
+            Err(NotAnEvent::Missing("group_id")),
+        );
+        assert_eq!(read(user, b"{\"user_id\":\"\xff\"}").unwrap_err(), NotAnEvent::NotUtf8);
+    }
+}

@@ -1,0 +1,375 @@
+//! Recognises an event that was delivered before.
+//!
+//! Agora stores events by region and does not synchronise their removal, so a second region hands
+//! over again what a first one gave: up to the last 2,000 events of an endpoint, however old. A
+//! window by time would forget them in a quiet app and publish 2,000 repeats; so the window is
+//! bounded by *count*, per app and endpoint, larger than what a buffer can repeat.
+//!
+//! Count alone is not enough in the other direction: at 10,000 events a second 8,192 events are
+//! gone in a second, while an answer that was asked for before they were delivered may still be on
+//! its way. So a block also stays while its newest event is younger than [`HOLD`], measured in the
+//! pages' own times (the outcome does not depend on when a page is processed), up to
+//! [`MOST_HELD`] events; what would have to be held beyond that is counted.
+//!
+//! Events are kept in blocks of [`BLOCK_EVENTS`]. A block is the unit that is written to Kafka: the
+//! newest is written again until it is full, the others never change. Pure: no I/O, no clock.
+
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::BuildHasherDefault;
+use std::hash::Hasher;
+use std::time::Duration;
+
+use ring::digest::Context;
+use ring::digest::SHA256;
+
+use crate::agora::Event;
+use crate::model::AppId;
+use crate::model::Endpoint;
+use crate::model::Timestamp;
+
+/// Events of a block: 4 KiB in a record of the state topic.
+pub const BLOCK_EVENTS: usize = 256;
+
+/// The smallest number of events that a window remembers.
+pub const LEAST_REMEMBERED: usize = 8_192;
+
+/// For each region that is drained, a window remembers at least so many events: twice Agora's
+/// buffer.
+pub const REMEMBERED_PER_REGION: usize = 4_096;
+
+/// How long an event is remembered whatever the count: longer than a request can be out (15 s of
+/// silence) and its page wait for lower tickets (10 s).
+pub const HOLD: Duration = Duration::from_secs(30);
+
+/// The most events that a window remembers because of [`HOLD`].
+pub const MOST_HELD: usize = 131_072;
+
+/// The identity of an event: 128 bits of SHA-256.
+///
+/// The encoding never changes between versions; its test vectors stand in this file. Each of app
+/// id, endpoint name, channel (empty for user events), user id and type as a little-endian u32
+/// length and its UTF-8 bytes; then the time in milliseconds as a little-endian i64. The first 16
+/// bytes of the digest are the fingerprint, shown as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fingerprint(u128);
+
+/// The events of one app and endpoint that are known to be delivered.
+#[derive(Debug)]
+pub struct Window {
+    remember: usize,
+    known: HashSet<Fingerprint, BuildHasherDefault<AlreadyHashed>>,
+    /// Oldest first. All but the last are full.
+    blocks: VecDeque<Block>,
+    /// Places of dropped blocks, to be written over.
+    free_slots: Vec<u32>,
+    next_sequence: u64,
+    dropped_too_early: u64,
+}
+
+/// A part of a window, as it is written to Kafka.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its place: the record of an older block with the same slot is replaced.
+    pub slot: u32,
+    /// Grows with each block of the window.
+    pub sequence: u64,
+    /// When the newest of its events was handed over by Agora.
+    pub newest: Timestamp,
+    /// Its events, in the order of delivery.
+    pub events: Vec<Fingerprint>,
+    changed: bool,
+}
+
+// === impl Fingerprint ===
+
+impl Fingerprint {
+    /// The fingerprint of an event.
+    pub fn of(app: &AppId, endpoint: Endpoint, event: &Event<'_>) -> Self {
+        let mut digest = Context::new(&SHA256);
+        let channel = event.channel_id.as_deref().unwrap_or_default();
+        for part in [app.as_str(), endpoint.name(), channel, &event.user_id, &event.kind] {
+            let length = u32::try_from(part.len()).expect("a part of a page is shorter than 4 GiB");
+            digest.update(&length.to_le_bytes());
+            digest.update(part.as_bytes());
+        }
+        digest.update(&event.time.as_millis().to_le_bytes());
+        let digest = digest.finish();
+        let half = digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes");
+        Self(u128::from_be_bytes(*half))
+    }
+
+    /// Its 16 bytes.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// The fingerprint with these bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+// === impl Window ===
+
+impl Window {
+    /// An empty window for an endpoint that is drained in so many regions.
+    pub fn new(regions: usize) -> Self {
+        Self::restore(regions, Vec::new())
+    }
+
+    /// The window whose blocks were read back.
+    pub fn restore(regions: usize, mut blocks: Vec<Block>) -> Self {
+        blocks.sort_by_key(|block| block.sequence);
+        let known = blocks.iter().flat_map(|block| block.events.iter().copied()).collect();
+        let used: HashSet<u32> = blocks.iter().map(|block| block.slot).collect();
+        let slots = used.iter().max().map_or(0, |slot| slot + 1);
+        Self {
+            remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
+            known,
+            next_sequence: blocks.last().map_or(0, |block| block.sequence + 1),
+            free_slots: (0..slots).rev().filter(|slot| !used.contains(slot)).collect(),
+            blocks: blocks.into(),
+            dropped_too_early: 0,
+        }
+    }
+
+    /// Remembers an event that a page of `handed_over` brought. False where it is known already.
+    pub fn insert(&mut self, event: Fingerprint, handed_over: Timestamp) -> bool {
+        if !self.known.insert(event) {
+            return false;
+        }
+        if self.blocks.back().is_none_or(|block| block.events.len() >= BLOCK_EVENTS) {
+            self.begin_block(handed_over);
+        }
+        let block = self.blocks.back_mut().expect("a block was begun");
+        block.events.push(event);
+        block.newest = block.newest.max(handed_over);
+        block.changed = true;
+        true
+    }
+
+    /// Whether an event is remembered.
+    pub fn contains(&self, event: Fingerprint) -> bool {
+        self.known.contains(&event)
+    }
+
+    /// The blocks that changed since they were last asked for.
+    pub fn take_changes(&mut self) -> impl Iterator<Item = &Block> {
+        let changed = self.blocks.iter_mut().rev().take_while(|block| block.changed);
+        changed.map(|block| {
+            block.changed = false;
+            &*block
+        })
+    }
+
+    /// How many events it remembers.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether it remembers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Events that [`HOLD`] would have kept and [`MOST_HELD`] did not, since this was last asked.
+    pub fn take_dropped_too_early(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped_too_early)
+    }
+
+    fn begin_block(&mut self, now: Timestamp) {
+        while self.blocks.len() * BLOCK_EVENTS >= self.remember && self.drop_oldest(now) {}
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            u32::try_from(self.blocks.len()).expect("a window has less than 2^32 blocks")
+        });
+        self.blocks.push_back(Block {
+            slot,
+            sequence: self.next_sequence,
+            newest: now,
+            events: Vec::with_capacity(BLOCK_EVENTS),
+            changed: true,
+        });
+        self.next_sequence += 1;
+    }
+
+    /// Forgets the oldest block, unless it must be held.
+    fn drop_oldest(&mut self, now: Timestamp) -> bool {
+        let held = self.blocks.front().is_some_and(|oldest| now.since(oldest.newest) < HOLD);
+        let most = self.remember.max(MOST_HELD);
+        if held && self.blocks.len() * BLOCK_EVENTS < most {
+            return false;
+        }
+        let Some(oldest) = self.blocks.pop_front() else { return false };
+        for event in &oldest.events {
+            self.known.remove(event);
+        }
+        if held {
+            self.dropped_too_early += oldest.events.len() as u64;
+        }
+        self.free_slots.push(oldest.slot);
+        true
+    }
+}
+
+// === impl Block ===
+
+impl Block {
+    /// A block that was read back.
+    pub fn restored(slot: u32, sequence: u64, newest: Timestamp, events: Vec<Fingerprint>) -> Self {
+        Self { slot, sequence, newest, events, changed: false }
+    }
+}
+
+/// A hasher for keys that are hashes.
+#[derive(Default)]
+struct AlreadyHashed(u64);
+
+// === impl AlreadyHashed ===
+
+impl Hasher for AlreadyHashed {
+    fn write(&mut self, bytes: &[u8]) {
+        let half = bytes.first_chunk().expect("only fingerprints are hashed");
+        self.0 = u64::from_ne_bytes(*half);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event(user: &str, kind: &str, channel: Option<&str>, ms: i64) -> Event<'static> {
+        Event {
+            user_id: Cow::Owned(user.to_owned()),
+            kind: Cow::Owned(kind.to_owned()),
+            channel_id: channel.map(|channel| Cow::Owned(channel.to_owned())),
+            time: Timestamp::from_millis(ms),
+            others: Vec::new(),
+        }
+    }
+
+    fn number(n: u64) -> Fingerprint {
+        // Spread over both halves, as a digest is.
+        Fingerprint(u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
+    }
+
+    fn at(second: u64) -> Timestamp {
+        Timestamp::from_millis(1_600_000_000_000).after(Duration::from_secs(second))
+    }
+
+    /// Other programs compute the same: computed with Python's `struct` and `hashlib`.
+    #[test]
+    fn the_published_vectors_hold() {
+        let app = AppId::new("876922cbca0098dff4323566daa89675");
+        let login = event("rtmtest_RTM_4852_4857w7%", "Login", None, 1_578_027_420_761);
+        let join = event(
+            "rtmtest_RTM_4852_4857w7%",
+            "Join",
+            Some("example_channel_id"),
+            1_578_027_418_981,
+        );
+        let of_login = Fingerprint::of(&app, Endpoint::User, &login);
+        let of_join = Fingerprint::of(&app, Endpoint::Channel, &join);
+        assert_eq!(of_login.to_string(), "f1072b069b8d79b9cc268173ffe97bc6");
+        assert_eq!(of_join.to_string(), "b62e13db5bf2b146f7282393d3e8c721");
+        assert_eq!(Fingerprint::from_bytes(of_login.to_bytes()), of_login);
+    }
+
+    #[test]
+    fn parts_do_not_run_into_each_other() {
+        let app = AppId::new("a");
+        let one = event("ab", "c", Some(""), 1);
+        let two = event("a", "bc", Some(""), 1);
+        assert_ne!(
+            Fingerprint::of(&app, Endpoint::Channel, &one),
+            Fingerprint::of(&app, Endpoint::Channel, &two)
+        );
+    }
+
+    #[test]
+    fn a_buffer_of_any_age_is_recognised() {
+        let mut window = Window::new(1);
+        for n in 0..2_000 {
+            assert!(window.insert(number(n), at(0)));
+        }
+        let twenty_days = 20 * 86_400;
+        for n in 0..2_000 {
+            assert!(!window.insert(number(n), at(twenty_days)), "{n}");
+        }
+        assert!(window.insert(number(2_000), at(twenty_days)));
+    }
+
+    #[test]
+    fn it_forgets_the_oldest_beyond_its_count_and_its_time() {
+        let mut window = Window::new(3);
+        for n in 0..20_000 {
+            window.insert(number(n), at(n));
+        }
+        assert!(window.len() >= 3 * REMEMBERED_PER_REGION - BLOCK_EVENTS);
+        assert!(window.len() <= 3 * REMEMBERED_PER_REGION + BLOCK_EVENTS);
+        assert!(!window.contains(number(0)));
+        assert!(window.contains(number(19_999)));
+        assert_eq!(window.take_dropped_too_early(), 0);
+    }
+
+    #[test]
+    fn at_a_high_rate_it_remembers_for_the_whole_time_that_an_answer_can_be_out() {
+        let mut window = Window::new(1);
+        for n in 0..60_000 {
+            window.insert(number(n), at(n / 3_000));
+        }
+        assert!(window.contains(number(0)), "20 s ago");
+        for n in 60_000..300_000 {
+            window.insert(number(n), at(n / 10_000));
+        }
+        assert!(window.len() <= MOST_HELD);
+        assert!(window.take_dropped_too_early() > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_restores_the_window(
+            inserts in prop::collection::vec((0_u64..3_000, 0_u64..100), 0..3_000),
+            write_every in 1_usize..500,
+        ) {
+            let mut window = Window::new(1);
+            window.remember = 1_024;
+            let mut stored = std::collections::BTreeMap::new();
+            for chunk in inserts.chunks(write_every) {
+                for (n, second) in chunk {
+                    window.insert(number(*n), at(*second));
+                }
+                for block in window.take_changes() {
+                    stored.insert(block.slot, block.clone());
+                }
+            }
+            let blocks = stored.into_values().map(|block| {
+                Block::restored(block.slot, block.sequence, block.newest, block.events)
+            });
+            let restored = Window::restore(1, blocks.collect());
+            prop_assert!(window.known.is_subset(&restored.known));
+            prop_assert!(restored.blocks.len() <= window.blocks.len() + window.free_slots.len());
+        }
+    }
+}
