@@ -7,6 +7,7 @@ pub mod agora;
 pub mod config;
 pub mod dedupe;
 pub mod error;
+pub mod journal;
 pub mod model;
 pub mod observe;
 pub mod simulator;

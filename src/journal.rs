@@ -1,0 +1,364 @@
+//! The journal: where a page is durable before anybody looks into it.
+//!
+//! Agora forgets what it hands over, so from the arrival of an answer to its commit here no other
+//! copy exists. The journal promises:
+//!
+//! * a ticket is on record before its request leaves, so that a process which dies with requests
+//!   out finds them at its next start and publishes the gap;
+//! * room is reserved before a request leaves, so that its answer can be kept;
+//! * when [`Reservation::settle`] returns `Ok`, what it was given survives a loss of power;
+//! * a page that can't be stored is kept in memory, is read by the forwarder all the same, and no
+//!   further request gets a reservation before it is stored.
+//!
+//! It is SQLite (WAL): trusted with data, exact in its errors, and open to the tools of an
+//! operator. All commands go through one queue to one thread, which takes whatever is waiting into
+//! one transaction; it syncs only where the transaction holds a page or a gap. Tickets and
+//! deletions need no sync: after a loss of power a page that comes back is recognised by its
+//! [`PageId`], and the next start draws a new [`Incarnation`] anyway.
+
+mod files;
+mod rows;
+mod store;
+mod tickets;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use self::store::Store;
+use crate::model::AppId;
+use crate::model::Entry;
+use crate::model::Feed;
+use crate::model::Gap;
+use crate::model::Incarnation;
+use crate::model::Page;
+use crate::model::Ticket;
+use crate::model::Timestamp;
+
+/// Room that is reserved for the answer to a request: four times the largest usual page.
+pub const RESERVED_BYTES: u64 = 1024 * 1024;
+
+/// Commands that wait for the journal's thread at most; more senders wait.
+const QUEUE: usize = 1_024;
+
+/// Commands that share a transaction at most.
+const GROUP: usize = 256;
+
+/// A journal that is open. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    incarnation: Incarnation,
+    queue: Queue,
+    stored: watch::Receiver<Backlog>,
+}
+
+/// What an earlier process left behind.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Requests that were out when a process ended; each is a gap now.
+    pub killed_in_flight: u64,
+    /// When the last ten requests of each app were about to leave, in no order.
+    pub last_requests: HashMap<AppId, Vec<Timestamp>>,
+    /// When each feed was last known to hold nothing.
+    pub empty_at: HashMap<Feed, Timestamp>,
+}
+
+/// What waits in the journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Pages and gaps that are not forwarded yet.
+    pub entries: u64,
+    /// Bytes in use: database, write-ahead log, reservations.
+    pub bytes: u64,
+    /// Number of the newest entry; grows with each.
+    pub newest: Sequence,
+}
+
+/// A ticket on record, and the room for its answer.
+///
+/// Without one no request may leave. Dropped without [`Self::settle`] the ticket stays open, and
+/// the next start takes it for a request that was out.
+#[derive(Debug)]
+#[must_use = "a ticket that is not settled becomes a gap at the next start"]
+pub struct Reservation {
+    journal: Journal,
+    place: Place,
+}
+
+/// How a request ended, as far as the journal is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// The feed handed over a page.
+    Page(Page),
+    /// Nothing was handed over.
+    Nothing,
+    /// A page may have been handed over and is gone.
+    Gap(Gap),
+}
+
+/// The place of an entry in the journal; grows in the order of settling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sequence(i64);
+
+/// An entry that waits to be forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its place.
+    pub sequence: Sequence,
+    /// What it is.
+    pub entry: Entry,
+    /// Every ticket up to this one, of its incarnation and partition, is settled and forwarded.
+    pub settled: Ticket,
+}
+
+/// Where a ticket belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Place {
+    incarnation: Incarnation,
+    partition: i32,
+    ticket: Ticket,
+}
+
+/// Why the journal can't do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JournalError {
+    /// It holds as much as it may; it has room again when something was forwarded.
+    #[error("the journal is full: {bytes} of at most {max_size} bytes (journal.max_size)")]
+    Full {
+        /// Bytes in use.
+        bytes: u64,
+        /// The bound.
+        max_size: u64,
+    },
+    /// The database refuses.
+    #[error("{operation} in the journal")]
+    Database {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        cause: Arc<rusqlite::Error>,
+    },
+    /// Pages wait in memory because they could not be stored.
+    #[error("{pages} pages are kept in memory until the journal can store them")]
+    PagesInMemory {
+        /// How many.
+        pages: usize,
+    },
+}
+
+/// Why a journal can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("data directory `{}` is in use by another agora-rtm-bridge; give each its own data_dir", .0.display())]
+    InUse(PathBuf),
+    /// A file can't be made or opened.
+    #[error("{operation} `{}`", .path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        cause: io::Error,
+    },
+    /// The database can't be opened.
+    #[error("open the journal `{}`", .path.display())]
+    Database {
+        /// Which.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        cause: rusqlite::Error,
+    },
+    /// A newer version of this program wrote it.
+    #[error("journal `{}` has version {version}, newer than this program reads ({}); run at least the version that wrote it", .path.display(), store::VERSION)]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        version: i64,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Queue {
+    /// A thread of its own takes commands in groups.
+    Thread(mpsc::Sender<Command>),
+    /// The caller's thread, at once: under a paused clock nothing must happen beside it.
+    Inline(Arc<Mutex<Store>>),
+}
+
+#[derive(Debug)]
+enum Command {
+    Open {
+        feed: Feed,
+        partition: i32,
+        since: Option<Timestamp>,
+        now: Timestamp,
+        reply: oneshot::Sender<Result<Place, JournalError>>,
+    },
+    Settle {
+        place: Place,
+        settlement: Settlement,
+        reply: oneshot::Sender<Result<(), JournalError>>,
+    },
+    Read {
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+        reply: oneshot::Sender<Result<Vec<Waiting>, JournalError>>,
+    },
+    Forget {
+        sequences: Vec<Sequence>,
+    },
+    Flush {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Opens the journal of a data directory, and makes both where they are missing.
+    ///
+    /// `incarnation` has to be drawn at random for each opening. What was out when the last process
+    /// ended becomes gaps that end at `now`.
+    pub fn open(
+        data_dir: &Path,
+        max_size: u64,
+        incarnation: Incarnation,
+        now: Timestamp,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let (mut store, recovered) = Store::open(data_dir, max_size, incarnation, now)?;
+        let stored = store.subscribe();
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || {
+                let mut group = Vec::with_capacity(GROUP);
+                while receiver.blocking_recv_many(&mut group, GROUP) > 0 {
+                    store.execute(group.drain(..));
+                }
+            })
+            .map_err(|cause| OpenError::File {
+                operation: "start the thread of",
+                path: data_dir.to_owned(),
+                cause,
+            })?;
+        Ok((Self { incarnation, queue: Queue::Thread(sender), stored }, recovered))
+    }
+
+    /// A journal for simulated time: the same code on `connection`, run on the caller's thread.
+    pub fn simulated(
+        connection: rusqlite::Connection,
+        max_size: u64,
+        incarnation: Incarnation,
+        now: Timestamp,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let (store, recovered) = Store::on(connection, Path::new(""), max_size, incarnation, now)?;
+        let stored = store.subscribe();
+        let queue = Queue::Inline(Arc::new(Mutex::new(store)));
+        Ok((Self { incarnation, queue, stored }, recovered))
+    }
+
+    /// Its incarnation.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Puts the next ticket on record and reserves room for its answer.
+    ///
+    /// `since` is when the feed was last known to hold nothing, where that is known.
+    pub async fn reserve(
+        &self,
+        feed: &Feed,
+        partition: i32,
+        since: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Reservation, JournalError> {
+        let feed = feed.clone();
+        let place = self.ask(|reply| Command::Open { feed, partition, since, now, reply }).await?;
+        Ok(Reservation { journal: self.clone(), place })
+    }
+
+    /// The entries of a partition behind `after`, oldest first, at most `limit`.
+    pub async fn read(
+        &self,
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, JournalError> {
+        self.ask(|reply| Command::Read { partition, after, limit, reply }).await
+    }
+
+    /// Writes down what was only noted: the deletion of forwarded entries waits for something else
+    /// to write.
+    pub async fn flush(&self) {
+        self.ask(|reply| Command::Flush { reply }).await;
+    }
+
+    /// Forgets entries: they are forwarded.
+    pub async fn forget(&self, sequences: Vec<Sequence>) {
+        self.send(Command::Forget { sequences }).await;
+    }
+
+    /// What waits, and its changes.
+    pub fn backlog(&self) -> watch::Receiver<Backlog> {
+        self.stored.clone()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await;
+        answer.await.expect("the journal answers every command")
+    }
+
+    async fn send(&self, command: Command) {
+        match &self.queue {
+            Queue::Thread(sender) => {
+                sender.send(command).await.expect("the journal's thread outlives its handles");
+            }
+            Queue::Inline(store) => {
+                store.lock().unwrap_or_else(PoisonError::into_inner).execute([command]);
+            }
+        }
+    }
+}
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// The ticket.
+    pub fn ticket(&self) -> Ticket {
+        self.place.ticket
+    }
+
+    /// Records how the request ended. On an error a page or gap is kept in memory and goes on from
+    /// there.
+    pub async fn settle(self, settlement: Settlement) -> Result<(), JournalError> {
+        let Self { journal, place } = self;
+        journal.ask(|reply| Command::Settle { place, settlement, reply }).await
+    }
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    /// Before every entry.
+    pub const START: Self = Self(0);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Tickets that are open, and what is known of feeds between two processes.
+
+use std::collections::HashMap;
+
+use rusqlite::Connection;
+use rusqlite::params;
+
+use super::Place;
+use super::Recovered;
+use crate::model::AppId;
+use crate::model::Feed;
+use crate::model::Region;
+use crate::model::Ticket;
+use crate::model::Timestamp;
+
+/// Requests of an app whose times are remembered: as many as Agora allows in a second.
+const REQUESTS_REMEMBERED: i64 = 10;
+
+/// A request that was out when a process ended.
+pub(super) struct Killed {
+    pub(super) place: Place,
+    pub(super) feed: Feed,
+    pub(super) since: Option<Timestamp>,
+}
+
+/// Puts a ticket on record, and the time of its request over that of the tenth before.
+pub(super) fn insert(
+    connection: &Connection,
+    place: &Place,
+    feed: &Feed,
+    since: Option<Timestamp>,
+    now: Timestamp,
+    request: i64,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO open_tickets
+         (incarnation, partition, ticket, app, region, endpoint, since, asked_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    statement.execute(params![
+        place.incarnation.to_string(),
+        place.partition,
+        place.ticket.0.cast_signed(),
+        feed.app.as_str(),
+        feed.region.as_str(),
+        feed.endpoint.name(),
+        since.map(Timestamp::as_millis),
+        now.as_millis(),
+    ])?;
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO requests (app, slot, number, asked_at) VALUES (?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET number = excluded.number, asked_at = excluded.asked_at",
+    )?;
+    let slot = request % REQUESTS_REMEMBERED;
+    statement.execute(params![feed.app.as_str(), slot, request, now.as_millis()])?;
+    Ok(())
+}
+
+/// Closes a ticket, and keeps what it knew of its feed for the next start.
+pub(super) fn settle(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO feeds (app, region, endpoint, empty_at)
+         SELECT app, region, endpoint, since FROM open_tickets
+         WHERE incarnation = ? AND partition = ? AND ticket = ? AND since IS NOT NULL
+         ON CONFLICT DO UPDATE SET empty_at = excluded.empty_at",
+    )?;
+    statement.execute(params![
+        place.incarnation.to_string(),
+        place.partition,
+        place.ticket.0.cast_signed()
+    ])?;
+    delete(connection, place)
+}
+
+/// Takes a ticket off the record.
+pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "DELETE FROM open_tickets WHERE incarnation = ? AND partition = ? AND ticket = ?",
+    )?;
+    statement.execute(params![
+        place.incarnation.to_string(),
+        place.partition,
+        place.ticket.0.cast_signed()
+    ])?;
+    Ok(())
+}
+
+/// The tickets that nobody settled, oldest first.
+pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
+    let mut statement = connection.prepare(
+        "SELECT incarnation, partition, ticket, app, region, endpoint, since
+         FROM open_tickets ORDER BY asked_at, ticket",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let incarnation: String = row.get(0)?;
+        let (Ok(incarnation), Some(feed)) = (incarnation.parse(), read_feed(row, 3)) else {
+            continue;
+        };
+        let ticket = Ticket(row.get::<_, i64>(2)?.cast_unsigned());
+        found.push(Killed {
+            place: Place { incarnation, partition: row.get(1)?, ticket },
+            feed,
+            since: row.get::<_, Option<i64>>(6)?.map(Timestamp::from_millis),
+        });
+    }
+    Ok(found)
+}
+
+fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
+    Some(Feed {
+        app: AppId::new(row.get::<_, String>(first).ok()?),
+        region: Region::new(row.get::<_, String>(first + 1).ok()?),
+        endpoint: row.get::<_, String>(first + 2).ok()?.parse().ok()?,
+    })
+}
+
+/// Recalls the last requests of each app, and when feeds were last known to hold nothing. Gives the
+/// number of each app's next request.
+pub(super) fn recall(
+    connection: &Connection,
+    recovered: &mut Recovered,
+) -> rusqlite::Result<HashMap<AppId, i64>> {
+    let mut next_request: HashMap<AppId, i64> = HashMap::new();
+    let mut statement = connection.prepare("SELECT app, number, asked_at FROM requests")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let app = AppId::new(row.get::<_, String>(0)?);
+        let next = next_request.entry(app.clone()).or_default();
+        *next = row.get::<_, i64>(1)?.saturating_add(1).max(*next);
+        let asked_at = Timestamp::from_millis(row.get(2)?);
+        recovered.last_requests.entry(app).or_default().push(asked_at);
+    }
+    let mut statement = connection.prepare("SELECT app, region, endpoint, empty_at FROM feeds")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Some(feed) = read_feed(row, 0) {
+            recovered.empty_at.insert(feed, Timestamp::from_millis(row.get(3)?));
+        }
+    }
+    Ok(next_request)
+}
