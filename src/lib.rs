@@ -10,4 +10,5 @@ pub mod error;
 pub mod journal;
 pub mod model;
 pub mod observe;
+pub mod schedule;
 pub mod simulator;
