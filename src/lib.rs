@@ -8,6 +8,7 @@ pub mod config;
 pub mod dedupe;
 pub mod error;
 pub mod journal;
+pub mod kafka;
 pub mod model;
 pub mod observe;
 pub mod schedule;

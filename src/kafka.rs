@@ -1,0 +1,186 @@
+//! Kafka as the bridge uses it, and the formats of what it writes there.
+//!
+//! Two traits are the seam: [`Kafka`] and, of a partition that was claimed, [`Owned`]. `cluster` is
+//! the real one, on librdkafka; the simulated-time tests put a model of topics and transactions in
+//! its place. Everything else in this room is pure: page records, memory, events.
+//!
+//! Errors have one road. Whatever fails after a claim, the owner drops what it holds, waits, and
+//! claims anew: `init_transactions` ends what was open, the memory is read again, and the position
+//! in it says where to go on. The kinds of [`KafkaError`] only decide what is said and how long the
+//! wait is.
+
+use std::fmt;
+use std::future::Future;
+
+mod batch;
+mod cluster;
+mod memory;
+pub mod pages;
+mod partition;
+mod progress;
+pub mod record;
+
+pub use self::batch::Batch;
+pub use self::batch::Record;
+pub use self::cluster::Cluster;
+pub use self::memory::BadMemory;
+pub use self::memory::Memory;
+pub use self::memory::StateRecord;
+pub use self::pages::PageRecord;
+pub use self::partition::partition_of;
+pub use self::progress::Progress;
+pub use self::record::Stamping;
+
+use crate::model::Endpoint;
+
+/// The topics of the bridge, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Topic {
+    /// User events, keyed by user.
+    UserEvents,
+    /// Channel events, keyed by channel.
+    ChannelEvents,
+    /// What is not an event, as received.
+    DeadLetter,
+    /// What may be missing.
+    Gaps,
+    /// Pages, as received.
+    Pages,
+    /// The memory of the publisher; compacted.
+    State,
+}
+
+/// A Kafka cluster.
+pub trait Kafka: Clone + Send + Sync + 'static {
+    /// A partition of the pages topic that this process owns.
+    type Owned: Owned;
+
+    /// Makes sure that the topics exist and fit. Nothing else works before.
+    fn prepare(&self) -> impl Future<Output = Result<(), KafkaError>> + Send;
+
+    /// Hands a page record over, in the order of the calls for a partition. The future ends when
+    /// all in-sync replicas have it, with its offset. Dropping the future takes nothing back.
+    fn append(
+        &self,
+        partition: i32,
+        record: PageRecord,
+    ) -> impl Future<Output = Result<i64, KafkaError>> + Send + 'static;
+
+    /// Whether pages wait in a partition that nobody has published.
+    fn has_backlog(&self, partition: i32) -> impl Future<Output = Result<bool, KafkaError>> + Send;
+
+    /// Makes this process the owner of a partition and ends whatever a former owner had begun.
+    /// Gives the records of the partition's memory, the last of each key.
+    fn claim(
+        &self,
+        partition: i32,
+    ) -> impl Future<Output = Result<(Self::Owned, Vec<StateRecord>), KafkaError>> + Send;
+}
+
+/// A claimed partition.
+pub trait Owned: Send {
+    /// Reads on from this offset; `None` is the beginning.
+    fn read_from(
+        &mut self,
+        position: Option<i64>,
+    ) -> impl Future<Output = Result<(), KafkaError>> + Send;
+
+    /// The next pages with their offsets, at most `limit`; waits until there is one. May be dropped
+    /// while it waits: nothing is lost.
+    fn pages(
+        &mut self,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(i64, PageRecord)>, KafkaError>> + Send;
+
+    /// Writes a batch, all of it or nothing, and notes for lag tools that everything before
+    /// `position` is delivered. Dropped before it ends, the partition is of no more use: what
+    /// became of the batch stands in the memory.
+    fn deliver(
+        &mut self,
+        batch: Batch,
+        position: i64,
+    ) -> impl Future<Output = Result<(), KafkaError>> + Send;
+
+    /// What a topic takes.
+    fn limits(&self, topic: Topic) -> Limits;
+}
+
+/// What a topic takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Which event times may stamp its records.
+    pub stamping: Stamping,
+    /// The largest record, in bytes of key, value and headers.
+    pub largest_record: usize,
+}
+
+/// What a failure means for the one who called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Kafka can't be reached, or not in time. It will pass.
+    Unavailable,
+    /// Somebody else has claimed the partition since.
+    Fenced,
+    /// Kafka refuses: a topic, a right or a setting is not as it has to be. A person is needed.
+    Refused,
+    /// The client is of no more use, or the outcome is unknown. A new one finds out.
+    Broken,
+}
+
+/// A failure of Kafka: what was tried, on what, what it means, and why.
+#[derive(Clone, Debug)]
+pub struct KafkaError {
+    failure: Failure,
+    operation: &'static str,
+    subject: String,
+    reason: String,
+}
+
+// === impl Topic ===
+
+impl Topic {
+    /// Every topic.
+    pub const ALL: [Self; 6] = [
+        Self::UserEvents,
+        Self::ChannelEvents,
+        Self::DeadLetter,
+        Self::Gaps,
+        Self::Pages,
+        Self::State,
+    ];
+
+    /// Where the events of an endpoint go.
+    pub const fn of_events(endpoint: Endpoint) -> Self {
+        match endpoint {
+            Endpoint::User => Self::UserEvents,
+            Endpoint::Channel => Self::ChannelEvents,
+        }
+    }
+}
+
+// === impl KafkaError ===
+
+impl KafkaError {
+    /// A failure of `operation` on `subject`.
+    pub fn new(
+        failure: Failure,
+        operation: &'static str,
+        subject: impl Into<String>,
+        reason: impl fmt::Display,
+    ) -> Self {
+        Self { failure, operation, subject: subject.into(), reason: reason.to_string() }
+    }
+
+    /// What it means.
+    pub fn failure(&self) -> Failure {
+        self.failure
+    }
+}
+
+impl fmt::Display for KafkaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`: {}", self.operation, self.subject, self.reason)
+    }
+}
+
+impl std::error::Error for KafkaError {}

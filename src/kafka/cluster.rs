@@ -1,0 +1,168 @@
+//! The real Kafka, through librdkafka.
+//!
+//! librdkafka's calls that wait (transactions, metadata, polling) block a thread, so each claimed
+//! partition has one of its own ([`owner`]) and is spoken to over a channel. Pages go through one
+//! shared idempotent producer ([`PageWriter`]). What the topics allow is read once ([`topics`]).
+
+mod clients;
+mod memory;
+mod owner;
+mod page_writer;
+mod topics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use self::clients::Clients;
+use self::clients::Listener;
+use self::owner::OwnedPartition;
+use self::page_writer::PageWriter;
+use self::topics::Facts;
+use crate::config;
+use crate::kafka::Failure;
+use crate::kafka::Kafka;
+use crate::kafka::KafkaError;
+use crate::kafka::PageRecord;
+use crate::kafka::StateRecord;
+use crate::kafka::Topic;
+
+/// How long one question to a broker may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A Kafka cluster. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clients: Clients,
+    preparation: Mutex<Preparation>,
+    page_writer: PageWriter,
+    looking: Mutex<()>,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// A cluster that nobody has spoken to yet. `instance` tells the brokers who asks.
+    pub fn new(settings: config::Kafka, instance: &str) -> Self {
+        let clients = Clients::new(settings, instance);
+        let page_writer = PageWriter::new(clients.clone());
+        let shared =
+            Shared { clients, preparation: Mutex::default(), page_writer, looking: Mutex::new(()) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// A cluster whose topics are there, with Kafka's defaults: neither is looked up. For a broker
+    /// that can't be asked, as librdkafka's mock.
+    pub fn prepared(settings: config::Kafka, instance: &str) -> Self {
+        let cluster = Self::new(settings, instance);
+        let mut preparation = cluster.shared.preparation.try_lock().expect("nobody else has it");
+        preparation.facts = Some(Arc::default());
+        drop(preparation);
+        cluster
+    }
+
+    /// The name of a topic.
+    pub fn topic(&self, topic: Topic) -> &str {
+        self.shared.clients.topic(topic)
+    }
+
+    /// One attempt at a time, and its failure is the answer to all who waited for it: each partition
+    /// asks, and an attempt takes as long as brokers that are away are waited for.
+    async fn facts(&self) -> Result<Arc<Facts>, KafkaError> {
+        let asked = Instant::now();
+        let mut preparation = self.shared.preparation.lock().await;
+        if let Some(facts) = &preparation.facts {
+            return Ok(Arc::clone(facts));
+        }
+        if let Some((at, error)) = &preparation.failed
+            && *at >= asked
+        {
+            return Err(error.clone());
+        }
+        match topics::prepare(&self.shared.clients).await {
+            Ok(facts) => Ok(Arc::clone(preparation.facts.insert(Arc::new(facts)))),
+            Err(error) => {
+                preparation.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Kafka for Cluster {
+    type Owned = OwnedPartition;
+
+    async fn prepare(&self) -> Result<(), KafkaError> {
+        self.facts().await.map(drop)
+    }
+
+    fn append(
+        &self,
+        partition: i32,
+        record: PageRecord,
+    ) -> impl Future<Output = Result<i64, KafkaError>> + Send + 'static {
+        self.shared.page_writer.append(partition, record)
+    }
+
+    async fn has_backlog(&self, partition: i32) -> Result<bool, KafkaError> {
+        self.prepare().await?;
+        // One at a time, and none is kept: a client costs a megabyte, this is asked once a minute.
+        let _turn = self.shared.looking.lock().await;
+        let consumer = self.shared.clients.page_reader()?;
+        let topic = self.topic(Topic::Pages).to_owned();
+        blocking(move || look_for_backlog(&consumer, &topic, partition)).await
+    }
+
+    async fn claim(
+        &self,
+        partition: i32,
+    ) -> Result<(OwnedPartition, Vec<StateRecord>), KafkaError> {
+        let facts = self.facts().await?;
+        OwnedPartition::claim(self.shared.clients.clone(), facts, partition).await
+    }
+}
+
+/// What came of looking at the topics.
+#[derive(Debug, Default)]
+struct Preparation {
+    facts: Option<Arc<Facts>>,
+    /// The last failure, and when it came.
+    failed: Option<(Instant, KafkaError)>,
+}
+
+/// Whether a partition ends behind what its group has noted as delivered. Nothing noted and
+/// something there counts as a backlog: the memory will tell.
+fn look_for_backlog(
+    consumer: &BaseConsumer<Listener>,
+    topic: &str,
+    partition: i32,
+) -> Result<bool, KafkaError> {
+    let failed =
+        |error| KafkaError::new(Failure::Unavailable, "look for waiting pages in", topic, error);
+    let (low, high) =
+        consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?;
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(topic, partition);
+    let noted = consumer.committed_offsets(asked, ANSWER_TIMEOUT).map_err(failed)?;
+    let noted = noted.find_partition(topic, partition).map(|found| found.offset());
+    Ok(match noted {
+        Some(Offset::Offset(noted)) => noted.max(low) < high,
+        _ => low < high,
+    })
+}
+
+/// Runs what blocks where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("what blocks does not panic")
+}

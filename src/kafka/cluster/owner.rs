@@ -1,0 +1,437 @@
+//! A claimed partition: one thread that reads its pages and writes its transactions.
+//!
+//! The thread does one thing after the other, as it is told over a channel: read on, wait for pages,
+//! deliver. librdkafka fetches ahead in the background meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::Message as _;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::CommitMode;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::message::Header;
+use rdkafka::message::Headers as _;
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::BaseProducer;
+use rdkafka::producer::BaseRecord;
+use rdkafka::producer::Producer as _;
+use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::ANSWER_TIMEOUT;
+use super::clients::Clients;
+use super::clients::Listener;
+use super::memory;
+use super::topics::Facts;
+use crate::config::Delivery;
+use crate::kafka::Batch;
+use crate::kafka::Failure;
+use crate::kafka::KafkaError;
+use crate::kafka::Limits;
+use crate::kafka::Owned;
+use crate::kafka::PageRecord;
+use crate::kafka::Record;
+use crate::kafka::StateRecord;
+use crate::kafka::Topic;
+
+/// How long a transaction may take before its failure can only be its own time-out.
+const LONG_TRANSACTION: Duration = Duration::from_secs(10);
+
+/// How long the end of a transaction, or of taking a partition over, is waited for.
+const TRANSACTION_WAIT: Duration = Duration::from_secs(30);
+
+/// Between two looks whether all records have arrived. A wait inside librdkafka would spin: it
+/// cuts what remains to whole milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
+
+/// Between two looks whether anybody still waits for pages.
+const STILL_WANTED: Duration = Duration::from_millis(200);
+
+/// The position is noted for lag tools no more often than this.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+
+/// The handle of the thread. When it is dropped, the thread ends.
+#[derive(Debug)]
+pub struct OwnedPartition {
+    commands: mpsc::Sender<Command>,
+    facts: Arc<Facts>,
+}
+
+#[derive(Debug)]
+enum Command {
+    ReadFrom { position: Option<i64>, reply: Reply<()> },
+    Pages { limit: usize, reply: Reply<Vec<(i64, PageRecord)>> },
+    Deliver { batch: Batch, position: i64, reply: Reply<()> },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, KafkaError>>;
+
+/// What the thread works with.
+struct Worker {
+    clients: Clients,
+    partition: i32,
+    listener: Listener,
+    producer: BaseProducer<Listener>,
+    reader: BaseConsumer<Listener>,
+    /// Pages that were read for somebody who did not wait for them.
+    ahead: VecDeque<(i64, PageRecord)>,
+    noted_at: Instant,
+}
+
+// === impl OwnedPartition ===
+
+impl OwnedPartition {
+    /// Starts the thread, takes the partition over and reads its memory.
+    pub(super) async fn claim(
+        clients: Clients,
+        facts: Arc<Facts>,
+        partition: i32,
+    ) -> Result<(Self, Vec<StateRecord>), KafkaError> {
+        let (commands, receiver) = mpsc::channel();
+        let (reply, claimed) = oneshot::channel();
+        let work = move || match Worker::claim(clients, partition) {
+            Ok((worker, records)) => {
+                if reply.send(Ok(records)).is_ok() {
+                    worker.run(receiver);
+                }
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        };
+        thread::Builder::new().name(format!("publish-{partition}")).spawn(work).map_err(
+            |error| {
+                let subject = format!("partition {partition}");
+                KafkaError::new(Failure::Unavailable, "start a thread for", subject, error)
+            },
+        )?;
+        let records = claimed.await.unwrap_or_else(|_| Err(gone()))?;
+        Ok((Self { commands, facts }, records))
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, KafkaError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Owned for OwnedPartition {
+    async fn read_from(&mut self, position: Option<i64>) -> Result<(), KafkaError> {
+        self.ask(|reply| Command::ReadFrom { position, reply }).await
+    }
+
+    async fn pages(&mut self, limit: usize) -> Result<Vec<(i64, PageRecord)>, KafkaError> {
+        self.ask(|reply| Command::Pages { limit, reply }).await
+    }
+
+    async fn deliver(&mut self, batch: Batch, position: i64) -> Result<(), KafkaError> {
+        self.ask(|reply| Command::Deliver { batch, position, reply }).await
+    }
+
+    fn limits(&self, topic: Topic) -> Limits {
+        self.facts.limits(topic)
+    }
+}
+
+fn gone() -> KafkaError {
+    KafkaError::new(Failure::Broken, "ask", "the thread of the partition", "it has ended")
+}
+
+// === impl Worker ===
+
+impl Worker {
+    fn claim(clients: Clients, partition: i32) -> Result<(Self, Vec<StateRecord>), KafkaError> {
+        let listener = Listener::default();
+        let producer = clients.event_producer(partition, listener.clone())?;
+        let reader = clients.page_reader()?;
+        let noted_at = Instant::now();
+        let ahead = VecDeque::new();
+        let worker = Self { clients, partition, listener, producer, reader, ahead, noted_at };
+        if worker.transactional() {
+            // First of all: whatever a former owner has open is ended by this.
+            worker.retried("take over", || worker.producer.init_transactions(ANSWER_TIMEOUT))?;
+        }
+        let records = memory::read(&worker.clients, &worker.reader, partition)?;
+        Ok((worker, records))
+    }
+
+    fn run(mut self, commands: mpsc::Receiver<Command>) {
+        for command in commands {
+            match command {
+                Command::ReadFrom { position, reply } => drop(reply.send(self.read_from(position))),
+                Command::Pages { limit, reply } => self.pages(limit, reply),
+                Command::Deliver { batch, position, reply } => {
+                    let delivered = self.deliver(&batch);
+                    if delivered.is_ok() {
+                        self.note(position);
+                    }
+                    drop(reply.send(delivered));
+                }
+            }
+        }
+    }
+
+    fn read_from(&mut self, position: Option<i64>) -> Result<(), KafkaError> {
+        let topic = self.clients.topic(Topic::Pages);
+        let failed = |error| KafkaError::new(Failure::Broken, "read on in", topic, error);
+        let offset = position.map_or(Offset::Beginning, Offset::Offset);
+        let mut start = TopicPartitionList::new();
+        start.add_partition_offset(topic, self.partition, offset).map_err(failed)?;
+        self.reader.assign(&start).map_err(failed)
+    }
+
+    /// Waits for pages as long as somebody waits for the answer. What was read for nobody stays for
+    /// the next who asks.
+    fn pages(&mut self, limit: usize, reply: Reply<Vec<(i64, PageRecord)>>) {
+        while self.ahead.is_empty() && !reply.is_closed() {
+            if let Err(error) = self.fetch(limit) {
+                drop(reply.send(Err(error)));
+                return;
+            }
+        }
+        let pages: Vec<_> = self.ahead.drain(..self.ahead.len().min(limit)).collect();
+        if let Err(Ok(unwanted)) = reply.send(Ok(pages)) {
+            for page in unwanted.into_iter().rev() {
+                self.ahead.push_front(page);
+            }
+        }
+    }
+
+    fn fetch(&mut self, limit: usize) -> Result<(), KafkaError> {
+        let mut wait = STILL_WANTED;
+        while self.ahead.len() < limit {
+            match self.reader.poll(wait) {
+                Some(Ok(message)) => {
+                    self.ahead.push_back((message.offset(), page_record(&message)))
+                }
+                Some(Err(error)) if is_passing(&error) => {
+                    debug!(%error, partition = self.partition, "reading pages goes on");
+                }
+                Some(Err(error)) => {
+                    let topic = self.clients.topic(Topic::Pages);
+                    return Err(KafkaError::new(Failure::Broken, "read pages from", topic, error));
+                }
+                None => break,
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, batch: &Batch) -> Result<(), KafkaError> {
+        let begun = Instant::now();
+        let delivered = if self.transactional() {
+            self.deliver_at_once(batch)
+        } else {
+            self.deliver_in_order(batch)
+        };
+        let undelivered = self.listener.take_undelivered();
+        delivered.map_err(|error| {
+            // A transaction that outlives its time is fenced by the broker itself.
+            let own_fault =
+                error.failure() == Failure::Fenced && begun.elapsed() > LONG_TRANSACTION;
+            let failure = if own_fault { Failure::Broken } else { error.failure() };
+            let reason = match undelivered {
+                Some(record) => format!("{error}; a record was not delivered: {record}"),
+                None => error.to_string(),
+            };
+            KafkaError::new(
+                failure,
+                "deliver pages of",
+                format!("partition {}", self.partition),
+                reason,
+            )
+        })
+    }
+
+    /// Events, memory and position in one transaction.
+    fn deliver_at_once(&self, batch: &Batch) -> Result<(), KafkaError> {
+        self.producer
+            .begin_transaction()
+            .map_err(|error| self.failed("begin a transaction of", error))?;
+        for record in batch.iter() {
+            self.send(&record)?;
+        }
+        self.wait_until_sent()?;
+        self.retried("commit", || self.producer.commit_transaction(TRANSACTION_WAIT))
+    }
+
+    /// Events first, and the memory when they have arrived: a crash between the two repeats them.
+    fn deliver_in_order(&self, batch: &Batch) -> Result<(), KafkaError> {
+        let is_memory = |record: &Record<'_>| record.topic() == Topic::State;
+        for memory in [false, true] {
+            for record in batch.iter().filter(|record| is_memory(record) == memory) {
+                self.send(&record)?;
+            }
+            self.wait_until_sent()?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, record: &Record<'_>) -> Result<(), KafkaError> {
+        let topic = self.clients.topic(record.topic());
+        loop {
+            let headers = record.headers();
+            let headers = headers.len().checked_sub(1).map(|_| {
+                headers.fold(OwnedHeaders::new_with_capacity(8), |headers, (key, value)| {
+                    headers.insert(Header { key, value: Some(value) })
+                })
+            });
+            let sent = self.producer.send(BaseRecord {
+                topic,
+                partition: record.partition(),
+                payload: record.value(),
+                key: Some(record.key()),
+                timestamp: record.timestamp().map(|stamp| stamp.as_millis()),
+                headers,
+                delivery_opaque: (),
+            });
+            match sent {
+                Ok(()) => return Ok(()),
+                Err((ClientError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    self.producer.poll(Duration::ZERO);
+                    thread::sleep(LOOK_AGAIN);
+                }
+                Err((error, _)) => {
+                    return Err(KafkaError::new(failure_of(&error), "write to", topic, error));
+                }
+            }
+        }
+    }
+
+    /// Waits until every record has arrived or failed: the commit would wait in steps of 100 ms.
+    fn wait_until_sent(&self) -> Result<(), KafkaError> {
+        let deadline = Instant::now() + TRANSACTION_WAIT;
+        loop {
+            self.producer.poll(Duration::ZERO);
+            if self.producer.in_flight_count() == 0 {
+                break;
+            }
+            if Instant::now() > deadline {
+                let subject = format!("partition {}", self.partition);
+                return Err(KafkaError::new(
+                    Failure::Unavailable,
+                    "deliver pages of",
+                    subject,
+                    "no answer",
+                ));
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        match self.listener.take_undelivered() {
+            Some(error) => Err(self.failed("deliver records of", error)),
+            None => Ok(()),
+        }
+    }
+
+    /// A call that may say "the same again".
+    fn retried(
+        &self,
+        operation: &'static str,
+        call: impl Fn() -> Result<(), ClientError>,
+    ) -> Result<(), KafkaError> {
+        let deadline = Instant::now() + TRANSACTION_WAIT;
+        loop {
+            match call() {
+                Ok(()) => return Ok(()),
+                Err(ClientError::Transaction(error))
+                    if error.is_retriable() && Instant::now() < deadline =>
+                {
+                    debug!(%error, operation, partition = self.partition, "trying again");
+                    thread::sleep(LOOK_AGAIN * 20);
+                }
+                Err(error) => return Err(self.failed(operation, error)),
+            }
+        }
+    }
+
+    fn failed(&self, operation: &'static str, error: ClientError) -> KafkaError {
+        let failure = failure_of(&error);
+        let said = self.listener.take_said().map(|said| format!("; {said}")).unwrap_or_default();
+        let subject = format!("partition {}", self.partition);
+        KafkaError::new(failure, operation, subject, format!("{error}{said}"))
+    }
+
+    /// Notes the position for lag tools. What counts is in the memory, so a failure is nobody's
+    /// concern.
+    fn note(&mut self, position: i64) {
+        if self.noted_at.elapsed() < NOTE_EVERY {
+            return;
+        }
+        self.noted_at = Instant::now();
+        let mut offsets = TopicPartitionList::new();
+        let topic = self.clients.topic(Topic::Pages);
+        let noted = offsets
+            .add_partition_offset(topic, self.partition, Offset::Offset(position))
+            .and_then(|()| self.reader.commit(&offsets, CommitMode::Async));
+        if let Err(error) = noted {
+            debug!(%error, partition = self.partition, "the position was not noted");
+        }
+    }
+
+    fn transactional(&self) -> bool {
+        self.clients.settings().delivery == Delivery::ExactlyOnce
+    }
+}
+
+fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
+    let headers = message.headers().map(|headers| {
+        let header = |header: Header<'_, &[u8]>| {
+            (header.key.to_owned(), header.value.unwrap_or_default().to_vec())
+        };
+        headers.iter().map(header).collect()
+    });
+    PageRecord {
+        key: message.key().unwrap_or_default().to_vec(),
+        value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
+        headers: headers.unwrap_or_default(),
+    }
+}
+
+/// Errors that a consumer reports and gets over by itself.
+fn is_passing(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::Resolve
+        )
+    )
+}
+
+fn failure_of(error: &ClientError) -> Failure {
+    match error.rdkafka_error_code() {
+        Some(
+            RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch,
+        ) => Failure::Fenced,
+        Some(
+            RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition,
+        ) => Failure::Refused,
+        Some(
+            RDKafkaErrorCode::OperationTimedOut
+            | RDKafkaErrorCode::BrokerTransportFailure
+            | RDKafkaErrorCode::AllBrokersDown
+            | RDKafkaErrorCode::Resolve,
+        ) => Failure::Unavailable,
+        _ => Failure::Broken,
+    }
+}

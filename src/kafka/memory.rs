@@ -1,0 +1,396 @@
+//! What the publisher of a partition knows, as records of the state topic.
+//!
+//! Written in the transaction of the events that it is about, so that it can neither run ahead of
+//! them nor fall behind; read back by whoever owns the partition next. Three kinds of record, told
+//! apart by their keys:
+//!
+//! | key | value |
+//! |---|---|
+//! | `position` | JSON: where to read on in the pages topic |
+//! | `tickets/{incarnation}` | JSON: which pages of a journal were delivered |
+//! | `window/{app}/{endpoint}/{slot}` | a block of fingerprints: version `u8`, sequence `u64`, newest `i64` (ms), then 16 bytes each; little-endian |
+//!
+//! Every value carries a version; a newer one than this program knows is refused.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::dedupe::Block;
+use crate::dedupe::Fingerprint;
+use crate::dedupe::Window;
+use crate::kafka::Batch;
+use crate::kafka::Topic;
+use crate::model::AppId;
+use crate::model::Endpoint;
+use crate::model::Incarnation;
+use crate::model::PageId;
+use crate::model::Ticket;
+use crate::model::Timestamp;
+
+/// The version that this program writes; it reads this one and all before.
+pub(crate) const VERSION: u8 = 1;
+
+/// Journals whose tickets are remembered. A journal draws a new incarnation each time it is opened;
+/// the ones whose pages were forwarded longest ago are forgotten.
+const INCARNATIONS: usize = 256;
+
+/// A record of the state topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateRecord {
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value; `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+}
+
+/// The memory of one partition of the pages topic.
+#[derive(Debug)]
+pub struct Memory {
+    position: Position,
+    tickets: BTreeMap<Incarnation, Tickets>,
+    forgotten: Vec<Incarnation>,
+    windows: HashMap<(AppId, Endpoint), Window>,
+    regions: HashMap<AppId, usize>,
+}
+
+/// Why a memory can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMemory {
+    /// A newer version of this program wrote it.
+    #[error(
+        "state record `{key}` has version {version}, newer than this program reads ({VERSION}); run at least the version that wrote it"
+    )]
+    Newer {
+        /// Key of the record.
+        key: String,
+        /// Its version.
+        version: u8,
+    },
+    /// A record says nothing that makes sense.
+    #[error("state record `{key}` is unreadable")]
+    Unreadable {
+        /// Key of the record.
+        key: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Position {
+    version: u8,
+    next_offset: i64,
+}
+
+/// The delivered tickets of an incarnation: all up to `settled`, and those of `above`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Tickets {
+    version: u8,
+    settled: u64,
+    above: BTreeSet<u64>,
+    /// Offset in the pages topic of the last record that named it.
+    last_offset: i64,
+    #[serde(skip)]
+    changed: bool,
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// The memory that these records hold; of records with the same key the last counts.
+    ///
+    /// `regions` tells for each app in how many regions it is drained: a window is larger for more.
+    pub fn restore(
+        regions: HashMap<AppId, usize>,
+        records: impl IntoIterator<Item = StateRecord>,
+    ) -> Result<Self, BadMemory> {
+        let mut latest = BTreeMap::new();
+        for record in records {
+            match record.value {
+                Some(value) => latest.insert(record.key, value),
+                None => latest.remove(&record.key),
+            };
+        }
+        let mut memory = Self {
+            position: Position::default(),
+            tickets: BTreeMap::new(),
+            forgotten: Vec::new(),
+            windows: HashMap::new(),
+            regions,
+        };
+        let mut blocks: HashMap<(AppId, Endpoint), Vec<Block>> = HashMap::new();
+        for (key, value) in latest {
+            let key = String::from_utf8_lossy(&key).into_owned();
+            match Kind::of(&key) {
+                Some(Kind::Position) => memory.position = read_json(&key, &value)?,
+                Some(Kind::Tickets(incarnation)) => {
+                    memory.tickets.insert(incarnation, read_json(&key, &value)?);
+                }
+                Some(Kind::Window(app, endpoint, slot)) => {
+                    blocks
+                        .entry((app, endpoint))
+                        .or_default()
+                        .push(read_block(&key, slot, &value)?);
+                }
+                None => return Err(BadMemory::Unreadable { key }),
+            }
+        }
+        for ((app, endpoint), blocks) in blocks {
+            let window = Window::restore(memory.regions_of(&app), blocks);
+            memory.windows.insert((app, endpoint), window);
+        }
+        Ok(memory)
+    }
+
+    /// The first offset of the pages topic that was not delivered; `None` where none was.
+    pub fn position(&self) -> Option<i64> {
+        (self.position.version > 0).then_some(self.position.next_offset)
+    }
+
+    /// Notes that the record at `offset` of the pages topic is dealt with.
+    pub fn advance(&mut self, offset: i64) {
+        self.position = Position { version: VERSION, next_offset: offset + 1 };
+    }
+
+    /// Takes a page in. False where it was delivered before: its journal forwarded it again.
+    pub fn admit(&mut self, page: PageId, settled: Ticket, offset: i64) -> bool {
+        let tickets = self.tickets.entry(page.incarnation).or_default();
+        let ticket = page.ticket.0;
+        let new = ticket > tickets.settled && !tickets.above.contains(&ticket);
+        tickets.settled = tickets.settled.max(settled.0);
+        if ticket > tickets.settled {
+            tickets.above.insert(ticket);
+        }
+        tickets.above = tickets.above.split_off(&(tickets.settled + 1));
+        tickets.version = VERSION;
+        tickets.last_offset = offset;
+        tickets.changed = true;
+        self.forget_oldest_incarnation();
+        new
+    }
+
+    /// The window of an app's endpoint.
+    pub fn window(&mut self, app: &AppId, endpoint: Endpoint) -> &mut Window {
+        let regions = self.regions_of(app);
+        self.windows.entry((app.clone(), endpoint)).or_insert_with(|| Window::new(regions))
+    }
+
+    /// Events that windows had to forget too early, since this was last asked.
+    pub fn take_dropped_too_early(&mut self) -> u64 {
+        self.windows.values_mut().map(Window::take_dropped_too_early).sum()
+    }
+
+    /// Writes what changed since this was last called.
+    pub fn write_changes(&mut self, partition: i32, batch: &mut Batch) {
+        let put = |batch: &mut Batch, key: &str, write: &dyn Fn(&mut Vec<u8>)| {
+            batch.begin(Topic::State).partition(partition).key(key.as_bytes()).value(write);
+        };
+        for ((app, endpoint), window) in &mut self.windows {
+            for block in window.take_changes() {
+                put(batch, &format!("window/{app}/{endpoint}/{}", block.slot), &|bytes| {
+                    write_block(bytes, block);
+                });
+            }
+        }
+        for (incarnation, tickets) in self.tickets.iter_mut().filter(|(_, it)| it.changed) {
+            tickets.changed = false;
+            put(batch, &format!("tickets/{incarnation}"), &|bytes| write_json(bytes, tickets));
+        }
+        for incarnation in self.forgotten.drain(..) {
+            let key = format!("tickets/{incarnation}");
+            batch.begin(Topic::State).partition(partition).key(key.as_bytes());
+        }
+        put(batch, "position", &|bytes| write_json(bytes, &self.position));
+    }
+
+    fn regions_of(&self, app: &AppId) -> usize {
+        self.regions.get(app).copied().unwrap_or(1)
+    }
+
+    fn forget_oldest_incarnation(&mut self) {
+        if self.tickets.len() <= INCARNATIONS {
+            return;
+        }
+        let oldest = self.tickets.iter().min_by_key(|(_, tickets)| tickets.last_offset);
+        if let Some((&incarnation, _)) = oldest {
+            self.tickets.remove(&incarnation);
+            self.forgotten.push(incarnation);
+        }
+    }
+}
+
+enum Kind {
+    Position,
+    Tickets(Incarnation),
+    Window(AppId, Endpoint, u32),
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn of(key: &str) -> Option<Self> {
+        if key == "position" {
+            return Some(Self::Position);
+        }
+        if let Some(incarnation) = key.strip_prefix("tickets/") {
+            return incarnation.parse().ok().map(Self::Tickets);
+        }
+        // From the right: an App ID may hold anything.
+        let (rest, slot) = key.strip_prefix("window/")?.rsplit_once('/')?;
+        let (app, endpoint) = rest.rsplit_once('/')?;
+        Some(Self::Window(AppId::new(app), endpoint.parse().ok()?, slot.parse().ok()?))
+    }
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, BadMemory> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u8,
+    }
+    let unreadable = |_| BadMemory::Unreadable { key: key.to_owned() };
+    let Versioned { version } = serde_json::from_slice(value).map_err(unreadable)?;
+    refuse_newer(key, version)?;
+    serde_json::from_slice(value).map_err(unreadable)
+}
+
+fn refuse_newer(key: &str, version: u8) -> Result<(), BadMemory> {
+    if version > VERSION {
+        return Err(BadMemory::Newer { key: key.to_owned(), version });
+    }
+    Ok(())
+}
+
+fn write_json(bytes: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(bytes, value).expect("numbers are always JSON");
+}
+
+fn write_block(bytes: &mut Vec<u8>, block: &Block) {
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&block.sequence.to_le_bytes());
+    bytes.extend_from_slice(&block.newest.as_millis().to_le_bytes());
+    bytes.extend(block.events.iter().flat_map(|event| event.to_bytes()));
+}
+
+fn read_block(key: &str, slot: u32, value: &[u8]) -> Result<Block, BadMemory> {
+    let unreadable = || BadMemory::Unreadable { key: key.to_owned() };
+    let (&version, rest) = value.split_first().ok_or_else(unreadable)?;
+    refuse_newer(key, version)?;
+    let (sequence, rest) = rest.split_first_chunk().ok_or_else(unreadable)?;
+    let (newest, rest) = rest.split_first_chunk().ok_or_else(unreadable)?;
+    let (events, odd) = rest.as_chunks();
+    if !odd.is_empty() {
+        return Err(unreadable());
+    }
+    Ok(Block::restored(
+        slot,
+        u64::from_le_bytes(*sequence),
+        Timestamp::from_millis(i64::from_le_bytes(*newest)),
+        events.iter().copied().map(Fingerprint::from_bytes).collect(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(incarnation: u128, ticket: u64) -> PageId {
+        PageId { incarnation: Incarnation::from_u128(incarnation), ticket: Ticket(ticket) }
+    }
+
+    fn event(n: u128) -> Fingerprint {
+        Fingerprint::from_bytes(
+            n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes(),
+        )
+    }
+
+    fn fresh() -> Memory {
+        Memory::restore(HashMap::new(), []).unwrap()
+    }
+
+    fn written(memory: &mut Memory) -> Vec<StateRecord> {
+        let mut batch = Batch::default();
+        memory.write_changes(0, &mut batch);
+        batch
+            .iter()
+            .map(|record| StateRecord {
+                key: record.key().to_vec(),
+                value: record.value().map(<[u8]>::to_vec),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_page_is_admitted_once() {
+        let mut memory = fresh();
+        assert!(memory.admit(page(1, 3), Ticket(1), 0));
+        assert!(!memory.admit(page(1, 3), Ticket(1), 1));
+        assert!(memory.admit(page(1, 2), Ticket(1), 2), "overtaken, not delivered");
+        assert!(memory.admit(page(1, 4), Ticket(3), 3));
+        assert!(!memory.admit(page(1, 2), Ticket(1), 4), "settled");
+        assert!(memory.admit(page(2, 3), Ticket(0), 5), "another journal");
+    }
+
+    #[test]
+    fn what_was_written_is_known_to_the_next_owner() {
+        let app = AppId::new("a/1");
+        let mut memory = fresh();
+        assert_eq!(memory.position(), None);
+        assert!(memory.admit(page(1, 3), Ticket(1), 40));
+        memory.advance(40);
+        for n in 0..1_000 {
+            memory.window(&app, Endpoint::Channel).insert(event(n), Timestamp::from_millis(9));
+        }
+        let mut records = written(&mut memory);
+        assert!(memory.admit(page(1, 5), Ticket(4), 41));
+        memory.advance(41);
+        let later = written(&mut memory);
+        assert_eq!(later.len(), 2, "unchanged blocks are not written again");
+        records.extend(later);
+
+        let mut next = Memory::restore(HashMap::new(), records).unwrap();
+        assert_eq!(next.position(), Some(42));
+        assert!(!next.admit(page(1, 3), Ticket(4), 42));
+        assert!(!next.admit(page(1, 5), Ticket(4), 43));
+        assert!(next.admit(page(1, 6), Ticket(4), 44));
+        let window = next.window(&app, Endpoint::Channel);
+        assert!((0..1_000).all(|n| window.contains(event(n))));
+        assert_eq!(window.len(), 1_000);
+    }
+
+    #[test]
+    fn journals_beyond_a_bound_are_forgotten_oldest_first() {
+        let mut memory = fresh();
+        let mut records = Vec::new();
+        for n in 0..=INCARNATIONS {
+            let offset = i64::try_from(n).unwrap();
+            memory.admit(page(n as u128 + 1, 1), Ticket(0), offset);
+            records.extend(written(&mut memory));
+        }
+        let next = Memory::restore(HashMap::new(), records).unwrap();
+        assert_eq!(next.tickets.len(), INCARNATIONS);
+        assert!(!next.tickets.contains_key(&Incarnation::from_u128(1)));
+    }
+
+    #[test]
+    fn what_it_can_not_read_is_refused_by_name() {
+        let record = |key: &str, value: &[u8]| StateRecord {
+            key: key.as_bytes().to_vec(),
+            value: Some(value.to_vec()),
+        };
+        let newer = |key: &str| BadMemory::Newer { key: key.to_owned(), version: 2 };
+        let unreadable = |key: &str| BadMemory::Unreadable { key: key.to_owned() };
+        let block = "window/a/user_events/0";
+        for (record, expected) in [
+            (record("position", br#"{"version":2}"#), newer("position")),
+            (record("position", b"{"), unreadable("position")),
+            (record(block, &[2]), newer(block)),
+            (record(block, &[1, 0]), unreadable(block)),
+            (record(block, &[1; 18]), unreadable(block)),
+            (record("else", b""), unreadable("else")),
+        ] {
+            assert_eq!(Memory::restore(HashMap::new(), [record]).unwrap_err(), expected);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Page records: what the forwarder writes into the pages topic and the publisher reads.
+//!
+//! Key = App ID, value = the body as received, headers = everything else. Who polled a page and who
+//! publishes it need not be the same process, nor the same version: the record carries its own, and
+//! a newer one than this program knows is refused rather than misread.
+
+use bytes::Bytes;
+
+use crate::model::AppId;
+use crate::model::Content;
+use crate::model::Entry;
+use crate::model::Feed;
+use crate::model::Gap;
+use crate::model::Page;
+use crate::model::PageId;
+use crate::model::Region;
+use crate::model::Ticket;
+use crate::model::Timestamp;
+
+/// The version that this program writes; it reads this one and all before.
+pub const VERSION: u32 = 1;
+
+/// A record of the pages topic, as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageRecord {
+    /// The App ID.
+    pub key: Vec<u8>,
+    /// The body; empty for a gap.
+    pub value: Bytes,
+    /// Everything else.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// What a record of the pages topic says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The page or gap.
+    pub entry: Entry,
+    /// Every ticket up to this one, of the same incarnation and partition, has its end, and what
+    /// it left behind stands before this record.
+    pub settled: Ticket,
+}
+
+/// Why a record of the pages topic can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPageRecord {
+    /// A newer version of this program wrote it.
+    #[error(
+        "version {0} is newer than this program reads ({VERSION}); run at least the version that wrote it"
+    )]
+    Newer(u32),
+    /// A header is missing or says nothing that makes sense.
+    #[error("header `{0}` is missing or unreadable")]
+    Header(&'static str),
+}
+
+/// Writes a record.
+pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
+    let mut headers = Headers(Vec::with_capacity(14));
+    headers.put("version", VERSION);
+    headers.put("page", entry.id);
+    headers.put("settled", settled);
+    let feed = entry.content.feed();
+    headers.put("region", &feed.region);
+    headers.put("endpoint", feed.endpoint);
+    let value = match &entry.content {
+        Content::Page(page) => {
+            headers.put_some("since", page.since.map(Timestamp::as_millis));
+            headers.put("asked_at", page.asked_at.as_millis());
+            headers.put("answered_at", page.answered_at.as_millis());
+            headers.put("status", page.status);
+            headers.put("body", page.wholeness.name());
+            headers.put_some("request_id", page.request_id.as_ref());
+            headers.put_some("resource_id", page.resource_id.as_ref());
+            page.body.clone()
+        }
+        Content::Gap(gap) => {
+            headers.put("gap", gap.cause);
+            headers.put_some("from", gap.from.map(Timestamp::as_millis));
+            headers.put("to", gap.to.as_millis());
+            headers.put("at_least", gap.at_least);
+            headers.put_some("at_most", gap.at_most);
+            Bytes::new()
+        }
+    };
+    PageRecord { key: feed.app.as_str().as_bytes().to_vec(), value, headers: headers.0 }
+}
+
+/// Reads a record.
+pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
+    let headers = &record.headers;
+    let version = required(headers, "version")?;
+    if version > VERSION {
+        return Err(BadPageRecord::Newer(version));
+    }
+    let app = std::str::from_utf8(&record.key).map_err(|_| BadPageRecord::Header("key"))?;
+    let region: String = required(headers, "region")?;
+    let feed = Feed {
+        app: AppId::new(app),
+        region: Region::new(region),
+        endpoint: required(headers, "endpoint")?,
+    };
+    let moment = |name| required(headers, name).map(Timestamp::from_millis);
+    let content = match optional(headers, "gap")? {
+        Some(cause) => Content::Gap(Gap {
+            feed,
+            cause,
+            from: optional(headers, "from")?.map(Timestamp::from_millis),
+            to: moment("to")?,
+            at_least: required(headers, "at_least")?,
+            at_most: optional(headers, "at_most")?,
+        }),
+        None => Content::Page(Page {
+            feed,
+            since: optional(headers, "since")?.map(Timestamp::from_millis),
+            asked_at: moment("asked_at")?,
+            answered_at: moment("answered_at")?,
+            status: required(headers, "status")?,
+            wholeness: required(headers, "body")?,
+            request_id: optional(headers, "request_id")?,
+            resource_id: optional(headers, "resource_id")?,
+            body: record.value.clone(),
+        }),
+    };
+    let id: PageId = required(headers, "page")?;
+    Ok(Forwarded { entry: Entry { id, content }, settled: Ticket(required(headers, "settled")?) })
+}
+
+fn required<T: std::str::FromStr>(
+    headers: &[(String, Vec<u8>)],
+    name: &'static str,
+) -> Result<T, BadPageRecord> {
+    optional(headers, name)?.ok_or(BadPageRecord::Header(name))
+}
+
+fn optional<T: std::str::FromStr>(
+    headers: &[(String, Vec<u8>)],
+    name: &'static str,
+) -> Result<Option<T>, BadPageRecord> {
+    let Some((_, value)) = headers.iter().find(|(found, _)| found == name) else {
+        return Ok(None);
+    };
+    std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or(BadPageRecord::Header(name))
+}
+
+struct Headers(Vec<(String, Vec<u8>)>);
+
+// === impl Headers ===
+
+impl Headers {
+    fn put(&mut self, name: &str, value: impl ToString) {
+        self.0.push((name.to_owned(), value.to_string().into_bytes()));
+    }
+
+    fn put_some(&mut self, name: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.put(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Endpoint;
+    use crate::model::GapCause;
+    use crate::model::Incarnation;
+    use crate::model::Wholeness;
+
+    fn feed() -> Feed {
+        Feed { app: AppId::new("a1"), region: Region::new("eu"), endpoint: Endpoint::Channel }
+    }
+
+    fn page() -> Content {
+        Content::Page(Page {
+            feed: feed(),
+            since: Some(Timestamp::from_millis(4)),
+            asked_at: Timestamp::from_millis(5),
+            answered_at: Timestamp::from_millis(6),
+            status: 200,
+            wholeness: Wholeness::Cut,
+            request_id: Some("r".to_owned()),
+            resource_id: None,
+            body: Bytes::from_static(b"{\"events\":["),
+        })
+    }
+
+    fn entry(content: Content) -> Entry {
+        let incarnation = Incarnation::from_u128(0xfe);
+        Entry { id: PageId { incarnation, ticket: Ticket(12) }, content }
+    }
+
+    #[test]
+    fn a_record_reads_as_it_was_written() {
+        let gap = Content::Gap(Gap {
+            feed: feed(),
+            cause: GapCause::ProcessKilled,
+            from: Some(Timestamp::from_millis(-3)),
+            to: Timestamp::from_millis(9),
+            at_least: 0,
+            at_most: None,
+        });
+        for content in [page(), gap] {
+            let entry = entry(content);
+            let record = encode(&entry, Ticket(11));
+            assert_eq!(record.key, b"a1");
+            assert_eq!(decode(&record), Ok(Forwarded { entry, settled: Ticket(11) }));
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_names_its_header() {
+        let record = encode(&entry(page()), Ticket(11));
+        for name in ["version", "page", "settled", "region", "endpoint", "status", "body"] {
+            let name: &'static str = name;
+            let mut without = record.clone();
+            without.headers.retain(|(found, _)| found != name);
+            assert_eq!(decode(&without), Err(BadPageRecord::Header(name)));
+            let mut damaged = record.clone();
+            for (found, value) in &mut damaged.headers {
+                if found == name {
+                    *value = vec![0xff];
+                }
+            }
+            if name != "region" {
+                assert_eq!(decode(&damaged), Err(BadPageRecord::Header(name)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_record_is_refused() {
+        let mut record = encode(&entry(page()), Ticket(11));
+        record.headers[0].1 = b"2".to_vec();
+        assert_eq!(decode(&record), Err(BadPageRecord::Newer(2)));
+    }
+}
