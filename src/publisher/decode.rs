@@ -1,0 +1,350 @@
+//! From a page record to the records of a transaction. No I/O: what it needs to know it is told,
+//! what it finds out goes into a [`Draft`].
+
+use std::collections::BTreeMap;
+
+use crate::agora::Ending;
+use crate::agora::event;
+use crate::agora::split;
+use crate::dedupe::Fingerprint;
+use crate::kafka::Batch;
+use crate::kafka::Limits;
+use crate::kafka::Memory;
+use crate::kafka::PageRecord;
+use crate::kafka::Topic;
+use crate::kafka::pages;
+use crate::kafka::pages::BadPageRecord;
+use crate::kafka::record;
+use crate::kafka::record::Source;
+use crate::model::AppId;
+use crate::model::CLOCK_MARGIN;
+use crate::model::Content;
+use crate::model::Endpoint;
+use crate::model::Gap;
+use crate::model::GapCause;
+use crate::model::Incarnation;
+use crate::model::PAGE_LIMIT;
+use crate::model::Page;
+use crate::model::PageId;
+use crate::model::Timestamp;
+use crate::model::Wholeness;
+
+/// A transaction in the making: its records, and what to count when it is delivered.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) batch: Batch,
+    pub(super) counts: BTreeMap<(AppId, Endpoint), Counts>,
+    pub(super) gaps: Vec<Gap>,
+    pub(super) pages: u64,
+    pub(super) pages_again: u64,
+}
+
+/// What became of the elements of one app's endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) received: u64,
+    pub(super) delivered: u64,
+    pub(super) repeats: u64,
+    pub(super) repeats_in_page: u64,
+    pub(super) dead_letters: u64,
+    pub(super) set_aside: u64,
+}
+
+/// What decoding has to know.
+pub(super) struct Context<'a> {
+    /// What each topic takes.
+    pub(super) limits: &'a dyn Fn(Topic) -> Limits,
+    /// The wall clock.
+    pub(super) now: Timestamp,
+    /// Our own journal: the poller has entered its pages as received, all others are entered here.
+    pub(super) incarnation: Incarnation,
+}
+
+/// Takes one record of the pages topic in.
+pub(super) fn take_in(
+    draft: &mut Draft,
+    memory: &mut Memory,
+    context: &Context<'_>,
+    (offset, record): &(i64, PageRecord),
+) -> Result<(), BadPageRecord> {
+    let forwarded = pages::decode(record)?;
+    let id = forwarded.entry.id;
+    let new = memory.admit(id, forwarded.settled, *offset);
+    memory.advance(*offset);
+    if !new {
+        draft.pages_again += 1;
+        return Ok(());
+    }
+    draft.pages += 1;
+    match forwarded.entry.content {
+        Content::Gap(gap) => draft.gap(id, gap),
+        Content::Page(page) => {
+            PageReader { draft, memory, context, id, page: &page }.read();
+        }
+    }
+    Ok(())
+}
+
+struct PageReader<'a> {
+    draft: &'a mut Draft,
+    memory: &'a mut Memory,
+    context: &'a Context<'a>,
+    id: PageId,
+    page: &'a Page,
+}
+
+// === impl Draft ===
+
+impl Draft {
+    fn gap(&mut self, id: PageId, gap: Gap) {
+        record::write_gap(&mut self.batch, id, &gap);
+        self.gaps.push(gap);
+    }
+}
+
+// === impl PageReader ===
+
+impl PageReader<'_> {
+    fn read(mut self) {
+        let page = self.page;
+        let feed = &page.feed;
+        let source = Source::new(&feed.app, feed.endpoint, self.id);
+        let split = split(&page.body);
+        let mut counts = Counts { received: split.elements.len() as u64, ..Counts::default() };
+        let mut taken = Vec::with_capacity(split.elements.len());
+        for (index, element) in split.elements.iter().enumerate() {
+            self.take_element(&source, index, element, &mut taken, &mut counts);
+        }
+        if let Some((reason, raw)) = split.leftover(page.wholeness) {
+            counts.received += 1;
+            counts.dead_letters += 1;
+            self.dead_letter(&source, None, reason, raw);
+        }
+        if let Some(gap) = torn(page, split.elements.len() as u64, &split.ending) {
+            self.draft.gap(self.id, gap);
+        }
+        if self.id.incarnation == self.context.incarnation {
+            counts.received = 0;
+        }
+        let total = self.draft.counts.entry((feed.app.clone(), feed.endpoint)).or_default();
+        total.add(counts);
+    }
+
+    fn take_element(
+        &mut self,
+        source: &Source,
+        index: usize,
+        element: &[u8],
+        taken: &mut Vec<Fingerprint>,
+        counts: &mut Counts,
+    ) {
+        let feed = &self.page.feed;
+        let event = match event::read(feed.endpoint, element) {
+            Ok(event) => event,
+            Err(reason) => {
+                counts.dead_letters += 1;
+                self.dead_letter(source, Some(index), &reason.to_string(), element);
+                return;
+            }
+        };
+        let id = Fingerprint::of(&feed.app, feed.endpoint, &event);
+        let window = self.memory.window(&feed.app, feed.endpoint);
+        if !window.insert(id, self.page.answered_at) {
+            if taken.contains(&id) {
+                counts.repeats_in_page += 1;
+            } else {
+                counts.repeats += 1;
+            }
+            return;
+        }
+        taken.push(id);
+        let limits = (self.context.limits)(Topic::of_events(feed.endpoint));
+        let timestamp = limits.stamping.stamp(event.time, self.context.now);
+        let batch = &mut self.draft.batch;
+        record::write_event(batch, source, &event, id, timestamp);
+        if batch.last().is_some_and(|record| record.size() > limits.largest_record) {
+            batch.remove_last();
+            counts.set_aside += 1;
+            let reason = "an event larger than its topic's max.message.bytes";
+            self.dead_letter(source, Some(index), reason, element);
+        } else {
+            counts.delivered += 1;
+        }
+    }
+
+    fn dead_letter(&mut self, source: &Source, index: Option<usize>, reason: &str, raw: &[u8]) {
+        let largest = (self.context.limits)(Topic::DeadLetter).largest_record;
+        record::write_dead_letter(&mut self.draft.batch, source, index, reason, raw, largest);
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.received += other.received;
+        self.delivered += other.delivered;
+        self.repeats += other.repeats;
+        self.repeats_in_page += other.repeats_in_page;
+        self.dead_letters += other.dead_letters;
+        self.set_aside += other.set_aside;
+    }
+}
+
+/// The gap of a body that ends too early.
+fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
+    let at_least = match ending {
+        Ending::TornInEvents(raw) => u64::from(!raw.is_empty()),
+        // The array of events was closed; what broke off stood behind it.
+        Ending::Torn if complete > 0 => return None,
+        Ending::Torn => 0,
+        // An empty body that looks whole: its framing can't tell that it was cut.
+        Ending::NotAnObject(body) if page.wholeness == Wholeness::Cut || body.is_empty() => 0,
+        Ending::Closed | Ending::NotAnArray(_) | Ending::NotAnObject(_) => return None,
+    };
+    Some(Gap {
+        feed: page.feed.clone(),
+        cause: GapCause::BodyCut,
+        from: page.since,
+        to: page.answered_at.after(CLOCK_MARGIN),
+        at_least,
+        at_most: Some(PAGE_LIMIT.saturating_sub(complete).max(at_least)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::kafka::Stamping;
+    use crate::model::Entry;
+    use crate::model::Feed;
+    use crate::model::Region;
+    use crate::model::Ticket;
+
+    const LOGIN: &str = r#"{"user_id":"u","type":"Login","ms":1578027420761}"#;
+    const LOGOUT: &str = r#"{"user_id":"u","type":"Logout","ms":1578027420762}"#;
+
+    fn limits(_: Topic) -> Limits {
+        let stamping = Stamping { oldest: Duration::from_secs(3_600) };
+        Limits { stamping, largest_record: 2_000 }
+    }
+
+    fn page(ticket: u64, wholeness: Wholeness, body: &str) -> PageRecord {
+        let feed =
+            Feed { app: AppId::new("a"), region: Region::new("default"), endpoint: Endpoint::User };
+        let page = Page {
+            feed,
+            since: Some(Timestamp::from_millis(1)),
+            asked_at: Timestamp::from_millis(2),
+            answered_at: Timestamp::from_millis(3),
+            status: 200,
+            wholeness,
+            request_id: None,
+            resource_id: None,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        };
+        let id = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(ticket) };
+        pages::encode(&Entry { id, content: Content::Page(page) }, Ticket(ticket - 1))
+    }
+
+    fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
+        let mut draft = Draft::default();
+        let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let context = Context {
+            limits: &limits,
+            now: Timestamp::default(),
+            incarnation: Incarnation::from_u128(0),
+        };
+        for stored in (0..).zip(pages) {
+            take_in(&mut draft, &mut memory, &context, &stored).unwrap();
+        }
+        let counts = draft.counts.values().next().copied().unwrap_or_default();
+        (draft, counts)
+    }
+
+    fn dead_letters(draft: &Draft) -> Vec<String> {
+        let records = draft.batch.iter().filter(|record| record.topic() == Topic::DeadLetter);
+        records.map(|record| String::from_utf8(record.value().unwrap().to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn repeats_are_told_apart_by_where_they_stand() {
+        let (draft, counts) = read([
+            page(1, Wholeness::Whole, &format!(r#"{{"events":[{LOGIN},{LOGIN}]}}"#)),
+            page(2, Wholeness::Whole, &format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#)),
+            page(2, Wholeness::Whole, &format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#)),
+        ]);
+        assert_eq!(
+            counts,
+            Counts {
+                received: 4,
+                delivered: 2,
+                repeats: 1,
+                repeats_in_page: 1,
+                ..Counts::default()
+            }
+        );
+        assert_eq!(draft.pages_again, 1);
+        assert_eq!(draft.batch.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_event_is_a_dead_letter_and_its_neighbours_are_delivered() {
+        let body = format!(r#"{{"events":[7,{LOGIN},{{"user_id":1}}]}}"#);
+        let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
+        assert_eq!(
+            counts,
+            Counts { received: 3, delivered: 1, dead_letters: 2, ..Counts::default() }
+        );
+        assert_eq!(dead_letters(&draft), ["7", r#"{"user_id":1}"#]);
+        assert!(draft.gaps.is_empty());
+    }
+
+    #[test]
+    fn a_cut_body_delivers_what_is_complete_and_the_rest_is_a_gap() {
+        let (draft, counts) = read([page(
+            1,
+            Wholeness::Cut,
+            &format!(r#"{{"events":[{LOGIN},{}"#, LOGOUT.strip_suffix('}').unwrap()),
+        )]);
+        assert_eq!(counts, Counts { received: 1, delivered: 1, ..Counts::default() });
+        assert!(dead_letters(&draft).is_empty());
+        let [gap] = &draft.gaps[..] else { panic!("one gap") };
+        assert_eq!(gap.cause, GapCause::BodyCut);
+        assert_eq!((gap.at_least, gap.at_most), (1, Some(999)));
+        assert_eq!(gap.from, Some(Timestamp::from_millis(1)));
+    }
+
+    #[test]
+    fn bodies_without_events_have_their_own_ends() {
+        for (wholeness, body, letters, gaps) in [
+            (Wholeness::Whole, "<html>sorry</html>", 1, 0),
+            (Wholeness::Whole, r#"{"events":{"a":1}}"#, 1, 0),
+            (Wholeness::Whole, r#"{"result":"failed"}"#, 0, 0),
+            (Wholeness::Whole, "", 0, 1),
+            (Wholeness::Cut, "", 0, 1),
+            (Wholeness::Cut, r#"{"resul"#, 0, 1),
+            (Wholeness::Whole, r#"{"events":[{"a":1"#, 1, 1),
+        ] {
+            let (draft, _) = read([page(1, wholeness, body)]);
+            assert_eq!(dead_letters(&draft).len(), letters, "{body}");
+            assert_eq!(draft.gaps.len(), gaps, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_event_that_no_record_can_hold_is_set_aside() {
+        let large = "x".repeat(5_000);
+        let body = format!(
+            r#"{{"events":[{LOGIN},{{"user_id":"u","type":"T","ms":1,"note":"{large}"}}]}}"#
+        );
+        let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
+        assert_eq!(counts, Counts { received: 2, delivered: 1, set_aside: 1, ..Counts::default() });
+        assert!(dead_letters(&draft)[0].len() < 2_000);
+    }
+}

@@ -1,0 +1,105 @@
+//! What the publisher counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::exponential_buckets;
+use prometheus_client::registry::Registry;
+use prometheus_client::registry::Unit;
+
+use crate::model::Gap;
+
+/// Counters of all partitions together. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct PublisherMetrics {
+    /// Partitions claimed.
+    pub claims: Counter,
+    /// Partitions let go because of a failure.
+    pub failures: Counter,
+    /// Transactions that committed.
+    pub transactions: Counter,
+    /// From the first record of a transaction to the end of its commit.
+    pub transaction_duration: Histogram,
+    /// Pages and gaps whose transaction committed.
+    pub pages_delivered: Counter,
+    /// Pages that their journal had forwarded before.
+    pub pages_again: Counter,
+    /// Gaps delivered, by cause.
+    pub gaps: Family<GapLabels, Counter>,
+    /// Events that a window had to forget while an answer that could repeat them was possible.
+    pub forgotten_early: Counter,
+}
+
+/// Labels of [`PublisherMetrics::gaps`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GapLabels {
+    /// App ID.
+    pub app_id: String,
+    /// Endpoint.
+    pub endpoint: &'static str,
+    /// Cause.
+    pub cause: &'static str,
+}
+
+// === impl PublisherMetrics ===
+
+impl PublisherMetrics {
+    /// Counts a gap.
+    pub fn gap(&self, gap: &Gap) {
+        let labels = GapLabels {
+            app_id: gap.feed.app.to_string(),
+            endpoint: gap.feed.endpoint.name(),
+            cause: gap.cause.name(),
+        };
+        self.gaps.get_or_create(&labels).inc();
+    }
+
+    /// Registers all of them.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("claims", "Partitions claimed", self.claims.clone());
+        registry.register(
+            "publish_failures",
+            "Partitions let go after a failure and claimed again",
+            self.failures.clone(),
+        );
+        registry.register("transactions", "Transactions that committed", self.transactions.clone());
+        registry.register_with_unit(
+            "transaction_duration",
+            "From the first record of a transaction to the end of its commit",
+            Unit::Seconds,
+            self.transaction_duration.clone(),
+        );
+        registry.register(
+            "pages_delivered",
+            "Pages and gaps whose transaction committed",
+            self.pages_delivered.clone(),
+        );
+        registry.register(
+            "pages_forwarded_again",
+            "Pages that their journal had forwarded before, dropped",
+            self.pages_again.clone(),
+        );
+        registry.register("gaps", "Gaps published", self.gaps.clone());
+        registry.register(
+            "events_forgotten_early",
+            "Events that a window forgot while an answer could still repeat them",
+            self.forgotten_early.clone(),
+        );
+    }
+}
+
+impl Default for PublisherMetrics {
+    fn default() -> Self {
+        Self {
+            claims: Counter::default(),
+            failures: Counter::default(),
+            transactions: Counter::default(),
+            transaction_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            pages_delivered: Counter::default(),
+            pages_again: Counter::default(),
+            gaps: Family::default(),
+            forgotten_early: Counter::default(),
+        }
+    }
+}
