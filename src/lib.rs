@@ -4,7 +4,9 @@
 //! rooms.
 
 pub mod agora;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dedupe;
 pub mod error;
 pub mod forwarder;

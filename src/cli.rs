@@ -1,0 +1,125 @@
+//! The command line: arguments, one file a command, exit codes.
+//!
+//! Results go to stdout, logs and progress to stderr.
+
+mod demo;
+mod health;
+mod run;
+mod simulate;
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::Parser;
+use clap::Subcommand;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::Chain;
+
+/// The configuration is wrong (`EX_CONFIG` of sysexits.h).
+const WRONG_CONFIGURATION: u8 = 78;
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
+    format!("{} (librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"))
+});
+
+/// Moves Agora RTM (Signaling) events into Kafka, exactly once
+///
+/// Agora tells who logged in, logged out, joined or left only through two endpoints that forget
+/// what they hand over. This daemon drains both, makes every answer durable before it looks into
+/// it, removes repeats, and publishes each event exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "agora-rtm-bridge", version = VERSION.as_str(), after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  agora-rtm-bridge demo                              see it work, with nothing else installed
+  agora-rtm-bridge simulate                          play Agora on this machine
+  agora-rtm-bridge run --config agora-rtm-bridge.toml
+  agora-rtm-bridge health                            ask the running daemon (for containers)
+
+Exit codes: 0 stopped as asked; 1 failed, or stopped with something undelivered; 2 wrong usage;
+78 wrong configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Simulate(simulate::Simulate),
+    Demo(demo::Demo),
+    Health(health::Health),
+}
+
+/// A command's end that is not a success: what to say, and the exit code.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+/// Runs the command that the arguments name.
+pub async fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(args).await,
+        Command::Health(args) => health::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Simulate(args) => simulate(args).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("agora-rtm-bridge: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn simulate(args: simulate::Simulate) -> Result<(), Failure> {
+    let tracker = TaskTracker::new();
+    let stop = CancellationToken::new();
+    tracker.spawn({
+        let stop = stop.clone();
+        let asked = asked_to_stop()?;
+        async move {
+            asked.await;
+            stop.cancel();
+        }
+    });
+    simulate::run(args, tracker, stop).await.map_err(|error| Failure::of(&error))
+}
+
+/// Ends at the next SIGTERM or SIGINT from now on.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    let watch = |kind| signal(kind).map_err(|error| Failure::of(&error));
+    let mut terminate = watch(SignalKind::terminate())?;
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// The command failed.
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { message: Chain(error).to_string(), code: 1 }
+    }
+
+    /// The configuration is wrong.
+    fn configuration(faults: &crate::config::Faults) -> Self {
+        let message = format!("the configuration is wrong:\n{faults}");
+        Self { message, code: WRONG_CONFIGURATION }
+    }
+}

@@ -1,0 +1,449 @@
+//! `demo`: Agora, a broker, the bridge and a consumer that verifies, all in this process.
+//!
+//! Agora is the simulator, the broker is librdkafka's mock, the bridge is the daemon as `run` starts
+//! it. Nothing leaves loopback, and nothing has to be configured. The verdict compares what Agora
+//! made with what the consumer read, event by event.
+//!
+//! The introduction and the verdict are the result and go to stdout; how it is going goes to stderr.
+
+mod broker;
+mod consumer;
+mod evidence;
+mod plan;
+mod screen;
+mod verdict;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::fs::DirBuilder;
+use std::future::Future;
+use std::io;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::broker::Broker;
+use self::broker::Command;
+use self::consumer::Consumer;
+use self::consumer::Subject;
+use self::plan::Plan;
+use self::plan::REGIONS;
+use self::plan::Wishes;
+use self::screen::Figures;
+use self::screen::Screen;
+use self::verdict::Verdict;
+use super::Failure;
+use super::asked_to_stop;
+use super::run;
+use crate::config;
+use crate::config::Settings;
+use crate::daemon::Daemon;
+use crate::daemon::Report;
+use crate::kafka::Cluster;
+use crate::kafka::Topic;
+use crate::model::Clock;
+use crate::model::Endpoint;
+use crate::observe::accounts::Column;
+use crate::observe::logs;
+use crate::simulator::AppScript;
+use crate::simulator::Server;
+use crate::simulator::World;
+use crate::simulator::serve;
+
+/// Between two looks at where it stands.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Copies of the last events are on their way to the other region for so long.
+const COPIES_ARRIVE: Duration = Duration::from_millis(600);
+
+/// How long the bridge may take to come to rest when no events happen any more.
+const REST: Duration = Duration::from_secs(30);
+
+/// How long the bridge may take to stop when it is at rest.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// See it work: everything in one process, with a verdict on every event at the end
+///
+/// A simulated Agora, an embedded mock broker, the bridge, and a consumer that verifies what it
+/// reads. Nothing leaves this machine. There is a burst, there are answers that break off, a region
+/// that repeats what the other one gave, and a broker that pauses.
+///
+/// Exit code 0 means that every event is accounted for.
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// How many seconds events happen
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u64).range(5..=3_600))]
+    seconds: u64,
+    /// Events a second of each App ID
+    #[arg(long, value_name = "EVENTS", default_value_t = 100)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rate: u32,
+    /// How many App IDs
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=20))]
+    apps: u16,
+    /// The seed of everything that is drawn
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Leave everything running until Ctrl-C, and tell where to consume from
+    #[arg(long)]
+    keep: bool,
+    /// Show the bridge's own log, filtered like this (for instance info)
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+/// Everything that runs.
+struct Stage {
+    broker: Broker,
+    server: Server,
+    simulation: (TaskTracker, CancellationToken),
+    daemon: Daemon,
+    consumer: Consumer,
+    plan: Plan,
+    screen: Screen,
+    /// Where events are counted that Agora handed over: so many answers are counted already.
+    handed_over: (usize, u64),
+}
+
+/// A directory that goes when it is dropped.
+struct Scratch(PathBuf);
+
+type Signal = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Runs the demo to its verdict.
+pub(super) async fn run(args: Demo) -> Result<(), Failure> {
+    if let Some(filter) = &args.log {
+        logs::init(logs::Format::Text, filter).map_err(|error| Failure::of(&error))?;
+    }
+    let mut signal: Signal = Box::pin(asked_to_stop()?);
+    let scratch = Scratch::new().map_err(|error| Failure::of(&error))?;
+    let wishes = Wishes {
+        length: Duration::from_secs(args.seconds),
+        rate: args.rate,
+        apps: args.apps,
+        seed: args.seed,
+    };
+    let mut stage = Stage::set_up(&args, &wishes, &scratch.0).await?;
+    stage.play(wishes.length, args.keep, &mut signal).await?;
+    signal = Box::pin(asked_to_stop()?);
+    stage.come_to_rest(&mut signal).await;
+    let verdict = stage.judge(&mut signal).await?;
+    print(&format!("{verdict}\n"))?;
+    let sentence = verdict.sentence();
+    if verdict.is_good() {
+        return print(&format!("{sentence}\n"));
+    }
+    Err(Failure { message: sentence, code: 1 })
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn set_up(args: &Demo, wishes: &Wishes, data_dir: &Path) -> Result<Self, Failure> {
+        let broker = Broker::start().await.map_err(|error| Failure::of(&error))?;
+        print(&introduction(wishes, broker.address()))?;
+        let plan = Plan::new(wishes, Clock::system().now());
+        let simulation = (TaskTracker::new(), CancellationToken::new());
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let world = World::new(plan.script.clone());
+        let listen = vec![anywhere; REGIONS.len()];
+        let server = serve(world, listen, &simulation.0, simulation.1.clone())
+            .await
+            .map_err(|error| Failure::of(&error))?;
+        let settings = settings(&plan.script.apps, &server, broker.address(), data_dir)?;
+        let subjects = create_topics(&broker, &settings).await?;
+        let consumer = Consumer::start(broker.address(), subjects.clone())
+            .map_err(|error| Failure::of(&error))?;
+        let kafka = Cluster::prepared(settings.kafka.clone(), &settings.instance);
+        let (daemon, pages) = run::start(settings, kafka).await?;
+        if args.keep {
+            print(&addresses(broker.address(), &subjects, pages))?;
+        }
+        let feeds: Vec<String> = feeds(wishes.apps.into())
+            .map(|(app, region, endpoint)| {
+                let region = REGIONS.get(region).unwrap_or(&"");
+                format!("app {} · {region} · {endpoint}", app + 1)
+            })
+            .collect();
+        let length = (!args.keep).then_some(wishes.length);
+        let screen = Screen::new(&feeds, length, args.log.is_some());
+        let handed_over = (0, 0);
+        Ok(Self { broker, server, simulation, daemon, consumer, plan, screen, handed_over })
+    }
+
+    /// Lets events happen for `length`, or until the signal.
+    async fn play(
+        &mut self,
+        length: Duration,
+        keep: bool,
+        signal: &mut Signal,
+    ) -> Result<(), Failure> {
+        let mut ticks = ticks();
+        let mut told = 0;
+        let mut is_away = false;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut *signal => break,
+            }
+            let at = self.server.now();
+            let begun = self.plan.scenes.iter().skip(told).filter(|it| it.during.start <= at);
+            for scene in begun {
+                self.screen.tell(at, &format!("{}: {}", scene.title, scene.told));
+                told += 1;
+            }
+            let shall_be_away = self.plan.pause.contains(&at);
+            if shall_be_away != is_away {
+                let command = if shall_be_away { Command::Pause } else { Command::Resume };
+                self.broker.ask(command).await.map_err(|error| Failure::of(&error))?;
+                is_away = shall_be_away;
+            }
+            let now = self.plan.at(at).map_or("steady load", |scene| scene.title);
+            self.show(now);
+            if at >= length && !keep {
+                break;
+            }
+        }
+        if is_away {
+            self.broker.ask(Command::Resume).await.map_err(|error| Failure::of(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Lets nothing happen any more, and waits until all that happened is delivered. A signal, or
+    /// too long a wait, ends it: the verdict will tell what is open.
+    async fn come_to_rest(&mut self, signal: &mut Signal) {
+        {
+            let mut world = self.server.world();
+            world.stop_load();
+            world.set_faults(Vec::new());
+        }
+        let text = "no more events: what waits is drained, delivered and verified";
+        self.screen.tell(self.server.now(), text);
+        let (mut ticks, begun) = (ticks(), Instant::now());
+        while begun.elapsed() < REST {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut *signal => return,
+            }
+            let figures = self.show("no more events");
+            let is_open = figures.buffers.iter().any(|fill| *fill > 0)
+                || self.server.world().ledger().total().buffered > 0
+                || self.daemon.report().accounts().total().waiting() != 0
+                || !self.daemon.report().waiting().is_nothing();
+            if !is_open && begun.elapsed() > COPIES_ARRIVE {
+                return;
+            }
+        }
+    }
+
+    /// Stops everything in order and judges.
+    async fn judge(self, signal: &mut Signal) -> Result<Verdict, Failure> {
+        let report = self.daemon.report().clone();
+        let give_up = self.daemon.give_up();
+        let stop = self.daemon.stop(GRACE);
+        tokio::pin!(stop);
+        tokio::select! {
+            _ = &mut stop => {}
+            () = &mut *signal => {
+                give_up.cancel();
+                stop.await;
+            }
+        }
+        let evidence = self.consumer.finish().await.map_err(|error| Failure::of(&error))?;
+        self.screen.close();
+        let (tracker, token) = self.simulation;
+        token.cancel();
+        tracker.close();
+        tracker.wait().await;
+        self.broker.end().await;
+        let world = self.server.world();
+        let regions = REGIONS.len() as u64;
+        let verdict = Verdict::of(world.ledger().events(), regions, evidence);
+        Ok(Verdict { repeats: repeats(&report), ..verdict })
+    }
+
+    fn show(&mut self, now: &str) -> Figures {
+        let report = self.daemon.report();
+        let accounts = report.accounts().total();
+        let mut figures = Figures {
+            at: self.server.now(),
+            now: now.to_owned(),
+            committed: report.poller().pages_committed.get(),
+            forwarded: report.forwarder().forwarded.get(),
+            in_journal: report.waiting().in_journal,
+            delivered: *accounts.get(Column::Delivered),
+            repeats: repeats(report),
+            verified: self.consumer.verified(),
+            ..Figures::default()
+        };
+        {
+            let world = self.server.world();
+            let answers = world.ledger().answers();
+            let (counted, taken) = &mut self.handed_over;
+            *taken += answers.iter().skip(*counted).map(|answer| answer.taken).sum::<u64>();
+            *counted = answers.len();
+            figures.drained = *taken;
+            figures.made = world.ledger().total().made;
+            figures.buffers = feeds(world.script().apps.len())
+                .map(|(app, region, endpoint)| world.backlog(region, app, endpoint) as u64)
+                .collect();
+        }
+        self.screen.show(&figures);
+        figures
+    }
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+fn repeats(report: &Report) -> u64 {
+    let accounts = report.accounts().total();
+    accounts.get(Column::Repeats) + accounts.get(Column::RepeatsInPage)
+}
+
+/// Every feed by its app, region and endpoint, in the order in which they are shown.
+fn feeds(apps: usize) -> impl Iterator<Item = (usize, usize, Endpoint)> {
+    (0..apps).flat_map(|app| {
+        let regions = 0..REGIONS.len();
+        regions.flat_map(move |region| Endpoint::ALL.map(|endpoint| (app, region, endpoint)))
+    })
+}
+
+/// Configures the bridge as an operator would: all of it from the environment.
+fn settings(
+    apps: &[AppScript],
+    server: &Server,
+    broker: &str,
+    data_dir: &Path,
+) -> Result<Settings, Failure> {
+    let mut pairs = Vec::new();
+    let mut set = |key: String, value: &str| {
+        pairs.push((format!("AGORA_RTM_BRIDGE__{key}"), value.to_owned()));
+    };
+    set("DATA_DIR".to_owned(), &data_dir.to_string_lossy());
+    set("INSTANCE".to_owned(), "demo");
+    set("HTTP__LISTEN".to_owned(), "127.0.0.1:0");
+    // Never used: hosts on loopback are asked directly. But with a proxy of our own, a proxy that
+    // the environment names is not asked for them.
+    set("AGORA__PROXY".to_owned(), "http://127.0.0.1:9");
+    set("KAFKA__BOOTSTRAP_SERVERS".to_owned(), broker);
+    // The mock answers an empty fetch after the whole wait, whatever comes meanwhile.
+    set("KAFKA__OPTIONS__FETCH_WAIT_MAX_MS".to_owned(), "20");
+    set("KAFKA__OPTIONS__RECONNECT_BACKOFF_MAX_MS".to_owned(), "500");
+    for (index, app) in apps.iter().enumerate() {
+        set(format!("APPS__{index}__APP_ID"), app.app_id.as_str());
+        set(format!("APPS__{index}__AUTH__CUSTOMER_ID"), &app.customer_id);
+        set(format!("APPS__{index}__AUTH__CUSTOMER_SECRET"), &app.customer_secret);
+        for (region, name) in REGIONS.iter().enumerate() {
+            set(format!("APPS__{index}__REGIONS__{region}__NAME"), name);
+            let url = server.url(region).unwrap_or_default();
+            set(format!("APPS__{index}__REGIONS__{region}__HOSTS"), &url);
+        }
+    }
+    config::load(None, pairs).map_err(|faults| Failure::configuration(&faults))
+}
+
+/// Makes all topics; what of them a consumer reads.
+async fn create_topics(broker: &Broker, settings: &Settings) -> Result<Vec<Subject>, Failure> {
+    let topics = &settings.kafka.topics;
+    let (events, pages) = (topics.partitions.get(), topics.page_partitions.get());
+    let mut subjects = Vec::new();
+    for (topic, name, partitions) in [
+        (Topic::UserEvents, &topics.user_events, events),
+        (Topic::ChannelEvents, &topics.channel_events, events),
+        (Topic::DeadLetter, &topics.dead_letter, 1),
+        (Topic::Gaps, &topics.gaps, 1),
+        (Topic::Pages, &topics.pages, pages),
+        (Topic::State, &topics.state, pages),
+    ] {
+        let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
+        let created = broker.ask(Command::Create(name.clone(), partitions)).await;
+        created.map_err(|error| Failure::of(&error))?;
+        if !matches!(topic, Topic::Pages | Topic::State) {
+            subjects.push(Subject { topic, name: name.clone(), partitions });
+        }
+    }
+    Ok(subjects)
+}
+
+fn introduction(wishes: &Wishes, broker: &str) -> String {
+    let Wishes { length, rate, apps, seed } = wishes;
+    let [first, second] = REGIONS;
+    let seconds = length.as_secs();
+    format!(
+        "\
+A demo of agora-rtm-bridge, seed {seed}: all of it in this process, nothing leaves loopback.
+
+  Agora      simulated as documented: App IDs: {apps}, events a second of each: {rate};
+             regions {first} and {second}, so that each event is handed over twice
+  bridge     drains both, and removes the repeats
+  broker     librdkafka's mock cluster, embedded, in memory, at {broker}
+  delivery   exactly-once: events, memory and position in one transaction
+  consumer   read_committed; compares each event with what Agora made
+
+For {seconds} s there is load, a burst, answers that break off, a region that repeats, and a broker
+that pauses. The mock broker neither hides records of aborted transactions nor fences a second
+bridge: that delivery is exactly-once is shown on a real broker, by `tests/run`.
+
+"
+    )
+}
+
+/// What somebody needs to look around.
+fn addresses(broker: &str, topics: &[Subject], pages: SocketAddr) -> String {
+    let mut text =
+        String::from("Everything keeps running until Ctrl-C; then comes the verdict.\n\n");
+    let mut put = |name: &str, value: &str| {
+        writeln!(text, "  {name:<9}  {value}").expect("writing into memory never fails");
+    };
+    put("broker", broker);
+    for Subject { name, .. } in topics {
+        put("consume", &format!("kcat -b {broker} -C -t {name} -f '%k %s\\n'"));
+    }
+    put("metrics", &format!("http://{pages}/metrics"));
+    put("status", &format!("http://{pages}/status.json"));
+    text.push('\n');
+    text
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    printed.map_err(|error| Failure::of(&error))
+}
+
+// === impl Scratch ===
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let name = format!("agora-rtm-bridge-demo-{:016x}", rand::random::<u64>());
+        let path = std::env::temp_dir().join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What can't be removed is a few megabytes in the system's own folder for such things.
+        fs::remove_dir_all(&self.0).unwrap_or_default();
+    }
+}

@@ -1,0 +1,38 @@
+//! `health`: asks the running daemon whether it lives, for containers without a shell.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use super::run;
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Ask the running daemon whether it lives; exit code 0 or 1
+///
+/// It never fails because of Agora, Kafka or a full disk: restarting would not help.
+#[derive(Debug, Args)]
+pub(super) struct Health {
+    /// The configuration of the daemon; the environment counts too
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: Health) -> Result<(), Failure> {
+    let settings = run::load(args.config.as_deref())?;
+    let url = format!("http://{}/live", settings.http.listen);
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let answered = async {
+        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+        client.get(&url).send().await
+    };
+    match answered.await {
+        Ok(response) if response.status().is_success() => Ok(()),
+        Ok(response) => {
+            Err(Failure { message: format!("{url} answered {}", response.status()), code: 1 })
+        }
+        Err(error) => Err(Failure::of(&error)),
+    }
+}

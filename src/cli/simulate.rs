@@ -1,0 +1,515 @@
+//! `simulate`: an Agora on this machine, to develop against.
+//!
+//! What a person pastes goes to stdout, as TOML with comments; how it is going, to stderr.
+
+use std::fmt::Write as _;
+use std::io;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use clap::ValueEnum;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::model::Timestamp;
+use crate::simulator::AppScript;
+use crate::simulator::Burst;
+use crate::simulator::DEFAULT_EPOCH;
+use crate::simulator::Fault;
+use crate::simulator::FaultKind;
+use crate::simulator::FramingChoice;
+use crate::simulator::LEDGER_PATH;
+use crate::simulator::Ledger;
+use crate::simulator::Network;
+use crate::simulator::RegionScript;
+use crate::simulator::Script;
+use crate::simulator::ScriptError;
+use crate::simulator::Server;
+use crate::simulator::Spread;
+use crate::simulator::TEACH;
+use crate::simulator::World;
+use crate::simulator::serve;
+
+const FIRST_PORT: u16 = 8190;
+
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// Play Agora on this machine: its two event endpoints as documented, with load and faults
+#[derive(Debug, Args)]
+#[command(after_long_help = TEACH)]
+pub(super) struct Simulate {
+    /// Where a region listens; once for each region [default: 127.0.0.1:8190 and the ports after]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<SocketAddr>,
+    /// TOML that says everything but where to listen
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    faults: FaultArgs,
+    #[command(flatten)]
+    form: FormArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load")]
+struct LoadArgs {
+    /// How many App IDs
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "script")]
+    apps: NonZeroU16,
+    /// Events a second of each App ID
+    #[arg(long, value_name = "EVENTS", default_value_t = 100.0, conflicts_with = "script")]
+    rate: f64,
+    /// The share of user events among them; the others are channel events
+    #[arg(long, value_name = "SHARE", default_value_t = 0.3, conflicts_with = "script")]
+    split: f64,
+    /// So many channel events of each App ID at once, at that time; may be repeated
+    #[arg(long, value_name = "EVENTS@TIME", conflicts_with = "script")]
+    burst: Vec<BurstArg>,
+    /// The seed of everything that is drawn
+    #[arg(long, default_value_t = 1, conflicts_with = "script")]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Faults")]
+struct FaultArgs {
+    /// The range of round trips, each half drawn for itself
+    #[arg(long, value_name = "RANGE", default_value = "20ms..40ms", conflicts_with = "script")]
+    rtt: Spread,
+    /// The share of answers that are cut: the same as --fault cut=SHARE
+    #[arg(long, value_name = "SHARE", conflicts_with = "script")]
+    cut: Option<f64>,
+    /// What goes wrong and how often (0 to 1); may be repeated
+    #[arg(long, value_name = "NAME=SHARE", conflicts_with = "script")]
+    fault: Vec<FaultArg>,
+    /// Close connections that have been idle for so long
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(conflicts_with = "script")]
+    idle_timeout: Option<Duration>,
+    /// The share of elements that are not events (0 to 1)
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, conflicts_with = "script")]
+    malformed: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Form")]
+struct FormArgs {
+    /// Older documents' names: channel_id and ts
+    #[arg(long, conflicts_with = "script")]
+    old_names: bool,
+    /// Names of users and channels with everything that Agora allows, and more
+    #[arg(long, conflicts_with = "script")]
+    wild_names: bool,
+    /// Fields that no document lists
+    #[arg(long, conflicts_with = "script")]
+    unknown_fields: bool,
+    /// How bodies are framed
+    #[arg(long, value_enum, default_value = "length", conflicts_with = "script")]
+    framing: FramingArg,
+}
+
+/// `5000@30s`
+#[derive(Clone, Copy, Debug)]
+struct BurstArg(Burst);
+
+/// `cut=0.01`
+#[derive(Clone, Debug)]
+struct FaultArg(Fault);
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FramingArg {
+    Length,
+    Chunked,
+    UntilClose,
+    Mixed,
+}
+
+/// Why nothing is simulated.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SimulateError {
+    /// The script can't be read.
+    #[error("read the script `{}`", path.display())]
+    Read {
+        /// The script.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The script, or what the arguments amount to, can't be played.
+    #[error("play the script")]
+    Script(#[source] ScriptError),
+    /// The script's regions and the addresses don't match.
+    #[error("the script has {regions} regions, but --listen is given {addresses} times")]
+    Regions {
+        /// How many regions there are.
+        regions: usize,
+        /// How many addresses there are.
+        addresses: usize,
+    },
+    /// Nobody can be served.
+    #[error("listen at {addresses}")]
+    Listen {
+        /// Where.
+        addresses: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// What is to be pasted can't be printed.
+    #[error("write to the standard output")]
+    Print(#[source] io::Error),
+}
+
+/// Plays Agora until `stop`.
+///
+/// # Errors
+///
+/// The script can't be played or an address can't be listened at.
+pub(super) async fn run(
+    args: Simulate,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+) -> Result<(), SimulateError> {
+    let (script, addresses) = args.prepare()?;
+    let told = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let server = serve(World::new(script.clone()), addresses, &tracker, stop.clone())
+        .await
+        .map_err(|cause| SimulateError::Listen { addresses: told, cause })?;
+    print(&greeting(&script, &server))?;
+    while stop.run_until_cancelled(sleep(PROGRESS_EVERY)).await.is_some() {
+        let line = in_short(server.world().ledger());
+        // Nobody may be watching; the simulation goes on.
+        writeln!(io::stderr(), "{line}").ok();
+    }
+    let farewell = farewell(server.world().ledger());
+    print(&farewell)
+}
+
+fn print(text: &str) -> Result<(), SimulateError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(SimulateError::Print)
+}
+
+/// What there is, and what to paste into a configuration.
+fn greeting(script: &Script, server: &Server) -> String {
+    let mut text = format!("# A simulated Agora, seed {}. Ctrl-C ends it.\n", script.seed);
+    let bases: Vec<String> = server.addresses.iter().map(|it| format!("http://{it}")).collect();
+    for (region, base) in script.regions.iter().zip(&bases) {
+        put(&mut text, format_args!("# region {}: {base}", region.name));
+    }
+    let base = bases.first().map_or("", String::as_str);
+    put(&mut text, format_args!("# ledger: {base}{LEDGER_PATH}"));
+    if let Some(AppScript { app_id, customer_id, customer_secret, .. }) = script.apps.first() {
+        let path = format!("/dev/v2/project/{app_id}/rtm/vendor/user_events");
+        put(&mut text, format_args!("# take up to 1,000 events away:"));
+        put(&mut text, format_args!("#   curl -u {customer_id}:{customer_secret} {base}{path}"));
+    }
+    let is_plain_allowed = server.addresses.iter().all(|it| it.ip().is_loopback());
+    for app in &script.apps {
+        put(&mut text, format_args!("\n[[apps]]\napp_id = {}", quoted(app.app_id.as_str())));
+        match (script.regions.as_slice(), bases.as_slice()) {
+            ([_], [base]) => put(&mut text, format_args!("hosts = [{}]", quoted(base))),
+            (regions, bases) => {
+                let pairs = regions.iter().zip(bases).map(|(region, base)| {
+                    format!("{{ name = {}, hosts = [{}] }}", quoted(&region.name), quoted(base))
+                });
+                let list = pairs.collect::<Vec<_>>().join(", ");
+                put(&mut text, format_args!("regions = [{list}]"));
+            }
+        }
+        if !is_plain_allowed {
+            put(&mut text, format_args!("allow_plain_http = true"));
+        }
+        let (id, secret) = (quoted(&app.customer_id), quoted(&app.customer_secret));
+        put(&mut text, format_args!("\n[apps.auth]\ncustomer_id = {id}"));
+        put(&mut text, format_args!("customer_secret = {secret}"));
+    }
+    text
+}
+
+/// The ledger's totals, as comments, so that all of the output is TOML.
+fn farewell(ledger: &Ledger) -> String {
+    let mut text = String::from("\n# What became of the events:\n");
+    for app in ledger.summary().apps {
+        put(&mut text, format_args!("# {}", app.app_id));
+        for (name, it) in [("user_events", app.user_events), ("channel_events", app.channel_events)]
+        {
+            put(
+                &mut text,
+                format_args!(
+                    "#   {name}: {} made = {} delivered + {} overwritten + {} torn + {} buffered; \
+                     {} repeats",
+                    it.made, it.delivered, it.overwritten, it.torn, it.buffered, it.repeats
+                ),
+            );
+        }
+        let it = app.requests;
+        put(
+            &mut text,
+            format_args!(
+                "#   {} requests, at most {} in a second, {} over the limit",
+                it.asked, it.most_in_a_second, it.over_limit
+            ),
+        );
+    }
+    put(&mut text, format_args!("# {}", in_short(ledger)));
+    text
+}
+
+fn in_short(ledger: &Ledger) -> String {
+    let (it, requests) = (ledger.total(), ledger.all_requests());
+    format!(
+        "made {} delivered {} overwritten {} torn {} buffered {}; requests {} 429s {}",
+        it.made,
+        it.delivered,
+        it.overwritten,
+        it.torn,
+        it.buffered,
+        requests.asked,
+        requests.over_limit
+    )
+}
+
+fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("writing into memory never fails");
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            _ if character.is_control() => {
+                write!(quoted, "\\u{:04X}", u32::from(character))
+                    .expect("writing into memory never fails");
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+// === impl Simulate ===
+
+impl Simulate {
+    /// The script and an address for each of its regions.
+    fn prepare(self) -> Result<(Script, Vec<SocketAddr>), SimulateError> {
+        let mut script = match &self.script {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|cause| SimulateError::Read { path: path.clone(), cause })?;
+                text.parse().map_err(SimulateError::Script)?
+            }
+            None => self.written(),
+        };
+        script.check().map_err(SimulateError::Script)?;
+        // Only counts are shown, and it may run for days.
+        script.keep_records = false;
+        if script.epoch == DEFAULT_EPOCH {
+            script.epoch = now();
+        }
+        let (regions, addresses) = (script.regions.len(), self.listen.len());
+        if addresses == 0 {
+            let ports = (FIRST_PORT..).take(regions);
+            let listen = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
+            return Ok((script, listen));
+        }
+        if regions != addresses {
+            return Err(SimulateError::Regions { regions, addresses });
+        }
+        Ok((script, self.listen))
+    }
+
+    /// The script that the arguments amount to.
+    fn written(&self) -> Script {
+        let Self { load, faults, form, .. } = self;
+        let regions = match self.listen.len() {
+            0 | 1 => vec![RegionScript::new("default")],
+            count => (1..=count).map(|n| RegionScript::new(format!("region-{n}"))).collect(),
+        };
+        let cut = faults.cut.map(|share| Fault::new(FaultKind::Cut).share(share));
+        let network = Network {
+            rtt: faults.rtt,
+            idle_timeout: faults.idle_timeout,
+            framing: form.framing.into(),
+        };
+        Script {
+            seed: load.seed,
+            apps: (0..usize::from(load.apps.get())).map(|index| self.app(index)).collect(),
+            regions,
+            network,
+            faults: faults.fault.iter().map(|it| it.0.clone()).chain(cut).collect(),
+            ..Script::default()
+        }
+    }
+
+    fn app(&self, index: usize) -> AppScript {
+        let Self { load, faults, form, .. } = self;
+        let numbered = AppScript::numbered(index);
+        let mut app = numbered.rates(load.rate * load.split, load.rate * (1.0 - load.split));
+        app.channel_events.bursts = load.burst.iter().map(|it| it.0).collect();
+        app.malformed = faults.malformed;
+        app.wild_names = form.wild_names;
+        app.unknown_fields = form.unknown_fields;
+        app.dialect.old_names = form.old_names;
+        app
+    }
+}
+
+fn now() -> Timestamp {
+    crate::model::Clock::system().now()
+}
+
+// === impl BurstArg ===
+
+impl FromStr for BurstArg {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "not a burst such as 5000@30s";
+        let (events, at) = text.split_once('@').ok_or(FORM)?;
+        let events = events.parse().map_err(|_| FORM)?;
+        let at = humantime::parse_duration(at).map_err(|_| FORM)?;
+        Ok(Self(Burst { at, events, over: Duration::ZERO }))
+    }
+}
+
+// === impl FaultArg ===
+
+impl FromStr for FaultArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = || "not a fault and its share such as cut=0.01".to_owned();
+        let (name, share) = text.split_once('=').ok_or_else(form)?;
+        let kind: FaultKind = name.parse().map_err(|error| format!("`{name}` is {error}"))?;
+        Ok(Self(Fault::new(kind).share(share.parse().map_err(|_| form())?)))
+    }
+}
+
+// === impl FramingArg ===
+
+impl From<FramingArg> for FramingChoice {
+    fn from(arg: FramingArg) -> Self {
+        match arg {
+            FramingArg::Length => Self::Length,
+            FramingArg::Chunked => Self::Chunked,
+            FramingArg::UntilClose => Self::UntilClose,
+            FramingArg::Mixed => Self::Mixed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        simulate: Simulate,
+    }
+
+    fn parsed(line: &str) -> Result<Simulate, clap::Error> {
+        Line::try_parse_from(line.split_whitespace()).map(|it| it.simulate)
+    }
+
+    fn prepared(line: &str) -> (Script, Vec<SocketAddr>) {
+        parsed(line).unwrap().prepare().unwrap()
+    }
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_make_a_script() {
+        let (script, addresses) = prepared(
+            "simulate --apps 3 --rate 1000 --split 0.25 --burst 5000@30s --rtt 1ms..2ms --seed 9 \
+             --fault throttled=0.1 --cut 0.5 --listen 127.0.0.1:0 --listen 127.0.0.1:0",
+        );
+        assert_eq!((script.apps.len(), script.regions.len(), addresses.len()), (3, 2, 2));
+        assert_eq!(script.apps[2].user_events.rate, 250.0);
+        assert_eq!(script.apps[2].channel_events.rate, 750.0);
+        assert_eq!(script.apps[0].channel_events.bursts[0].at, Duration::from_secs(30));
+        assert_eq!(script.network.rtt, Spread::millis(1, 2));
+        let kinds: Vec<FaultKind> = script.faults.iter().map(|it| it.kind).collect();
+        assert_eq!(kinds, [FaultKind::Throttled, FaultKind::Cut]);
+        assert!(script.epoch > DEFAULT_EPOCH, "events happen now");
+        assert!(!script.keep_records, "it may run for days");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "simulate --burst many",
+            "simulate --fault cute=0.1",
+            "simulate --fault cut",
+            "simulate --rtt fast",
+            "simulate --apps 0",
+            "simulate --script a.toml --rate 5",
+        ] {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+        for line in ["simulate --cut 1.5", "simulate --rate=-1", "simulate --split 2"] {
+            let error = parsed(line).unwrap().prepare().unwrap_err();
+            assert!(matches!(error, SimulateError::Script(_)), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_script_brings_its_regions() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script.toml");
+        std::fs::write(&path, "regions = [{ name = \"eu\" }, { name = \"ap\" }]").unwrap();
+        let line = format!("simulate --script {}", path.display());
+        let (_, addresses) = prepared(&line);
+        let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
+        assert_eq!(ports, [8190, 8191]);
+        let one = parsed(&format!("{line} --listen 127.0.0.1:0")).unwrap().prepare().unwrap_err();
+        assert!(matches!(one, SimulateError::Regions { regions: 2, addresses: 1 }));
+    }
+
+    #[test]
+    fn the_help_teaches() {
+        let help = Line::command().render_long_help().to_string();
+        for word in ["READING IS DESTRUCTIVE", "--wild-names", "2,000", "Retry-After"] {
+            assert!(help.contains(word), "{word}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_is_toml_to_paste() {
+        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (script, addresses) =
+            prepared("simulate --apps 2 --listen 127.0.0.1:0 --listen 127.0.0.1:0");
+        let world = World::new(script.clone());
+        let server = serve(world, addresses, &tracker, stop.clone()).await.unwrap();
+        let text = greeting(&script, &server) + &farewell(server.world().ledger());
+        stop.cancel();
+        let document = toml_edit::Document::parse(text).unwrap();
+        let apps = document["apps"].as_array_of_tables().unwrap();
+        assert_eq!(apps.len(), 2);
+        let app = apps.get(1).unwrap();
+        assert_eq!(app["app_id"].as_str(), Some(script.apps[1].app_id.as_str()));
+        assert_eq!(app["auth"]["customer_id"].as_str(), Some(&*script.apps[1].customer_id));
+        let host = app["regions"][1]["hosts"][0].as_str();
+        assert_eq!(host, server.url(1).as_deref());
+    }
+}

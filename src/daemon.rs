@@ -1,0 +1,289 @@
+//! Composes the rooms, starts them, and stops them in order.
+//!
+//! Three loops, joined only by what is durable: pollers → journal → forwarders → pages topic →
+//! publishers. None waits for a later one, so the order of starting is nobody's concern; the order
+//! of stopping is: first the pollers, with the answers that are out; then the forwarders, when the
+//! journal is empty; then the publishers, when everything that was forwarded is delivered. What
+//! Kafka can't take within the grace waits in the journal or in the pages topic for the next start.
+//!
+//! The three seams (transport, journal, Kafka) are parameters, so that the simulated-time tests run
+//! this same composition.
+
+mod report;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+pub use self::report::Report;
+pub use self::report::Waiting;
+
+use crate::agora::Credentials;
+use crate::agora::Transport;
+use crate::config;
+use crate::config::Settings;
+use crate::forwarder::Forwarder;
+use crate::journal::Journal;
+use crate::journal::Recovered;
+use crate::kafka::Kafka;
+use crate::kafka::Progress;
+use crate::kafka::partition_of;
+use crate::model::AppId;
+use crate::model::Clock;
+use crate::model::Feed;
+use crate::model::Timestamp;
+use crate::observe::accounts::Accounts;
+use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
+use crate::poller::Poller;
+use crate::poller::Target;
+use crate::poller::Tools;
+use crate::publisher::Publisher;
+use crate::schedule::Former;
+use crate::schedule::Limits;
+
+/// A start that knows of no request of an app in the last second waits so long before the first. The
+/// journal may be new, lost, or from a backup: nobody knows what was asked. A predecessor needs at
+/// least a moment to be replaced; the rest of its second is waited for.
+const FIRST_REQUEST: Duration = Duration::from_millis(700);
+
+/// A journal that knows of a request so young is the one that the predecessor wrote.
+const YOUNG: Duration = Duration::from_secs(1);
+
+/// The accounts are logged this often.
+const ACCOUNTS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// What a daemon is made of.
+#[derive(Debug)]
+pub struct Parts<T, K> {
+    /// What the operator wants.
+    pub settings: Settings,
+    /// The way to Agora.
+    pub transport: T,
+    /// The way to Kafka.
+    pub kafka: K,
+    /// The journal, open.
+    pub journal: Journal,
+    /// What was found in it.
+    pub recovered: Recovered,
+    /// The wall clock.
+    pub clock: Clock,
+    /// For jitter.
+    pub seed: u64,
+}
+
+/// A daemon that runs. [`Self::stop`] ends it; dropped without, its tasks go on.
+#[derive(Debug)]
+pub struct Daemon {
+    report: Report,
+    journal: Journal,
+    polling: Stage,
+    forwarding: Stage,
+    publishing: Stage,
+    rest: Stage,
+    give_up: CancellationToken,
+}
+
+/// Tasks that are stopped together.
+#[derive(Debug, Default)]
+struct Stage {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    /// Starts every loop. `metrics` gets the metrics of all rooms.
+    pub fn start<T: Transport, K: Kafka>(parts: Parts<T, K>, metrics: &mut Metrics) -> Self {
+        let health = Health::new(parts.clock);
+        let accounts = Accounts::default();
+        let partitions = parts.settings.kafka.topics.page_partitions.get();
+        let progress = Progress::new(partitions);
+        let report = Report::new(&parts, &health, &accounts, &progress);
+        let daemon = Self {
+            report,
+            journal: parts.journal.clone(),
+            polling: Stage::default(),
+            forwarding: Stage::default(),
+            publishing: Stage::default(),
+            rest: Stage::default(),
+            give_up: CancellationToken::new(),
+        };
+        daemon.report.register(metrics.registry());
+        daemon.start_publishers(&parts, &progress);
+        daemon.start_forwarders(&parts, &progress);
+        daemon.start_pollers(parts);
+        let (report, stop) = (daemon.report.clone(), daemon.rest.stop.clone());
+        daemon.rest.tasks.spawn(async move {
+            while stop.run_until_cancelled(tokio::time::sleep(ACCOUNTS_EVERY)).await.is_some() {
+                info!(accounts = %report.accounts().total(), "accounts of this process");
+            }
+        });
+        health.polling_begun();
+        daemon
+    }
+
+    /// What can be seen of it.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Where tasks run that serve the daemon until its end, and the token that ends them.
+    pub fn background(&self) -> (&TaskTracker, &CancellationToken) {
+        (&self.rest.tasks, &self.rest.stop)
+    }
+
+    /// Gives up waiting for Kafka: the stop goes on with what is safe already.
+    pub fn give_up(&self) -> CancellationToken {
+        self.give_up.clone()
+    }
+
+    /// Asks no more, waits for the answers that are out, commits, forwards, delivers. Waits for
+    /// Kafka no longer than `grace`; for answers as long as they take, since nobody can ask twice.
+    /// Tells what waits for the next start.
+    pub async fn stop(self, grace: Duration) -> Waiting {
+        let deadline = Instant::now() + grace;
+        self.polling.end().await;
+        let in_order = async {
+            self.forwarding.end().await;
+            self.publishing.end().await;
+        };
+        let give_up = self.give_up.clone();
+        tokio::pin!(in_order);
+        tokio::select! {
+            biased;
+            () = &mut in_order => {}
+            () = give_up.cancelled() => in_order.await,
+            () = tokio::time::sleep_until(deadline) => {
+                give_up.cancel();
+                in_order.await;
+            }
+        }
+        self.rest.end().await;
+        self.journal.flush().await;
+        self.report.waiting()
+    }
+
+    fn start_publishers<T, K: Kafka>(&self, parts: &Parts<T, K>, progress: &Progress) {
+        let apps = &parts.settings.apps;
+        let partitions = parts.settings.kafka.topics.page_partitions.get();
+        let regions: HashMap<AppId, usize> =
+            apps.iter().map(|app| (app.app_id.clone(), app.regions.len())).collect();
+        for partition in owned_partitions(partitions) {
+            let publisher = Publisher {
+                kafka: parts.kafka.clone(),
+                partition,
+                has_apps: apps.iter().any(|app| partition_of_app(app, partitions) == partition),
+                incarnation: parts.journal.incarnation(),
+                regions: regions.clone(),
+                clock: parts.clock,
+                progress: progress.clone(),
+                accounts: self.report.accounts().clone(),
+                health: self.report.health().clone(),
+                metrics: self.report.publisher().clone(),
+            };
+            let stop = self.publishing.stop.clone();
+            self.publishing.tasks.spawn(publisher.run(stop, self.give_up.clone()));
+        }
+    }
+
+    fn start_forwarders<T, K: Kafka>(&self, parts: &Parts<T, K>, progress: &Progress) {
+        for partition in owned_partitions(parts.settings.kafka.topics.page_partitions.get()) {
+            let forwarder = Forwarder {
+                kafka: parts.kafka.clone(),
+                journal: parts.journal.clone(),
+                partition,
+                progress: progress.clone(),
+                health: self.report.health().clone(),
+                metrics: self.report.forwarder().clone(),
+            };
+            let stop = self.forwarding.stop.clone();
+            self.forwarding.tasks.spawn(forwarder.run(stop, self.give_up.clone()));
+        }
+    }
+
+    fn start_pollers<T: Transport, K>(&self, parts: Parts<T, K>) {
+        let tools = Tools {
+            transport: Arc::new(parts.transport),
+            journal: parts.journal,
+            clock: parts.clock,
+            accounts: self.report.accounts().clone(),
+            health: self.report.health().clone(),
+            metrics: self.report.poller().clone(),
+            tracker: self.polling.tasks.clone(),
+        };
+        let poll = &parts.settings.poll;
+        let partitions = parts.settings.kafka.topics.page_partitions.get();
+        for (app, seed) in parts.settings.apps.iter().zip(parts.seed..) {
+            let poller = Poller {
+                feeds: targets(app, &parts.recovered),
+                partition: partition_of_app(app, partitions),
+                credentials: Credentials::new(app.auth.clone()),
+                limits: Limits {
+                    requests_per_second: app.requests_per_second,
+                    shortest_interval: poll.shortest_interval,
+                    longest_interval: poll.longest_interval,
+                },
+                former: former_requests(app, &parts.recovered, parts.clock),
+                seed,
+                tools: tools.clone(),
+            };
+            self.polling.tasks.spawn(poller.run(self.polling.stop.clone()));
+        }
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    /// Asks the tasks to stop and waits for them.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// The partitions that this process publishes. Alone, it owns all of them.
+fn owned_partitions(partitions: u32) -> impl Iterator<Item = i32> {
+    0..i32::try_from(partitions).unwrap_or(i32::MAX)
+}
+
+/// An app belongs to a partition, and a partition to an owner.
+fn partition_of_app(app: &config::App, partitions: u32) -> i32 {
+    partition_of(app.app_id.as_str().as_bytes(), partitions)
+}
+
+fn targets(app: &config::App, recovered: &Recovered) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for region in &app.regions {
+        for config::EndpointPath { endpoint, path } in &app.endpoints {
+            let feed =
+                Feed { app: app.app_id.clone(), region: region.name.clone(), endpoint: *endpoint };
+            targets.push(Target {
+                urls: region.hosts.iter().map(|host| host.url(&app.app_id, path)).collect(),
+                empty_at: recovered.empty_at.get(&feed).copied(),
+                feed,
+            });
+        }
+    }
+    targets
+}
+
+/// What is known of requests that a former process sent.
+fn former_requests(app: &config::App, recovered: &Recovered, clock: Clock) -> Former {
+    let now = Instant::now();
+    // A wall clock that was set back makes a request no younger than this moment.
+    let sent_at = |asked_at: &Timestamp| now.checked_sub(clock.now().since(*asked_at));
+    let sent = recovered.last_requests.get(&app.app_id).map_or(&[][..], Vec::as_slice);
+    let sent: Vec<Instant> = sent.iter().filter_map(sent_at).collect();
+    let known = sent.iter().any(|sent| now.duration_since(*sent) < YOUNG);
+    let not_before = if known { now } else { now + FIRST_REQUEST };
+    Former { sent, not_before }
+}

@@ -1,0 +1,271 @@
+//! What can be seen of a running daemon, for people, for programs, and for the stop.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Parts;
+use crate::forwarder::ForwarderMetrics;
+use crate::journal::Backlog;
+use crate::kafka::Progress;
+use crate::model::Incarnation;
+use crate::observe::accounts::Accounts;
+use crate::observe::health::Health;
+use crate::poller::PollerMetrics;
+use crate::publisher::PublisherMetrics;
+
+/// Where a daemon stands. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct Report {
+    instance: String,
+    incarnation: Incarnation,
+    started: Instant,
+    apps: usize,
+    partitions: i32,
+    health: Health,
+    accounts: Accounts,
+    progress: Progress,
+    backlog: watch::Receiver<Backlog>,
+    poller: PollerMetrics,
+    forwarder: ForwarderMetrics,
+    publisher: PublisherMetrics,
+}
+
+/// What waits between the loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Pages and gaps in the journal, not forwarded.
+    pub in_journal: u64,
+    /// Pages and gaps in the pages topic that this process forwarded, not delivered.
+    pub in_pages_topic: u64,
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(super) fn new<T, K>(
+        parts: &Parts<T, K>,
+        health: &Health,
+        accounts: &Accounts,
+        progress: &Progress,
+    ) -> Self {
+        let partitions = parts.settings.kafka.topics.page_partitions.get();
+        Self {
+            instance: parts.settings.instance.clone(),
+            incarnation: parts.journal.incarnation(),
+            started: Instant::now(),
+            apps: parts.settings.apps.len(),
+            partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            health: health.clone(),
+            accounts: accounts.clone(),
+            progress: progress.clone(),
+            backlog: parts.journal.backlog(),
+            poller: PollerMetrics::default(),
+            forwarder: ForwarderMetrics::default(),
+            publisher: PublisherMetrics::default(),
+        }
+    }
+
+    /// What the pollers count.
+    pub fn poller(&self) -> &PollerMetrics {
+        &self.poller
+    }
+
+    /// What the forwarders count.
+    pub fn forwarder(&self) -> &ForwarderMetrics {
+        &self.forwarder
+    }
+
+    /// What the publishers count.
+    pub fn publisher(&self) -> &PublisherMetrics {
+        &self.publisher
+    }
+
+    /// Whether all is well.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What became of the events.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// What waits.
+    pub fn waiting(&self) -> Waiting {
+        let behind = (0..self.partitions).map(|partition| self.progress.pages_behind(partition));
+        Waiting {
+            in_journal: self.backlog.borrow().entries,
+            in_pages_topic: behind.sum::<i64>().unsigned_abs(),
+        }
+    }
+
+    /// The answer to `/status.json`.
+    pub fn status(&self) -> serde_json::Value {
+        let waiting = self.waiting();
+        let total = self.accounts.total();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "instance": self.instance,
+            "incarnation": self.incarnation.to_string(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "apps": self.apps,
+            "readiness": self.health.readiness(),
+            "journal": {
+                "entries": waiting.in_journal,
+                "bytes": self.backlog.borrow().bytes,
+            },
+            "pages_topic": { "not_delivered": waiting.in_pages_topic },
+            "accounts": self.accounts.snapshot(),
+            "summary": total.to_string(),
+        })
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        self.health.register(registry);
+        self.accounts.register(registry);
+        self.poller.register(registry);
+        self.forwarder.register(registry);
+        self.publisher.register(registry);
+        registry.register_collector(Box::new(self.clone()));
+    }
+}
+
+impl Collector for Report {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let waiting = self.waiting();
+        let bytes = self.backlog.borrow().bytes;
+        for (name, help, value) in [
+            (
+                "journal_entries",
+                "Pages and gaps in the journal, not forwarded.",
+                waiting.in_journal,
+            ),
+            ("journal_size_bytes", "Database, write-ahead log and reservations.", bytes),
+            (
+                "pages_waiting",
+                "Pages and gaps that this process forwarded, not delivered.",
+                waiting.in_pages_topic,
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    /// Whether nothing waits.
+    pub fn is_nothing(self) -> bool {
+        self.in_journal == 0 && self.in_pages_topic == 0
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} pages in the journal, {} in the pages topic",
+            self.in_journal, self.in_pages_topic
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config;
+    use crate::journal::Journal;
+    use crate::model::AppId;
+    use crate::model::Clock;
+    use crate::model::Endpoint;
+    use crate::model::Feed;
+    use crate::model::Gap;
+    use crate::model::GapCause;
+    use crate::model::Region;
+    use crate::model::Timestamp;
+    use crate::observe::metrics::Metrics;
+    use crate::observe::process;
+
+    fn report() -> Report {
+        let variables = [
+            ("KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
+            ("APPS__0__APP_ID", "a"),
+            ("APPS__0__AUTH__TOKEN", "t"),
+        ];
+        let variables =
+            variables.map(|(name, value)| (format!("AGORA_RTM_BRIDGE__{name}"), value.to_owned()));
+        let settings = config::load(None, variables).unwrap();
+        let clock = Clock::system();
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        let (journal, recovered) = Journal::simulated(
+            connection,
+            settings.journal.max_size,
+            Incarnation::from_u128(1),
+            clock.now(),
+        )
+        .unwrap();
+        let parts =
+            Parts { settings, transport: (), kafka: (), journal, recovered, clock, seed: 1 };
+        Report::new(&parts, &Health::new(clock), &Accounts::default(), &Progress::new(8))
+    }
+
+    /// What a scrape shows once everything has happened at least once.
+    fn shown() -> BTreeSet<String> {
+        let report = report();
+        let mut metrics = Metrics::new();
+        report.register(metrics.registry());
+        process::register(&mut metrics, "2");
+        let feed =
+            Feed { app: AppId::new("a"), region: Region::new("default"), endpoint: Endpoint::User };
+        report.poller().answer(&feed, &crate::agora::Answer::Empty);
+        report.publisher().gap(&Gap {
+            feed,
+            cause: GapCause::Overflow,
+            from: None,
+            to: Timestamp::default(),
+            at_least: 0,
+            at_most: None,
+        });
+        let text = metrics.text();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .map(|line| match line.split_once(' ').unwrap() {
+                (name, "counter") => format!("{name}_total"),
+                (name, "info") => format!("{name}_info"),
+                (name, _) => name.to_owned(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_table_of_metrics_names_all_and_no_others() {
+        let documented: BTreeSet<String> = include_str!("../../docs/metrics.md")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert_eq!(shown(), documented);
+    }
+
+    #[tokio::test]
+    async fn the_status_says_what_waits_and_balances() {
+        let status = report().status();
+        assert_eq!(status["journal"]["entries"], 0);
+        assert_eq!(status["pages_topic"]["not_delivered"], 0);
+        assert_eq!(status["readiness"]["ready"], false);
+        assert_eq!(status["readiness"]["reasons"][0]["condition"], "polling");
+    }
+}
