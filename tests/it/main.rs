@@ -1,0 +1,13 @@
+//! The tests of the whole: one binary, so that one broker serves them all and is linked once.
+//!
+//! [`support`] starts what they need: a Kafka broker, the bridge as a process, a consumer that
+//! verifies, a judge. A test that takes its broker away lives in [`own_broker`], by which name
+//! `tests/run` leaves it out where a Kafka was given.
+
+mod fixtures;
+mod http;
+mod own_broker;
+mod real_broker;
+mod rooms;
+mod simulated;
+mod support;

@@ -1,0 +1,86 @@
+//! Tests that take their broker away. Each starts one of its own; where a Kafka is given,
+//! `tests/run` leaves out this file, by its name.
+
+use std::time::Duration;
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Script;
+use rdkafka::ClientConfig;
+use rdkafka::producer::BaseProducer;
+use rdkafka::producer::BaseRecord;
+use rdkafka::producer::Producer as _;
+
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::broker;
+use crate::support::broker::Broker;
+use crate::support::consume::Consumer;
+use crate::support::judge::judge;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const MIB: f64 = 1024.0 * 1024.0;
+
+#[test]
+fn a_killed_broker_comes_back_with_its_records_and_its_address() {
+    let mut broker = Broker::own();
+    let bootstrap = broker.bootstrap();
+    broker::create_topic(&bootstrap, "outage", 2);
+    let consumer = Consumer::start(&bootstrap, &["outage"]);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &bootstrap)
+        .set("enable.idempotence", "true")
+        .set("reconnect.backoff.max.ms", "500")
+        .create()
+        .unwrap();
+    let publish = |key: &str| producer.send(BaseRecord::to("outage").key(key).payload("")).unwrap();
+
+    publish("before");
+    producer.flush(LIMIT).unwrap();
+    broker.kill_9();
+    publish("while it is away");
+    broker.start_again();
+    producer.flush(LIMIT).unwrap();
+    broker.freeze();
+    publish("while it is frozen");
+    broker.thaw();
+    producer.flush(LIMIT).unwrap();
+
+    consumer.wait_until("three records", LIMIT, |records| records.len() == 3);
+    assert_eq!(consumer.finish().len(), 3);
+}
+
+#[test]
+fn a_start_while_the_broker_is_away_drains_at_once_and_delivers_when_it_comes() {
+    let mut broker = Broker::own();
+    let (bootstrap, names) = (broker.bootstrap(), Names::unique("late-broker"));
+    broker.kill_9();
+    let agora = Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(300.0, 500.0)],
+        ..Script::default()
+    });
+    let mut bridge = Bridge::start(&agora.config(&names, &bootstrap, Hosts::EachRegion));
+
+    agora.wait_for_moment(Duration::from_secs(5));
+    let early = bridge.metric("process_resident_memory_bytes");
+    agora.wait_for_moment(Duration::from_secs(30));
+    let late = bridge.metric("process_resident_memory_bytes");
+    let delivered = agora.world().ledger().total().delivered;
+    assert!(delivered > 30 * 800 / 2, "{delivered} were drained meanwhile");
+    let answer = bridge.get("/ready");
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains(&bootstrap) || answer.body.contains("Kafka"), "{}", answer.body);
+    // 24,000 events are 4 MB of pages; they are on disk.
+    assert!(late - early < 64.0 * MIB && late < 256.0 * MIB, "from {early} to {late} bytes");
+
+    broker.start_again();
+    let consumer = Consumer::start(&bootstrap, &names.published());
+    agora.come_to_rest(&[0], LIMIT);
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    let verdict = judge(&names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+    verdict.assert_in_order();
+    eprintln!("{delivered} events drained without Kafka, memory from {early} to {late} bytes");
+}

@@ -1,0 +1,86 @@
+//! What goes wrong with Kafka, and how long everything takes.
+
+use std::time::Duration;
+
+use agora_rtm_bridge::kafka::Failure;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+
+/// How long a producer tries to get its records to a broker, and one question waits for an answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What goes wrong: shares of calls, until it is over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trouble {
+    /// Of the looks at topics before anything else works.
+    pub(crate) prepare: f64,
+    /// Of the claims; half of them have raised the epoch all the same.
+    pub(crate) claim: f64,
+    /// Of the page records handed over; half of them are stored all the same.
+    pub(crate) append: f64,
+    /// Of the transactions; half of them are committed all the same.
+    pub(crate) deliver: f64,
+    /// Of the reads of pages.
+    pub(crate) pages: f64,
+    /// Of all answers: they take from a tenth of a second to three.
+    pub(crate) slow: f64,
+    /// When no broker can be reached.
+    pub(crate) away: Vec<(Duration, Duration)>,
+    /// When all of it but `away` is over.
+    pub(crate) until: Duration,
+}
+
+/// Decides what goes wrong.
+pub(super) struct Dice<'a> {
+    pub(super) rng: &'a mut StdRng,
+    pub(super) trouble: &'a Trouble,
+}
+
+/// How a call ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    pub(super) at: Duration,
+    pub(super) failure: Option<Failure>,
+}
+
+// === impl Dice ===
+
+impl Dice<'_> {
+    /// One way or the other.
+    pub(super) fn latency(&mut self, now: Duration) -> Duration {
+        let slow = now < self.trouble.until && self.rng.random_bool(self.trouble.slow);
+        let range = if slow { 100..3_000 } else { 1..8 };
+        Duration::from_millis(self.rng.random_range(range))
+    }
+
+    pub(super) fn strikes(&mut self, now: Duration, share: f64) -> bool {
+        now < self.trouble.until && self.rng.random_bool(share)
+    }
+
+    /// When something gets through that would arrive then.
+    pub(super) fn through(&mut self, at: Duration) -> Duration {
+        let away = self.trouble.away.iter().find(|(from, until)| (*from..*until).contains(&at));
+        match away.copied() {
+            Some((_, until)) => until + Duration::from_millis(self.rng.random_range(0..500)),
+            None => at,
+        }
+    }
+
+    /// A question and its answer.
+    pub(super) fn question(&mut self, now: Duration, share: f64) -> Told {
+        let strikes = self.strikes(now, share);
+        let trip = self.latency(now) + self.latency(now);
+        let at = self.through(now + trip);
+        if at > now + PATIENCE {
+            return Told { at: now + PATIENCE, failure: Some(Failure::Unavailable) };
+        }
+        Told { at, failure: strikes.then_some(Failure::Unavailable) }
+    }
+
+    /// A reader waits for its broker as long as it takes.
+    pub(super) fn read(&mut self, now: Duration) -> Told {
+        let failure = self.strikes(now, self.trouble.pages).then_some(Failure::Broken);
+        let trip = self.latency(now);
+        Told { at: self.through(now + trip), failure }
+    }
+}

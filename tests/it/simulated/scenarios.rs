@@ -1,0 +1,303 @@
+//! Named runs: each is about one thing, and looks closer than a seed does.
+
+use std::time::Duration;
+
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Burst;
+use agora_rtm_bridge::simulator::Dialect;
+use agora_rtm_bridge::simulator::Empty;
+use agora_rtm_bridge::simulator::Fault;
+use agora_rtm_bridge::simulator::FaultKind;
+use agora_rtm_bridge::simulator::FramingChoice;
+use agora_rtm_bridge::simulator::Load;
+use agora_rtm_bridge::simulator::Network;
+use agora_rtm_bridge::simulator::RegionScript;
+use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::Spread;
+
+use super::judge::Verdict;
+use super::judge::judge;
+use super::kafka_model::Trouble;
+use super::plan::End;
+use super::plan::Hosts;
+use super::plan::Life;
+use super::plan::Plan;
+use super::plan::region;
+use super::run::Outcome;
+use super::run::run;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// One App ID.
+fn one_app(user_events: f64, channel_events: f64) -> Script {
+    Script {
+        apps: vec![AppScript::numbered(0).rates(user_events, channel_events)],
+        ..Script::default()
+    }
+}
+
+/// So many user events in one instant, in the first second.
+fn one_burst(events: u32) -> Script {
+    let bursts = vec![Burst { at: SECOND, events, over: Duration::ZERO }];
+    let app =
+        AppScript { user_events: Load { bursts, ..Load::default() }, ..AppScript::numbered(0) };
+    Script { apps: vec![app], ..Script::default() }
+}
+
+fn regions(count: usize) -> Vec<RegionScript> {
+    (0..count).map(|index| RegionScript::new(region(index))).collect()
+}
+
+fn killed(lasts: Duration, pause: Duration) -> Life {
+    Life { lasts, end: End::Killed, pause }
+}
+
+/// Plays a plan; whatever is wrong with it fails the test.
+#[track_caller]
+fn check(plan: &Plan) -> (Verdict, Outcome) {
+    let outcome = run(plan);
+    let verdict = judge(plan, &outcome);
+    assert!(verdict.faults.is_empty(), "{verdict}");
+    (verdict, outcome)
+}
+
+#[test]
+fn a_move_to_another_region_repeats_none_of_its_2000_old_events() {
+    let script = Script {
+        regions: regions(2),
+        faults: vec![
+            Fault::new(FaultKind::Refused).between(60 * MINUTE, 65 * MINUTE).region(region(0)),
+        ],
+        ..one_burst(2_000)
+    };
+    let plan = Plan { hosts: Hosts::OneRegion, ..Plan::calm(script, 64 * MINUTE) };
+    let (verdict, _) = check(&plan);
+    assert_eq!((verdict.published, verdict.repeats), (2_000, 2_000));
+}
+
+#[test]
+fn an_empty_data_directory_makes_no_repeats() {
+    let script = Script {
+        regions: regions(2),
+        faults: vec![Fault::new(FaultKind::Refused).between(10 * SECOND, MINUTE).region(region(0))],
+        ..one_burst(1_500)
+    };
+    let life = Life { lasts: 10 * SECOND, end: End::KilledAndDiskLost, pause: SECOND };
+    let plan =
+        Plan { hosts: Hosts::OneRegion, lives: vec![life], ..Plan::calm(script, 50 * SECOND) };
+    let (verdict, _) = check(&plan);
+    assert_eq!((verdict.published, verdict.repeats, verdict.lost), (1_500, 1_500, 0));
+}
+
+#[test]
+fn a_data_directory_from_a_backup_makes_no_repeats() {
+    let lives = [End::Killed, End::KilledAndRestored, End::Killed].map(|end| Life {
+        lasts: 4_210 * SECOND / 1_000,
+        end,
+        pause: 2 * SECOND,
+    });
+    // Everything still waits in the journal when the backup is made, and again when it comes back.
+    let trouble = Trouble { away: vec![(3 * SECOND, 9 * SECOND)], ..Trouble::default() };
+    for seed in 0..20 {
+        let mut script = Script { seed, ..one_app(20.0, 20.0) };
+        // Nothing else tells a page that is delivered again from one that is new.
+        script.apps[0].malformed = 0.3;
+        let plan = Plan {
+            lives: lives.to_vec(),
+            trouble: trouble.clone(),
+            ..Plan::calm(script, 20 * SECOND)
+        };
+        check(&plan);
+    }
+}
+
+#[test]
+fn a_body_cut_anywhere_yields_what_is_complete_and_a_gap() {
+    for framing in [FramingChoice::Length, FramingChoice::UntilClose] {
+        for (empty, wild_layout) in [(Empty::List, false), (Empty::Null, true)] {
+            let app = AppScript {
+                malformed: 0.3,
+                wild_names: true,
+                wild_layout,
+                dialect: Dialect { empty, ..Dialect::default() },
+                ..one_burst(6).apps.remove(0)
+            };
+            let network = Network { framing, ..Network::default() };
+            let script = Script { apps: vec![app], network, ..Script::default() };
+            let whole = Plan::calm(script, 2 * SECOND);
+            let longest = longest_body(&check(&whole).1);
+            assert!(longest > 300);
+            for bytes in 0..longest {
+                let plan = Plan { cut_first_page_at: Some(bytes), ..whole.clone() };
+                let outcome = run(&plan);
+                let verdict = judge(&plan, &outcome);
+                assert!(verdict.faults.is_empty(), "{framing:?} {empty:?} {bytes}: {verdict}");
+            }
+        }
+    }
+}
+
+fn longest_body(outcome: &Outcome) -> usize {
+    let exchanges = outcome.agora.exchanges();
+    let bodies = exchanges.iter().filter_map(|it| it.answer.as_ref());
+    bodies.map(|answer| answer.body.len()).max().unwrap_or(0)
+}
+
+#[test]
+fn ten_minutes_without_kafka_slow_nothing_down_and_lose_nothing() {
+    let calm = Plan::calm(one_app(5.0, 5.0), 12 * MINUTE);
+    let away = (MINUTE, 11 * MINUTE);
+    let trouble = Trouble { away: vec![away], ..Trouble::default() };
+    let requests = |plan: &Plan| {
+        let (verdict, outcome) = check(plan);
+        assert_eq!((verdict.lost, verdict.gaps.len()), (0, 0));
+        let exchanges = outcome.agora.exchanges();
+        exchanges.iter().filter(|it| (away.0..away.1).contains(&it.left_at)).count()
+    };
+    let usual = requests(&calm);
+    let without = requests(&Plan { trouble, ..calm });
+    assert!(usual > 3_000, "{usual}");
+    assert_eq!(without, usual);
+}
+
+#[test]
+fn no_restart_lets_the_server_count_more_than_ten() {
+    let mut most = 0;
+    for (end, pause) in [
+        (End::Stopped, 1),
+        (End::Killed, 150),
+        (End::KilledAndDiskLost, 350),
+        (End::KilledAndRestored, 1_100),
+    ] {
+        for seed in 0..16 {
+            let script = Script { seed, regions: regions(3), ..one_app(30.0, 30.0) };
+            let life = |index: u64| Life {
+                // Short ones ask a few times only, within the second of the one before.
+                lasts: Duration::from_millis(if index.is_multiple_of(2) {
+                    2_000 + 37 * seed
+                } else {
+                    250 + 30 * index
+                }),
+                end,
+                pause: Duration::from_millis(pause),
+            };
+            let plan =
+                Plan { lives: (0..12).map(life).collect(), ..Plan::calm(script, 40 * SECOND) };
+            let (_, outcome) = check(&plan);
+            most =
+                most.max(outcome.agora.with(|world| world.ledger().requests(0).most_in_a_second));
+        }
+    }
+    assert_eq!(most, 10, "the test comes close to nothing");
+}
+
+#[test]
+fn a_life_too_short_to_ask_does_not_hide_the_one_before() {
+    for lasts in [1, 300, 700] {
+        let script = Script { regions: regions(3), ..one_app(30.0, 30.0) };
+        let lost =
+            Life { lasts: 3_300 * SECOND / 1_000, end: End::KilledAndDiskLost, pause: SECOND / 2 };
+        let short = killed(Duration::from_millis(lasts), Duration::from_millis(1));
+        let plan = Plan { lives: vec![lost, short], ..Plan::calm(script, 10 * SECOND) };
+        check(&plan);
+    }
+}
+
+/// A connection takes round trips to come about; the requests that wait for it arrive late, all
+/// together, and right before those that find it there.
+#[test]
+fn new_connections_do_not_let_the_server_count_more_than_ten() {
+    for rtt in [30, 100, 300] {
+        for connecting in [1, 2, 3] {
+            let network =
+                Network { rtt: Spread::always(Duration::from_millis(rtt)), ..Network::default() };
+            let script = Script { regions: regions(3), network, ..one_app(30.0, 30.0) };
+            let plan = Plan { connecting, ..Plan::calm(script, 10 * SECOND) };
+            let outcome = run(&plan);
+            let verdict = judge(&plan, &outcome);
+            assert!(verdict.faults.is_empty(), "{rtt} ms, {connecting} more: {verdict}");
+        }
+    }
+}
+
+#[test]
+fn a_transaction_of_unknown_outcome_publishes_nothing_twice() {
+    let trouble = Trouble { deliver: 0.8, slow: 0.1, until: 60 * SECOND, ..Trouble::default() };
+    let (mut told_wrong, mut aborted) = (0, 0);
+    for seed in 0..20 {
+        let script = Script { seed, regions: regions(2), ..one_app(15.0, 15.0) };
+        let plan = Plan { trouble: trouble.clone(), ..Plan::calm(script, 60 * SECOND) };
+        let (_, outcome) = check(&plan);
+        let of_run = outcome.kafka.transactions();
+        told_wrong += of_run.told_wrong;
+        aborted += of_run.aborted;
+    }
+    assert!(told_wrong > 50 && aborted > 50, "{told_wrong} told wrong, {aborted} aborted");
+}
+
+#[test]
+fn two_bridges_by_mistake_publish_nothing_twice() {
+    let mut repeats = 0;
+    for seed in 0..10 {
+        let script = Script { seed, regions: regions(2), ..one_app(10.0, 10.0) };
+        let plan = Plan { twin: true, ..Plan::calm(script, 3 * MINUTE) };
+        let (verdict, outcome) = check(&plan);
+        assert_eq!(verdict.lost, 0);
+        assert!(outcome.kafka.transactions().fenced > 0, "neither fenced the other");
+        repeats += verdict.repeats;
+    }
+    assert!(repeats > 10_000, "{repeats}");
+}
+
+/// Agora's clock and ours differ by some seconds.
+#[test]
+fn a_gap_covers_what_is_lost_whichever_clock_is_ahead() {
+    for clock_ahead_ms in [-8_000, -500, 0, 500, 8_000] {
+        let faults =
+            vec![Fault::new(FaultKind::NoAnswer).share(0.2), Fault::new(FaultKind::Cut).share(0.2)];
+        let script = Script { faults, ..one_app(10.0, 10.0) };
+        let plan = Plan {
+            clock_ahead_ms,
+            lives: vec![killed(7 * SECOND, SECOND), killed(6_020 * SECOND / 1_000, SECOND)],
+            ..Plan::calm(script, 30 * SECOND)
+        };
+        let outcome = run(&plan);
+        let verdict = judge(&plan, &outcome);
+        assert!(verdict.faults.is_empty(), "{clock_ahead_ms} ms ahead: {verdict}");
+        assert!(verdict.lost > 20);
+    }
+}
+
+/// A page that is no JSON has handed over nothing: what waited goes on waiting, and is lost later.
+#[test]
+fn a_page_of_another_kind_does_not_count_as_emptying_the_buffer() {
+    let strike = |kind, from: u32, until: u32| Fault {
+        endpoint: Some(Endpoint::User),
+        ..Fault::new(kind).between(from * SECOND, until * SECOND)
+    };
+    let faults = vec![strike(FaultKind::NotJson, 5, 35), strike(FaultKind::NoAnswer, 35, 45)];
+    let plan = Plan::calm(Script { faults, ..one_app(3.0, 3.0) }, 50 * SECOND);
+    let (verdict, _) = check(&plan);
+    assert!(verdict.lost > 60, "{}", verdict.lost);
+}
+
+#[test]
+fn each_answer_has_a_page_name_of_its_own() {
+    let apps = (0..6).map(|index| AppScript::numbered(index).rates(5.0, 5.0)).collect();
+    let script = Script { apps, ..Script::default() };
+    let plan = Plan { page_partitions: 8, ..Plan::calm(script, 5 * SECOND) };
+    let (_, outcome) = check(&plan);
+    let mut names: Vec<Vec<u8>> = outcome
+        .kafka
+        .pages()
+        .into_iter()
+        .filter_map(|page| page.headers.into_iter().find(|(name, _)| name == "page"))
+        .map(|(_, name)| name)
+        .collect();
+    let pages = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), pages);
+}

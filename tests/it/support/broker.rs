@@ -1,0 +1,292 @@
+//! A real Kafka broker: Apache's own, one node, in a folder that goes with it.
+//!
+//! [`shared`] is for every test that is content with a broker; names keep the tests apart (see
+//! [`super::names`]). [`Broker::own`] is for tests that take their broker away.
+
+use std::env;
+use std::fs;
+use std::fs::File;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::admin::AdminOptions;
+use rdkafka::admin::NewTopic;
+use rdkafka::admin::TopicReplication;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer;
+use ring::digest::SHA256;
+use ring::digest::digest;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::child::Guarded;
+use super::names;
+use super::tail;
+use super::within;
+
+/// A broker of one's own. Its end is the end of its data.
+pub(crate) struct Broker {
+    process: Guarded,
+    ports: Ports,
+    home: TempDir,
+}
+
+/// A broker keeps its ports over a restart: its clients know no others.
+#[derive(Clone, Copy)]
+struct Ports {
+    clients: u16,
+    controller: u16,
+}
+
+/// Names a Kafka that is already there, as `host:port,…`.
+const GIVEN: &str = "KAFKA_BOOTSTRAP_SERVERS";
+
+/// The broker's settings, in its folder.
+const SETTINGS: &str = "server.properties";
+
+/// The folder of Kafka's jars; `tests/run` sets it.
+const LIBS: &str = "AGORA_TEST_KAFKA_LIBS";
+
+/// Two seconds are usual. On a machine that compiles at the same time it takes longer.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// The bootstrap servers of the broker that all tests share: the one that was given, or one that
+/// starts with the first test that asks.
+pub(crate) fn shared() -> &'static str {
+    // A failed start is kept too, lest every test wait for it anew.
+    static SHARED: LazyLock<Result<(String, Option<Broker>), String>> =
+        LazyLock::new(|| match given() {
+            Some(bootstrap) => Ok((bootstrap, None)),
+            None => Broker::start().map(|broker| (broker.bootstrap(), Some(broker))),
+        });
+    match &*SHARED {
+        Ok((bootstrap, _broker)) => bootstrap,
+        Err(report) => panic!("{report}"),
+    }
+}
+
+/// Creates a topic, for tests that publish something themselves.
+pub(crate) fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
+    let admin: AdminClient<_> = client(bootstrap).create().expect("the settings are right");
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let created = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime needs nothing")
+        .block_on(admin.create_topics(&[topic], &AdminOptions::new()));
+    match created.as_deref() {
+        Ok([Ok(_)]) => {}
+        refused => panic!("create topic {name}: {refused:?}"),
+    }
+}
+
+// === impl Broker ===
+
+impl Broker {
+    /// Starts a broker that only this test uses.
+    ///
+    /// # Panics
+    ///
+    /// With the end of its log, where it does not start. And where a Kafka was given: then no
+    /// broker is started, and the test should have been left out.
+    pub(crate) fn own() -> Self {
+        assert!(given().is_none(), "{GIVEN} is set: run this by tests/run, which leaves it out");
+        Self::start().unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// Where its clients find it.
+    pub(crate) fn bootstrap(&self) -> String {
+        self.ports.bootstrap()
+    }
+
+    /// Kills it. What it had not written to its disk is still with the kernel.
+    pub(crate) fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+
+    /// Stops it in the middle of whatever it does; its connections stay.
+    pub(crate) fn freeze(&mut self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&mut self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// Starts it once more after [`Self::kill_9`], with its ports and its data.
+    pub(crate) fn start_again(&mut self) {
+        self.process = launch(self.home.path(), self.ports).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn start() -> Result<Self, String> {
+        // Somebody may take a port between our look and the broker's bind.
+        const TRIES: usize = 3;
+        let mut reports = Vec::new();
+        while reports.len() < TRIES {
+            let (home, ports) = (names::folder(), Ports::free());
+            fs::write(home.path().join(SETTINGS), properties(ports, home.path()))
+                .expect("a fresh folder can be written to");
+            format_storage(home.path())?;
+            match launch(home.path(), ports) {
+                Ok(process) => return Ok(Self { process, ports, home }),
+                Err(report) if report.contains("Address already in use") => reports.push(report),
+                Err(report) => return Err(report),
+            }
+        }
+        Err(reports.concat())
+    }
+}
+
+// === impl Ports ===
+
+impl Ports {
+    fn free() -> Self {
+        Self { clients: free_port(), controller: free_port() }
+    }
+
+    fn bootstrap(self) -> String {
+        format!("127.0.0.1:{}", self.clients)
+    }
+}
+
+/// A port that nobody listens on, below the range from which the kernel takes the ports of
+/// outgoing connections: a client that asks for a broker that is away could be given the broker's
+/// own port as its own, and reach itself.
+fn free_port() -> u16 {
+    loop {
+        let port = rand::random_range(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+// === the process ===
+
+fn launch(home: &Path, ports: Ports) -> Result<Guarded, String> {
+    let log = home.join("broker.log");
+    let out = File::create(&log).expect("a fresh folder can be written to");
+    let errors = out.try_clone().expect("a file can be shared");
+    let mut process =
+        Guarded::spawn(java("kafka.Kafka", home).arg(SETTINGS).stdout(out).stderr(errors), home);
+
+    let outcome = within(START_LIMIT, || match process.ended() {
+        Some(status) => Some(Err(format!("the broker ended with {status}"))),
+        None => answers(ports).then_some(Ok(())),
+    });
+    let why = match outcome {
+        Ok(Ok(())) => return Ok(process),
+        Ok(Err(why)) => why,
+        Err(late) => format!("the broker answered {late}"),
+    };
+    let log = fs::read_to_string(&log).unwrap_or_default();
+    Err(format!("{why}; the end of its log:\n{}\n", tail(&log)))
+}
+
+fn format_storage(home: &Path) -> Result<(), String> {
+    // Any 16 bytes in url-safe base64 are a cluster id; these are 22 such digits.
+    let cluster = format!("agora{:017}", rand::random_range(0..u64::pow(10, 17)));
+    let output = java("kafka.tools.StorageTool", home)
+        .args(["format", "--standalone", "-t", &cluster, "-c", SETTINGS])
+        .output()
+        .map_err(|error| format!("start java: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("Kafka's storage tool failed: {output:?}")),
+    }
+}
+
+/// A main class of Kafka, to be run in `home`.
+fn java(class: &str, home: &Path) -> Command {
+    let mut command = Command::new("java");
+    command
+        // One small broker beside a compiler on two cores: a quick start is worth more than speed.
+        .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+        .arg("-Dorg.apache.logging.log4j.level=WARN")
+        .arg("-cp")
+        .arg(libs().join("*"))
+        .arg(class)
+        .stdin(Stdio::null())
+        .current_dir(home);
+    command
+}
+
+fn properties(ports: Ports, home: &Path) -> String {
+    let Ports { clients, controller } = ports;
+    let data = home.join("data");
+    let data = names::text(&data);
+    format!(
+        "\
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{clients}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+# As strict clusters have it: the bridge creates its topics or says that they are missing.
+auto.create.topics.enable=false
+# One node, and topics of its own that are made quickly.
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+# A broker that was killed and comes back is kept waiting until its former self has timed out.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+"
+    )
+}
+
+/// Whether a client finds the broker ready. A port that is open proves less.
+fn answers(ports: Ports) -> bool {
+    if TcpStream::connect(("127.0.0.1", ports.clients)).is_err() {
+        return false;
+    }
+    let consumer: BaseConsumer =
+        client(&ports.bootstrap()).create().expect("the settings are right");
+    consumer
+        .fetch_metadata(None, Duration::from_secs(2))
+        .is_ok_and(|metadata| !metadata.brokers().is_empty())
+}
+
+fn client(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap);
+    config
+}
+
+fn given() -> Option<String> {
+    env::var(GIVEN).ok().filter(|bootstrap| !bootstrap.is_empty())
+}
+
+/// Where `tests/run` has put Kafka's jars: by the same rule, so that a plain `cargo test` finds
+/// them as well.
+fn libs() -> PathBuf {
+    let libs = env::var_os(LIBS).map_or_else(libs_in_cache, PathBuf::from);
+    assert!(libs.is_dir(), "no Kafka in {}: run tests/run once, it fetches one", libs.display());
+    libs
+}
+
+fn libs_in_cache() -> PathBuf {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").expect("HOME is set")).join(".cache"));
+    let checksum = digest(&SHA256, include_bytes!("../../kafka/pom.xml"));
+    let version: String =
+        checksum.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    cache.join("agora-rtm-bridge").join(format!("kafka-{version}"))
+}

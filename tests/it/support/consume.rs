@@ -1,0 +1,350 @@
+//! A consumer as a careful user would write it: `read_committed`, from the beginning, every
+//! partition, nothing skipped in silence.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::Offset;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::message::Headers as _;
+use rdkafka::message::Message as _;
+use tokio::time::Instant;
+
+use super::names;
+use super::within;
+
+/// Reads some topics in the background, each on a thread of its own, for as long as the test
+/// needs. A broker that goes away is waited for.
+pub(crate) struct Consumer {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Its topic.
+    pub(crate) topic: String,
+    /// Its partition.
+    pub(crate) partition: i32,
+    /// Its offset.
+    pub(crate) offset: i64,
+    /// Its timestamp in milliseconds since 1970.
+    pub(crate) timestamp: Option<i64>,
+    /// Its key.
+    pub(crate) key: Option<Vec<u8>>,
+    /// Its value.
+    pub(crate) value: Option<Vec<u8>>,
+    /// Its headers, in their order.
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+}
+
+struct Shared {
+    bootstrap: String,
+    records: Mutex<Vec<Record>>,
+    finishing: AtomicBool,
+}
+
+/// One topic, read by one thread.
+struct Reader {
+    topic: String,
+    shared: Arc<Shared>,
+    consumer: BaseConsumer,
+    /// The next offset of each partition.
+    next: BTreeMap<i32, i64>,
+}
+
+/// How long [`Consumer::finish`] may take: a broker that has just come back included.
+const FINISH_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Everything that is committed in `topics` now.
+pub(crate) fn read_all(bootstrap: &str, topics: &[&str]) -> Vec<Record> {
+    Consumer::start(bootstrap, topics).finish()
+}
+
+// === impl Consumer ===
+
+impl Consumer {
+    /// Begins to read. A topic that does not exist yet is waited for.
+    pub(crate) fn start(bootstrap: &str, topics: &[&str]) -> Self {
+        let shared = Arc::new(Shared {
+            bootstrap: bootstrap.to_owned(),
+            records: Mutex::default(),
+            finishing: AtomicBool::new(false),
+        });
+        let read = |topic: &&str| {
+            let mut reader = Reader::new(topic, Arc::clone(&shared));
+            thread::Builder::new()
+                .name(format!("read {topic}"))
+                .spawn(move || reader.run())
+                .expect("a thread can be started")
+        };
+        Self { threads: topics.iter().map(read).collect(), shared }
+    }
+
+    /// Waits until `enough` is true of what was read so far, in the order of reading.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`, with `what` and the number of records.
+    pub(crate) fn wait_until(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut enough: impl FnMut(&[Record]) -> bool,
+    ) {
+        let mut judged = None;
+        let outcome = within(limit, || {
+            let records = self.shared.records.lock().expect("no reader panics holding it");
+            // Judging is dear and in vain where nothing came.
+            let news = judged.replace(records.len()) != Some(records.len());
+            (news && enough(&records)).then_some(())
+        });
+        if let Err(late) = outcome {
+            let count = self.shared.records.lock().expect("no reader panics holding it").len();
+            panic!("{what}: {late}; {count} records were read");
+        }
+    }
+
+    /// Reads on to what is the end of every partition now, as a `read_committed` consumer sees it,
+    /// and hands over all records, by topic, partition and offset.
+    ///
+    /// # Panics
+    ///
+    /// Where an end is not reached in a minute, and where a record could not be read.
+    pub(crate) fn finish(self) -> Vec<Record> {
+        self.shared.finishing.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            thread.join().unwrap_or_else(|_| panic!("`{name}` has failed, see above"));
+        }
+        let mut records =
+            mem::take(&mut *self.shared.records.lock().expect("the readers are gone"));
+        records.sort_by(|a, b| {
+            (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset))
+        });
+        records
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The first header of this name, as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
+        str::from_utf8(value).ok()
+    }
+
+    /// The identity of an event: the header `ce_id`.
+    pub(crate) fn event_id(&self) -> Option<&str> {
+        self.header("ce_id")
+    }
+
+    fn from_message(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        Self {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers
+                .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+                .collect(),
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    fn new(topic: &str, shared: Arc<Shared>) -> Self {
+        let consumer = consumer(&shared.bootstrap);
+        Self { topic: topic.to_owned(), shared, consumer, next: BTreeMap::new() }
+    }
+
+    fn run(&mut self) {
+        if !self.find_topic() {
+            return;
+        }
+        self.assign();
+        while !self.finishing() {
+            self.read_one();
+        }
+        self.read_to_end();
+    }
+
+    /// Whether the topic came into being before the test wanted to finish.
+    fn find_topic(&mut self) -> bool {
+        loop {
+            // Asked before the look, so that there is one look after the wish to finish.
+            let last_look = self.finishing();
+            let metadata = self.consumer.fetch_metadata(Some(&self.topic), Duration::from_secs(5));
+            let partitions = metadata.iter().flat_map(|metadata| metadata.topics());
+            let partitions = partitions.flat_map(|topic| topic.partitions());
+            self.next = partitions.map(|partition| (partition.id(), 0)).collect();
+            if !self.next.is_empty() || last_look {
+                return !self.next.is_empty();
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn assign(&self) {
+        let mut partitions = TopicPartitionList::new();
+        for (&partition, &next) in &self.next {
+            let from = if next == 0 { Offset::Beginning } else { Offset::Offset(next) };
+            partitions
+                .add_partition_offset(&self.topic, partition, from)
+                .expect("offsets are not negative");
+        }
+        self.consumer.assign(&partitions).expect("the partitions exist");
+    }
+
+    /// An end that was seen earlier says nothing about now. A fresh consumer meets each end anew.
+    fn read_to_end(&mut self) {
+        self.consumer = consumer(&self.shared.bootstrap);
+        self.assign();
+        let deadline = Instant::now() + FINISH_LIMIT;
+        let mut open: BTreeSet<i32> = self.next.keys().copied().collect();
+        while !open.is_empty() {
+            if let Some(ended) = self.read_one() {
+                open.remove(&ended);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{}: no end of the partitions {open:?} in {FINISH_LIMIT:?}",
+                self.topic
+            );
+        }
+    }
+
+    /// Keeps one record, if one comes soon. Otherwise tells which partition has no more, if one
+    /// said so.
+    fn read_one(&mut self) -> Option<i32> {
+        match self.consumer.poll(POLL)? {
+            Ok(message) => {
+                let record = Record::from_message(&message);
+                let expected = self.next.insert(record.partition, record.offset + 1);
+                assert!(
+                    expected.is_some_and(|expected| expected <= record.offset),
+                    "{}/{}: offset {} came where {expected:?} was next",
+                    record.topic,
+                    record.partition,
+                    record.offset
+                );
+                self.shared.records.lock().expect("no test panics holding it").push(record);
+                None
+            }
+            Err(KafkaError::PartitionEOF(partition)) => Some(partition),
+            Err(error) if passes(&error) => None,
+            Err(error) => panic!("{}: {error}", self.topic),
+        }
+    }
+
+    fn finishing(&self) -> bool {
+        self.shared.finishing.load(Ordering::SeqCst)
+    }
+}
+
+/// What a broker's absence brings, and the moments after a topic was created.
+fn passes(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::Resolve
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+        )
+    )
+}
+
+fn consumer(bootstrap: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        // librdkafka wants a group even where partitions are assigned by hand.
+        .set("group.id", names::unique("verifier"))
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        // A record that is no longer there is a fault to be told, not an offset to be skipped.
+        .set("auto.offset.reset", "error")
+        .set("check.crcs", "true")
+        // The end of a partition is told after one such wait.
+        .set("fetch.wait.max.ms", "50")
+        .set("reconnect.backoff.max.ms", "500")
+        .create()
+        .expect("the settings are right")
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::producer::BaseProducer;
+    use rdkafka::producer::BaseRecord;
+    use rdkafka::producer::Producer as _;
+
+    use super::*;
+    use crate::support::broker;
+
+    const SECONDS: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn what_was_committed_is_read_and_nothing_else() {
+        let bootstrap = broker::shared();
+        let topic = names::unique("consume");
+        broker::create_topic(bootstrap, &topic, 3);
+        let live = Consumer::start(bootstrap, &[&topic]);
+
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("transactional.id", &topic)
+            .create()
+            .unwrap();
+        producer.init_transactions(SECONDS).unwrap();
+        let send = |key: &str| {
+            let record = BaseRecord::to(&topic).key(key).payload("value");
+            producer.send(record).unwrap();
+        };
+        producer.begin_transaction().unwrap();
+        send("aborted");
+        producer.flush(SECONDS).unwrap();
+        producer.abort_transaction(SECONDS).unwrap();
+        producer.begin_transaction().unwrap();
+        ["a", "b", "c", "d"].into_iter().for_each(send);
+        producer.commit_transaction(SECONDS).unwrap();
+
+        live.wait_until("four records", SECONDS, |records| records.len() == 4);
+        let records = live.finish();
+        let mut keys: Vec<_> =
+            records.iter().map(|record| record.key.as_deref().unwrap()).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, [b"a", b"b", b"c", b"d"]);
+        assert_eq!(read_all(bootstrap, &[&topic]), records);
+    }
+
+    #[test]
+    fn a_topic_that_never_came_holds_nothing() {
+        assert_eq!(read_all(broker::shared(), &[&names::unique("absent")]), []);
+    }
+}

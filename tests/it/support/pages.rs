@@ -1,0 +1,51 @@
+//! A server that hands over prepared bodies, one a request, and then nothing more.
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::thread;
+
+/// Where it listens. Its thread ends with the test process.
+pub(crate) struct Pages {
+    address: SocketAddr,
+}
+
+/// What it says when it has nothing left.
+const EMPTY: &str = r#"{"result":"success","request_id":"2","events":[]}"#;
+
+// === impl Pages ===
+
+impl Pages {
+    /// Begins to serve.
+    pub(crate) fn serve(bodies: Vec<String>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
+        let address = listener.local_addr().expect("it listens");
+        thread::spawn(move || {
+            let mut bodies = bodies.into_iter();
+            for stream in listener.incoming() {
+                // A client that leaves early is no trouble of ours.
+                stream.and_then(|stream| answer(stream, bodies.next().as_deref())).ok();
+            }
+        });
+        Self { address }
+    }
+
+    /// Its base URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+fn answer(mut stream: TcpStream, body: Option<&str>) -> std::io::Result<()> {
+    let head = BufReader::new(&stream).lines();
+    head.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).for_each(drop);
+    let body = body.unwrap_or(EMPTY);
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}

@@ -1,0 +1,262 @@
+//! The bridge as its users run it: the binary, a file, signals, an HTTP port.
+
+use std::env;
+use std::fs;
+use std::fs::File;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::child::Guarded;
+use super::names;
+use super::tail;
+use super::within;
+
+/// A running `agora-rtm-bridge run` in a folder of its own.
+///
+/// What belongs to the place (data folder, port) comes by the environment; the file is the
+/// test's alone. When a test panics, the end of the bridge's log is printed with it.
+pub(crate) struct Bridge {
+    process: Guarded,
+    /// How often it was started. Each start has its own log: the address in it is of that start.
+    starts: u32,
+    home: TempDir,
+}
+
+/// An answer of the bridge's HTTP port.
+#[derive(Debug)]
+pub(crate) struct HttpAnswer {
+    /// The status code.
+    pub(crate) status: u16,
+    /// The body.
+    pub(crate) body: String,
+}
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const HTTP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The binary, with nothing of the developer's own settings.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agora-rtm-bridge"));
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("AGORA_RTM_BRIDGE__")) {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+    command
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    /// Starts a bridge with this configuration, which names neither `data_dir` nor `http.listen`.
+    pub(crate) fn start(config: &str) -> Self {
+        Self::start_on(config, |_| {})
+    }
+
+    /// The same with a data folder that `prepare` makes and fills first.
+    pub(crate) fn start_on(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let home = names::folder();
+        fs::write(home.path().join("bridge.toml"), config)
+            .expect("a fresh folder can be written to");
+        prepare(&data_dir(&home));
+        Self { process: spawn(&home, 1), starts: 1, home }
+    }
+
+    /// Starts it once more after its end, with the same configuration and data.
+    pub(crate) fn start_again(&mut self) {
+        self.starts += 1;
+        self.process = spawn(&self.home, self.starts);
+    }
+
+    /// Kills it: it commits nothing, forwards nothing, says nothing.
+    pub(crate) fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+
+    /// SIGTERM: asks it to stop.
+    pub(crate) fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait(limit)
+    }
+
+    /// Waits until it calls itself ready.
+    ///
+    /// # Panics
+    ///
+    /// Where it ends or does not become ready; with its reasons.
+    pub(crate) fn wait_ready(&mut self) {
+        let mut last = None;
+        let outcome = within(START_LIMIT, || {
+            if let Some(status) = self.process.ended() {
+                return Some(Err(status));
+            }
+            let answer = get(self.address()?, "/ready").ok()?;
+            let ready = answer.status == 200;
+            last = Some(answer);
+            ready.then_some(Ok(()))
+        });
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => panic!("the bridge ended with {status}"),
+            Err(late) => panic!("the bridge was ready {late}; it last said {last:?}"),
+        }
+    }
+
+    /// Asks its HTTP port.
+    pub(crate) fn get(&self, path: &str) -> HttpAnswer {
+        let address = within(START_LIMIT, || self.address())
+            .unwrap_or_else(|late| panic!("the bridge logged `listen=` {late}"));
+        get(address, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// `/status.json`.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let answer = self.get("/status.json");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str(&answer.body).expect("the status is JSON")
+    }
+
+    /// `/metrics`.
+    pub(crate) fn metrics(&self) -> String {
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body
+    }
+
+    /// The sum of a metric over all its labels; zero where it is not there.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        sum(&self.metrics(), name)
+    }
+
+    /// What it logged since its last start.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(log_file(&self.home, self.starts)).unwrap_or_default()
+    }
+
+    /// Where it keeps its journal.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        data_dir(&self.home)
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        listen_address(&self.log())
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("── the end of the bridge's log ──\n{}", tail(&self.log()));
+        }
+    }
+}
+
+fn spawn(home: &TempDir, start: u32) -> Guarded {
+    let log = File::create(log_file(home, start)).expect("a fresh folder can be written to");
+    let mut command = command();
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(home.path().join("bridge.toml"))
+        .env("AGORA_RTM_BRIDGE__DATA_DIR", data_dir(home))
+        .env("AGORA_RTM_BRIDGE__HTTP__LISTEN", "127.0.0.1:0")
+        .stdout(Stdio::null())
+        .stderr(log);
+    Guarded::spawn(&mut command, home.path())
+}
+
+fn log_file(home: &TempDir, start: u32) -> PathBuf {
+    home.path().join(format!("bridge-{start}.log"))
+}
+
+fn data_dir(home: &TempDir) -> PathBuf {
+    home.path().join("data")
+}
+
+/// Finds `listen=127.0.0.1:1234` in a text log, `"listen":"127.0.0.1:1234"` in a JSON one.
+fn listen_address(log: &str) -> Option<SocketAddr> {
+    // The last piece may still be on its way: a line counts when it is whole.
+    let whole = &log[..=log.rfind('\n')?];
+    whole.split("listen").skip(1).find_map(|rest| {
+        let value = rest.trim_start_matches(['"', '=', ':', ' ']);
+        let end = value.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')?;
+        value[..end].parse().ok()
+    })
+}
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<HttpAnswer> {
+    let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
+    stream.set_read_timeout(Some(HTTP_LIMIT))?;
+    // HTTP/1.0: the answer ends with the connection and is never chunked.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(HttpAnswer { status, body: body.to_owned() })
+}
+
+fn sum(metrics: &str, name: &str) -> f64 {
+    metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix(name))
+        .filter(|rest| rest.starts_with(['{', ' ']))
+        // The value stands behind the labels, in which a space may stand too.
+        .filter_map(|rest| {
+            rest.rsplit_once('}').map_or(rest, |(_, value)| value).split_whitespace().next()
+        })
+        .map(|value| value.parse::<f64>().expect("a sample's value is a number"))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_found_in_both_kinds_of_log() {
+        let address = Some("127.0.0.1:4711".parse().unwrap());
+        let cases = [
+            ("12:00 INFO ready to be asked listen=127.0.0.1:4711\n", address),
+            ("INFO listening at a port listen=127.0.0.1:4711 pid=1\n", address),
+            (r#"{"message":"listening","listen":"127.0.0.1:4711"}"#, None),
+            ("{\"message\":\"listening\",\"listen\":\"127.0.0.1:4711\"}\n", address),
+            ("INFO listen=127.0.0.1:47", None),
+            ("", None),
+        ];
+        for (log, expected) in cases {
+            assert_eq!(listen_address(log), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_and_no_other_name() {
+        let metrics = "# TYPE pages counter\n\
+                       pages_total{feed=\"a} b\"} 3\n\
+                       pages_total{feed=\"c\"} 4.5 1700000000\n\
+                       pages_total_more 9\n\
+                       lag 2\n";
+        assert_eq!(sum(metrics, "pages_total"), 7.5);
+        assert_eq!(sum(metrics, "lag"), 2.0);
+        assert_eq!(sum(metrics, "absent"), 0.0);
+    }
+}
