@@ -1,0 +1,142 @@
+//! The simulated Agora of one measurement.
+
+use std::thread;
+use std::time::Duration;
+
+use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Ledger;
+use agora_rtm_bridge::simulator::Load;
+use agora_rtm_bridge::simulator::Network;
+use agora_rtm_bridge::simulator::RampPoint;
+use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::Server;
+use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::serve;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// One App ID in one region, served in this process.
+pub(crate) struct Agora {
+    pub(crate) app: AppScript,
+    pub(crate) url: String,
+    server: Server,
+    runtime: Runtime,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// When the load sets in: who is to be measured has to be ready by then.
+const LOAD_FROM: Duration = Duration::from_secs(4);
+
+/// When it has grown to its rate. In one jump it would be a burst, and Agora's buffers, which hold
+/// 2,000 events, could run over before anybody who polls can know of it: true, and not steady.
+pub(crate) const STEADY_FROM: Duration = Duration::from_secs(9);
+
+/// The round trip to Agora under load.
+pub(crate) fn usual_way() -> Spread {
+    Spread::millis(20, 40)
+}
+
+// === impl Agora ===
+
+impl Agora {
+    /// `rate` events a second from [`STEADY_FROM`] on, half of them of each endpoint. The time of an
+    /// event is the machine's own.
+    pub(crate) fn start(rate: u32, rtt: Spread) -> Self {
+        let mut app = AppScript::numbered(0);
+        app.user_events = steady(f64::from(rate) / 2.0);
+        app.channel_events = steady(f64::from(rate) / 2.0);
+        let mut script = Script {
+            apps: vec![app.clone()],
+            network: Network { rtt, ..Network::default() },
+            ..Script::default()
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("agora")
+            .enable_all()
+            .build()
+            .expect("a runtime can be started");
+        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        script.epoch = Clock::system().now();
+        let any_port = "127.0.0.1:0".parse().expect("it is an address");
+        let server = runtime
+            .block_on(serve(World::new(script), vec![any_port], &tracker, stop.clone()))
+            .expect("a port is free");
+        let url = server.url(0).expect("there is one region");
+        Self { app, url, server, runtime, tracker, stop }
+    }
+
+    /// The table `[[apps]]` of a configuration.
+    pub(crate) fn app_table(&self) -> String {
+        let AppScript { app_id, customer_id, customer_secret, .. } = &self.app;
+        format!(
+            r#"
+[[apps]]
+app_id = "{app_id}"
+hosts = ["{}"]
+auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }}
+"#,
+            self.url
+        )
+    }
+
+    /// The time since its start.
+    pub(crate) fn now(&self) -> Duration {
+        self.server.now()
+    }
+
+    /// The wall clock, in milliseconds since 1970, at a moment of its time.
+    pub(crate) fn wall_clock(&self, at: Duration) -> i64 {
+        self.server.world().script().epoch.after(at).as_millis()
+    }
+
+    /// Waits for a moment of its time.
+    ///
+    /// # Panics
+    ///
+    /// Where that moment has gone by: what is to be measured then would not be.
+    pub(crate) fn wait_for(&self, what: &str, at: Duration) {
+        let rest = at.checked_sub(self.now());
+        crate::wait(
+            what,
+            rest.unwrap_or_else(|| panic!("too late for {what}: the start took long")),
+        );
+    }
+
+    /// What its ledger says.
+    pub(crate) fn ledger<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        look(self.server.world().ledger())
+    }
+
+    /// The load ends; waits until somebody has fetched everything.
+    pub(crate) fn come_to_rest(&self) {
+        self.server.world().stop_load();
+        while self.ledger(|ledger| ledger.total().buffered) > 0 {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The name of the path below an App ID.
+    pub(crate) fn path(&self, endpoint: Endpoint) -> String {
+        let Self { url, app, .. } = self;
+        format!("{url}/dev/v2/project/{}/rtm/vendor/{}", app.app_id, endpoint.name())
+    }
+}
+
+impl Drop for Agora {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.runtime.block_on(self.tracker.wait());
+    }
+}
+
+fn steady(rate: f64) -> Load {
+    let ramp = vec![RampPoint { at: LOAD_FROM, rate: 0.0 }, RampPoint { at: STEADY_FROM, rate }];
+    Load { ramp, ..Load::default() }
+}

@@ -1,0 +1,182 @@
+//! One subject under a steady load.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use agora_rtm_bridge::simulator::Requests;
+use tempfile::TempDir;
+
+use super::agora;
+use super::agora::Agora;
+use super::agora::STEADY_FROM;
+use super::meter::Meter;
+use super::meter::Usage;
+use super::naive::Naive;
+use super::score::Score;
+use super::score::score;
+use super::table::grouped;
+use super::topics;
+use crate::support::child::Guarded;
+use crate::support::consume;
+use crate::support::names;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Bridge,
+    Naive,
+}
+
+/// What it has to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    pub(crate) subject: Subject,
+    /// Events a second.
+    pub(crate) rate: u32,
+    /// How long it is measured.
+    pub(crate) seconds: Duration,
+}
+
+/// What it did.
+pub(crate) struct Outcome {
+    pub(crate) offer: Offer,
+    pub(crate) score: Score,
+    /// Between warm-up and end.
+    pub(crate) usage: Usage,
+    /// Events that Agora handed over in that time.
+    pub(crate) handed_over: u64,
+    /// In bytes, from the start on.
+    pub(crate) peak_memory: u64,
+    /// From the start on.
+    pub(crate) requests: Requests,
+    /// Requests in the time measured.
+    pub(crate) requests_measured: u64,
+}
+
+/// The full load runs so long before anything is measured.
+const WARM_UP: Duration = Duration::from_secs(5);
+
+/// What has been fetched is in Kafka after so long.
+const NAIVE_TAIL: Duration = Duration::from_secs(3);
+
+/// Longer than the bridge's `shutdown_grace`.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+
+enum Running {
+    Bridge(Bridge),
+    Naive { process: Guarded, home: TempDir },
+}
+
+/// Measures one subject.
+pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
+    let title = offer.title();
+    crate::progress(&title);
+    let names = Names::unique("steady");
+    topics::create(bootstrap, &names);
+    let agora = Agora::start(offer.rate, agora::usual_way());
+    let subject = Running::start(offer.subject, &agora, bootstrap, &names);
+    let meter = Meter::of(&subject.home());
+    let counts = || {
+        agora
+            .ledger(|ledger| (meter.usage(), ledger.total().delivered, ledger.all_requests().asked))
+    };
+
+    agora.wait_for("the load grows, and warm-up", STEADY_FROM + WARM_UP);
+    let (usage_before, handed_over_before, requests_before) = counts();
+    let begin = agora.now();
+    agora.wait_for("measuring", STEADY_FROM + WARM_UP + offer.seconds);
+    let (usage, handed_over, requests_then) = counts();
+    let end = agora.now();
+    agora.come_to_rest();
+    let peak_memory = meter.peak_memory();
+    subject.stop();
+
+    crate::progress(format_args!("{title}: reading all of it"));
+    let records = consume::read_all(bootstrap, &[&names.user_events, &names.channel_events]);
+    let measured = agora.wall_clock(begin)..agora.wall_clock(end);
+    Outcome {
+        offer,
+        score: agora.ledger(|ledger| score(ledger.events(), &records, measured)),
+        usage: usage - usage_before,
+        handed_over: handed_over - handed_over_before,
+        peak_memory,
+        requests: agora.ledger(|ledger| ledger.all_requests()),
+        requests_measured: requests_then - requests_before,
+    }
+}
+
+// === impl Offer ===
+
+impl Offer {
+    /// What is measured, in words.
+    pub(crate) fn title(&self) -> String {
+        let subject = match self.subject {
+            Subject::Bridge => "bridge",
+            Subject::Naive => "naive",
+        };
+        format!("{subject} {}/s", grouped(self.rate))
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// User and system time for each event that was handed over, in microseconds.
+    pub(crate) fn cpu_an_event(&self) -> f64 {
+        self.usage.cpu.as_secs_f64() * 1e6 / self.handed_over as f64
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    fn start(subject: Subject, agora: &Agora, bootstrap: &str, names: &Names) -> Self {
+        match subject {
+            Subject::Bridge => {
+                let config = names.kafka_tables(bootstrap) + &agora.app_table();
+                let mut bridge = Bridge::start(&config);
+                bridge.wait_ready();
+                Self::Bridge(bridge)
+            }
+            Subject::Naive => {
+                let home = names::folder();
+                let mut command = Command::new(env::current_exe().expect("we are a file"));
+                command
+                    .args(Naive::arguments(agora, bootstrap, names))
+                    // By this the meter finds it.
+                    .env("STEADY_HOME", home.path())
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null());
+                Self::Naive { process: Guarded::spawn(&mut command, home.path()), home }
+            }
+        }
+    }
+
+    fn home(&self) -> std::path::PathBuf {
+        match self {
+            Self::Bridge(bridge) => bridge.data_dir(),
+            Self::Naive { home, .. } => Path::to_owned(home.path()),
+        }
+    }
+
+    /// Ends it, when everything is delivered.
+    fn stop(self) {
+        match self {
+            Self::Bridge(mut bridge) => {
+                bridge.terminate();
+                let status = bridge.wait(STOP_LIMIT);
+                assert!(status.success(), "the bridge ended with {status}:\n{}", bridge.log());
+            }
+            Self::Naive { mut process, .. } => {
+                thread::sleep(NAIVE_TAIL);
+                process.kill_9();
+            }
+        }
+    }
+}

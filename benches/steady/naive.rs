@@ -1,0 +1,182 @@
+//! The naive poller: the script that people write first.
+//!
+//! A careful one: it follows up full pages at once, checks what it is answered, waits until Kafka
+//! has confirmed a page before it asks for the next. What it can't do is what the bridge is for: a
+//! page is nowhere but in its memory until then, a restart or an outage of Kafka loses what is out,
+//! two regions publish everything twice. None of that happens in a steady benchmark.
+
+use std::time::Duration;
+
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::PAGE_LIMIT;
+use clap::Args;
+use rdkafka::ClientConfig;
+use rdkafka::producer::FutureProducer;
+use rdkafka::producer::FutureRecord;
+use reqwest::Client;
+use serde::Deserialize;
+use serde::Serialize;
+use tokio::time::Instant;
+use tokio::time::sleep_until;
+
+use super::agora::Agora;
+use crate::support::names::Names;
+
+/// All it needs to know.
+#[derive(Debug, Args)]
+pub(crate) struct Naive {
+    #[arg(long)]
+    app_id: String,
+    #[arg(long)]
+    user: String,
+    #[arg(long)]
+    password: String,
+    #[arg(long)]
+    user_events: String,
+    #[arg(long)]
+    channel_events: String,
+    #[arg(long)]
+    bootstrap: String,
+    #[arg(long)]
+    user_topic: String,
+    #[arg(long)]
+    channel_topic: String,
+}
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Deserialize)]
+struct Answer {
+    events: Vec<Event>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    user_id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    group_id: Option<String>,
+    ms: i64,
+}
+
+#[derive(Serialize)]
+struct Value<'a> {
+    app_id: &'a str,
+    endpoint: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    user_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel_id: Option<&'a str>,
+    ms: i64,
+}
+
+struct Poller<'a> {
+    order: &'a Naive,
+    client: Client,
+    producer: FutureProducer,
+}
+
+/// Polls until it is killed.
+pub(crate) fn run(order: &Naive) {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let poller = Poller {
+        order,
+        client: Client::new(),
+        producer: ClientConfig::new()
+            .set("bootstrap.servers", &order.bootstrap)
+            .create()
+            .expect("the settings are right"),
+    };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be started")
+        .block_on(poller.poll());
+}
+
+// === impl Naive ===
+
+impl Naive {
+    /// What a process needs to be told to poll `agora` into the topics of `names`.
+    pub(crate) fn arguments(agora: &Agora, bootstrap: &str, names: &Names) -> Vec<String> {
+        let pairs = [
+            ("--app-id", agora.app.app_id.to_string()),
+            ("--user", agora.app.customer_id.clone()),
+            ("--password", agora.app.customer_secret.clone()),
+            ("--user-events", agora.path(Endpoint::User)),
+            ("--channel-events", agora.path(Endpoint::Channel)),
+            ("--bootstrap", bootstrap.to_owned()),
+            ("--user-topic", names.user_events.clone()),
+            ("--channel-topic", names.channel_events.clone()),
+        ];
+        let pairs = pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        std::iter::once("naive".to_owned()).chain(pairs).collect()
+    }
+}
+
+// === impl Poller ===
+
+impl Poller<'_> {
+    async fn poll(&self) {
+        let Naive { user_events, channel_events, user_topic, channel_topic, .. } = self.order;
+        let mut next = Instant::now();
+        loop {
+            for (endpoint, url, topic) in [
+                (Endpoint::User, user_events, user_topic),
+                (Endpoint::Channel, channel_events, channel_topic),
+            ] {
+                while self.ask(url, endpoint, topic).await >= PAGE_LIMIT {}
+            }
+            next += INTERVAL;
+            sleep_until(next).await;
+        }
+    }
+
+    /// One page; how many events it had.
+    #[expect(clippy::disallowed_methods, reason = "what the script of that day does")]
+    async fn ask(&self, url: &str, endpoint: Endpoint, topic: &str) -> u64 {
+        let request = self.client.get(url).basic_auth(&self.order.user, Some(&self.order.password));
+        let answered = async { request.send().await?.error_for_status()?.bytes().await };
+        let body = match answered.await {
+            Ok(body) => body,
+            Err(error) => {
+                eprintln!("{endpoint}: {error}");
+                return 0;
+            }
+        };
+        match serde_json::from_slice::<Answer>(&body) {
+            Ok(answer) => {
+                self.publish(endpoint, topic, &answer.events).await;
+                answer.events.len() as u64
+            }
+            Err(error) => {
+                eprintln!("{endpoint}: {error}");
+                0
+            }
+        }
+    }
+
+    async fn publish(&self, endpoint: Endpoint, topic: &str, events: &[Event]) {
+        let mut on_the_way = Vec::with_capacity(events.len());
+        for Event { user_id, kind, group_id, ms } in events {
+            let channel_id = group_id.as_deref();
+            let app_id = &self.order.app_id;
+            let value =
+                Value { app_id, endpoint: endpoint.name(), kind, user_id, channel_id, ms: *ms };
+            let value = serde_json::to_vec(&value).expect("it is plain text");
+            let record = FutureRecord::to(topic).key(channel_id.unwrap_or(user_id)).payload(&value);
+            match self.producer.send_result(record) {
+                Ok(sent) => on_the_way.push(sent),
+                Err((error, _)) => eprintln!("{endpoint}: {error}"),
+            }
+        }
+        for sent in on_the_way {
+            match sent.await {
+                Ok(Ok(_)) => {}
+                Ok(Err((error, _))) => eprintln!("{endpoint}: {error}"),
+                Err(_) => eprintln!("{endpoint}: the producer is gone"),
+            }
+        }
+    }
+}
