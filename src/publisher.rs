@@ -241,6 +241,13 @@ impl<K: Kafka> Publisher<K> {
         self.metrics.transactions.inc();
         self.metrics.pages_delivered.inc_by(draft.pages);
         self.metrics.pages_again.inc_by(draft.pages_again);
+        if draft.bad_pages > 0 {
+            error!(
+                partition = self.partition,
+                records = draft.bad_pages,
+                "records of the pages topic are unreadable; they are in the dead-letter topic"
+            );
+        }
     }
 
     async fn claim(&self) -> Result<(K::Owned, Memory), LetGo> {

@@ -13,7 +13,9 @@ use serde_json::value::RawValue;
 use crate::agora::Event;
 use crate::dedupe::Fingerprint;
 use crate::kafka::Batch;
+use crate::kafka::PageRecord;
 use crate::kafka::Topic;
+use crate::kafka::pages::BadPageRecord;
 use crate::model::AppId;
 use crate::model::Endpoint;
 use crate::model::Gap;
@@ -117,13 +119,7 @@ pub fn write_dead_letter(
     raw: &[u8],
     largest_record: usize,
 ) {
-    let room = largest_record.saturating_sub(DEAD_LETTER_HEADERS);
-    let (raw, reason) = match raw.get(..room) {
-        Some(first) if room < raw.len() => {
-            (first, format!("{reason}; the first {room} of {} bytes", raw.len()))
-        }
-        _ => (raw, reason.to_owned()),
-    };
+    let (raw, reason) = fitting(raw, reason, largest_record);
     let mut draft = batch
         .begin(Topic::DeadLetter)
         .key(source.app.as_str().as_bytes())
@@ -135,6 +131,35 @@ pub fn write_dead_letter(
         draft = draft.header_with("index", |bytes| print(bytes, format_args!("{index}")));
     }
     draft.header("reason", reason.as_bytes());
+}
+
+/// Writes a record of the pages topic that can't be read, as a dead letter.
+pub fn write_bad_page(
+    batch: &mut Batch,
+    offset: i64,
+    page: &PageRecord,
+    reason: &BadPageRecord,
+    largest_record: usize,
+) {
+    let reason = format!("the record at offset {offset} of the pages topic: {reason}");
+    let (raw, reason) = fitting(&page.value, &reason, largest_record);
+    batch
+        .begin(Topic::DeadLetter)
+        .key(&page.key)
+        .value(|bytes| bytes.extend_from_slice(raw))
+        .header("app", &page.key)
+        .header("reason", reason.as_bytes());
+}
+
+/// As many of the bytes as fit, and a reason that says so where these are not all.
+fn fitting<'a>(raw: &'a [u8], reason: &str, largest_record: usize) -> (&'a [u8], String) {
+    let room = largest_record.saturating_sub(DEAD_LETTER_HEADERS);
+    match raw.get(..room) {
+        Some(first) if room < raw.len() => {
+            (first, format!("{reason}; the first {room} of {} bytes", raw.len()))
+        }
+        _ => (raw, reason.to_owned()),
+    }
 }
 
 /// Writes a gap.

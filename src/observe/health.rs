@@ -86,6 +86,8 @@ struct Key {
 struct Failure {
     reason: String,
     since: Timestamp,
+    /// Nothing failed: something has to come about first.
+    pending: bool,
 }
 
 // === impl Health ===
@@ -169,7 +171,7 @@ impl Condition {
     pub fn ok(&self) {
         let ended = self.health.lock().conditions.get_mut(&self.key).and_then(Option::take);
         // Logged after the lock is given back: writing a log may block, and others report too.
-        if let Some(failure) = ended {
+        if let Some(failure) = ended.filter(|failure| !failure.pending) {
             let lasted = self.health.clock.now().since(failure.since);
             let Key { name, subject } = &self.key;
             let lasted = humantime::format_duration(lasted);
@@ -179,25 +181,26 @@ impl Condition {
 
     /// Says what has to come about before all is well, as a start does. Not logged: nothing failed.
     pub fn pending(&self, reason: impl Display) {
-        self.begins_to_fail(&reason.to_string());
+        self.replace(reason.to_string(), true);
     }
 
     /// Says what is wrong. Said again while it lasts, only the reason is replaced.
     pub fn failing(&self, reason: impl Display) {
         let reason = reason.to_string();
-        if self.begins_to_fail(&reason) {
+        if self.replace(reason.clone(), false) {
             let Key { name, subject } = &self.key;
             warn!(condition = name, %subject, reason, "condition failing");
         }
     }
 
-    fn begins_to_fail(&self, reason: &str) -> bool {
+    /// Whether this is news: nothing was failing before.
+    fn replace(&self, reason: String, pending: bool) -> bool {
         let now = self.health.clock.now();
         let mut state = self.health.lock();
         let failure = state.conditions.entry(self.key.clone()).or_default();
-        let begins = failure.is_none();
-        let since = failure.as_ref().map_or(now, |failure| failure.since);
-        *failure = Some(Failure { reason: reason.to_owned(), since });
+        let failed = failure.as_ref().filter(|failure| !failure.pending);
+        let (begins, since) = (failed.is_none(), failed.map_or(now, |failure| failure.since));
+        *failure = Some(Failure { reason, since, pending });
         begins
     }
 }
@@ -307,5 +310,24 @@ mod tests {
         ] {
             assert!(text.contains(line), "no {line}in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_pending_is_a_reason_but_no_failure_and_failing_is_news_after_it() {
+        let log = captured(Format::Text, "info", || {
+            let health = Health::new(Clock::system());
+            health.polling_begun();
+            let condition = health.condition("publishing", "partition 1");
+            condition.pending("not claimed yet");
+            assert_eq!(health.readiness().reasons[0].reason, "not claimed yet");
+            condition.ok();
+            condition.pending("not claimed yet");
+            condition.failing("no broker");
+            condition.ok();
+        });
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert!(lines[0].contains("failing") && lines[0].contains("no broker"), "{log}");
+        assert!(lines[1].contains("recovered"), "{log}");
     }
 }

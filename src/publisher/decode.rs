@@ -37,6 +37,7 @@ pub(super) struct Draft {
     pub(super) gaps: Vec<Gap>,
     pub(super) pages: u64,
     pub(super) pages_again: u64,
+    pub(super) bad_pages: u64,
 }
 
 /// What became of the elements of one app's endpoint.
@@ -67,7 +68,18 @@ pub(super) fn take_in(
     context: &Context<'_>,
     (offset, record): &(i64, PageRecord),
 ) -> Result<(), BadPageRecord> {
-    let forwarded = pages::decode(record)?;
+    let forwarded = match pages::decode(record) {
+        Ok(forwarded) => forwarded,
+        Err(newer @ BadPageRecord::Newer(_)) => return Err(newer),
+        // Not ours, or damaged: it must not stand in the way of those behind it.
+        Err(bad) => {
+            let largest = (context.limits)(Topic::DeadLetter).largest_record;
+            record::write_bad_page(&mut draft.batch, *offset, record, &bad, largest);
+            draft.bad_pages += 1;
+            memory.advance(*offset);
+            return Ok(());
+        }
+    };
     let id = forwarded.entry.id;
     let new = memory.admit(id, forwarded.settled, *offset);
     memory.advance(*offset);
@@ -335,6 +347,31 @@ mod tests {
             assert_eq!(dead_letters(&draft).len(), letters, "{body}");
             assert_eq!(draft.gaps.len(), gaps, "{body}");
         }
+    }
+
+    #[test]
+    fn a_record_that_is_not_a_page_is_set_aside_and_one_of_a_newer_version_is_refused() {
+        let strange = PageRecord {
+            key: b"who".to_vec(),
+            value: Bytes::from_static(b"what"),
+            headers: Vec::new(),
+        };
+        let body = format!(r#"{{"events":[{LOGIN}]}}"#);
+        let (draft, counts) = read([strange, page(1, Wholeness::Whole, &body)]);
+        assert_eq!(dead_letters(&draft), ["what"]);
+        assert_eq!((draft.bad_pages, counts.delivered), (1, 1));
+
+        let mut newer = page(1, Wholeness::Whole, &body);
+        newer.headers[0].1 = b"2".to_vec();
+        let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let context = Context {
+            limits: &limits,
+            now: Timestamp::default(),
+            incarnation: Incarnation::from_u128(0),
+        };
+        let refused = take_in(&mut Draft::default(), &mut memory, &context, &(0, newer));
+        assert_eq!(refused, Err(BadPageRecord::Newer(2)));
+        assert_eq!(memory.position(), None);
     }
 
     #[test]
