@@ -512,4 +512,19 @@ mod tests {
         let host = app["regions"][1]["hosts"][0].as_str();
         assert_eq!(host, server.url(1).as_deref());
     }
+
+    #[test]
+    fn the_example_configuration_drains_the_simulator_as_it_stands() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/agora-rtm-bridge.toml");
+        let settings = crate::config::load(Some(file.as_ref()), []).unwrap();
+        let simulated = AppScript::numbered(0);
+        let app = &settings.apps[0];
+        assert_eq!(app.app_id, simulated.app_id);
+        assert_eq!(app.regions[0].hosts[0].as_str(), format!("http://127.0.0.1:{FIRST_PORT}"));
+        let crate::config::Auth::Basic { customer_id, customer_secret } = &app.auth else {
+            panic!("Basic auth");
+        };
+        assert_eq!(*customer_id, simulated.customer_id);
+        assert_eq!(customer_secret.reveal().unwrap(), simulated.customer_secret);
+    }
 }
