@@ -308,13 +308,7 @@ impl<T: Transport> Tools<T> {
         self.metrics.request_duration.observe(sent.elapsed().as_secs_f64());
         let answer = agora::judge(reply, system_time(answered_at));
         self.metrics.answer(feed, &answer);
-        let mut done = Done {
-            index,
-            outcome: Outcome::Failed,
-            emptied_at: None,
-            trouble: None,
-            stored: Ok(()),
-        };
+        let mut done = Done::new(index);
         match answer {
             Answer::Page { status, wholeness, body, request_id, resource_id, trouble } => {
                 let page = Page {
@@ -326,25 +320,9 @@ impl<T: Transport> Tools<T> {
                     wholeness,
                     request_id,
                     resource_id,
-                    body: body.clone(),
+                    body,
                 };
-                done.stored = reservation.settle(Settlement::Page(page)).await;
-                if done.stored.is_ok() {
-                    self.metrics.pages_committed.inc();
-                }
-                let Glance { received, shape } = agora::glance(&body, wholeness);
-                self.accounts.open(&feed.app, feed.endpoint).add(Column::Received, received);
-                debug!(%feed, %ticket, received, status, ?shape, "page committed");
-                match shape {
-                    Shape::Sound => done.outcome = Outcome::Events(received),
-                    // What broke off may have been a full page.
-                    Shape::Torn => done.outcome = Outcome::Events(PAGE_LIMIT),
-                    Shape::Alien => {
-                        done.trouble = Some("the answer is not what Agora sends".to_owned());
-                    }
-                }
-                let emptied = shape == Shape::Sound && trouble.is_none() && received < PAGE_LIMIT;
-                done.emptied_at = emptied.then_some(asked_at);
+                self.commit(page, reservation, &mut done).await;
                 done.fail_with(trouble);
             }
             Answer::Empty => {
@@ -375,11 +353,42 @@ impl<T: Transport> Tools<T> {
         }
         done
     }
+
+    /// Makes a page durable, and only then looks at it.
+    async fn commit(&self, page: Page, reservation: Reservation, done: &mut Done) {
+        let ticket = reservation.ticket();
+        let (feed, body) = (page.feed.clone(), page.body.clone());
+        let (status, wholeness, asked_at) = (page.status, page.wholeness, page.asked_at);
+        done.stored = reservation.settle(Settlement::Page(page)).await;
+        if done.stored.is_ok() {
+            self.metrics.pages_committed.inc();
+        }
+        let Glance { received, shape } = agora::glance(&body, wholeness);
+        self.accounts.open(&feed.app, feed.endpoint).add(Column::Received, received);
+        debug!(%feed, %ticket, received, status, ?shape, "page committed");
+        match shape {
+            Shape::Sound => done.outcome = Outcome::Events(received),
+            // What broke off may have been a full page.
+            Shape::Torn => done.outcome = Outcome::Events(PAGE_LIMIT),
+            Shape::Alien => {
+                done.trouble = Some("the answer is not what Agora sends".to_owned());
+            }
+        }
+        // An error status says nothing about what the feed still holds.
+        let emptied =
+            shape == Shape::Sound && (200..=299).contains(&status) && received < PAGE_LIMIT;
+        done.emptied_at = emptied.then_some(asked_at);
+    }
 }
 
 // === impl Done ===
 
 impl Done {
+    /// A request that failed, unless something better is known of it.
+    fn new(index: usize) -> Self {
+        Self { index, outcome: Outcome::Failed, emptied_at: None, trouble: None, stored: Ok(()) }
+    }
+
     fn fail_with(&mut self, trouble: Option<Trouble>) {
         let Some(trouble) = trouble else { return };
         let (outcome, text) = match trouble {
