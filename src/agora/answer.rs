@@ -85,10 +85,9 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     };
     let trouble = trouble(&raw, now);
     if holds_nothing(&raw) {
-        let failed = || trouble.is_none() && says_failure(&raw.body);
         return match trouble {
             Some(trouble) => Answer::Nothing(trouble),
-            None if failed() => Answer::Nothing(Trouble::Failed(said(&raw))),
+            None if says_failure(&raw.body) => Answer::Nothing(Trouble::Failed(said(&raw))),
             None => Answer::Empty,
         };
     }
