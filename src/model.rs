@@ -72,6 +72,15 @@ pub struct PageId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
+/// How fast a feed fills, as far as it is known: kept across restarts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Events per second.
+    pub events_per_second: f64,
+    /// The largest burst, in events, fading.
+    pub burst: f64,
+}
+
 /// Whether a body came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wholeness {
