@@ -8,16 +8,21 @@
 //! * room is reserved before a request leaves, so that its answer can be kept;
 //! * when [`Reservation::settle`] returns `Ok`, what it was given survives a loss of power;
 //! * a page that can't be stored is kept in memory, is read by the forwarder all the same, and no
-//!   further request gets a reservation before it is stored.
+//!   further request gets a reservation before it is stored;
+//! * an entry that was held ([`Reservation::hold`]) is as durable as one that was settled, and is
+//!   read by nobody before it is released; entries are read in the order of settling and release,
+//!   by the next process too.
 //!
 //! It is SQLite (WAL): trusted with data, exact in its errors, and open to the tools of an
 //! operator. All commands go through one queue to one thread, which takes whatever is waiting into
-//! one transaction; it syncs only where the transaction holds a page or a gap. Tickets and
-//! deletions need no sync: after a loss of power a page that comes back is recognised by its
-//! [`PageId`], and the next start draws a new [`Incarnation`] anyway.
+//! one transaction; it syncs only where the transaction holds a page or a gap. Tickets, deletions
+//! and releases need no sync: after a loss of power a page that comes back is recognised by its
+//! [`PageId`] (or is held once more: [`Recovered::held`]), and the next start draws a new
+//! [`Incarnation`] anyway.
 
 mod files;
 mod rows;
+mod schema;
 mod store;
 mod tickets;
 
@@ -36,11 +41,14 @@ use tokio::sync::watch;
 
 use self::store::Store;
 use crate::model::AppId;
+use crate::model::Content;
 use crate::model::Entry;
 use crate::model::Feed;
 use crate::model::Gap;
 use crate::model::Incarnation;
+use crate::model::Pace;
 use crate::model::Page;
+use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
@@ -70,28 +78,43 @@ pub struct Recovered {
     pub last_requests: HashMap<AppId, Vec<Timestamp>>,
     /// When each feed was last known to hold nothing.
     pub empty_at: HashMap<Feed, Timestamp>,
+    /// How fast each feed filled, and when that was known.
+    pub paces: HashMap<Feed, (Pace, Timestamp)>,
+    /// Pages that nobody released, of all feeds, in the order of settling. Each has to be released,
+    /// its feed polled or not, before a page of its feed is settled: nobody else will.
+    pub held: Vec<(Held, Page)>,
 }
 
 /// What waits in the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Pages and gaps that are not forwarded yet.
+    /// Pages and gaps that are not forwarded yet, held ones included.
     pub entries: u64,
     /// Bytes in use: database, write-ahead log, reservations.
     pub bytes: u64,
-    /// Number of the newest entry; grows with each.
+    /// Number of the newest entry that can be read; grows with each.
     pub newest: Sequence,
 }
 
 /// A ticket on record, and the room for its answer.
 ///
-/// Without one no request may leave. Dropped without [`Self::settle`] the ticket stays open, and
-/// the next start takes it for a request that was out.
+/// Without one no request may leave. Dropped without [`Self::settle`] or [`Self::hold`] the ticket
+/// stays open, and the next start takes it for a request that was out.
 #[derive(Debug)]
 #[must_use = "a ticket that is not settled becomes a gap at the next start"]
 pub struct Reservation {
     journal: Journal,
     place: Place,
+}
+
+/// An entry that is durable and that nobody reads before [`Journal::release`].
+///
+/// Dropped, it is held until the next start.
+#[derive(Debug)]
+#[must_use = "an entry that is not released is not forwarded"]
+pub struct Held {
+    row: Sequence,
+    id: PageId,
 }
 
 /// How a request ended, as far as the journal is concerned.
@@ -105,7 +128,7 @@ pub enum Settlement {
     Gap(Gap),
 }
 
-/// The place of an entry in the journal; grows in the order of settling.
+/// The place of an entry in the journal; grows in the order of settling and release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sequence(i64);
 
@@ -127,6 +150,9 @@ struct Place {
     partition: i32,
     ticket: Ticket,
 }
+
+/// The row of the entry that a settlement left, if it left one, and whether it is stored.
+type Settled = (Option<Sequence>, Result<(), JournalError>);
 
 /// Why the journal can't do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -183,7 +209,7 @@ pub enum OpenError {
         cause: rusqlite::Error,
     },
     /// A newer version of this program wrote it.
-    #[error("journal `{}` has version {version}, newer than this program reads ({}); run at least the version that wrote it", .path.display(), store::VERSION)]
+    #[error("journal `{}` has version {version}, newer than this program reads ({}); run at least the version that wrote it", .path.display(), schema::VERSION)]
     Newer {
         /// Which.
         path: PathBuf,
@@ -212,7 +238,25 @@ enum Command {
     Settle {
         place: Place,
         settlement: Settlement,
-        reply: oneshot::Sender<Result<(), JournalError>>,
+        reply: oneshot::Sender<Settled>,
+    },
+    Hold {
+        place: Place,
+        content: Content,
+        reply: oneshot::Sender<Settled>,
+    },
+    Release {
+        held: Vec<Held>,
+    },
+    Note {
+        partition: i32,
+        gap: Gap,
+        reply: oneshot::Sender<Settled>,
+    },
+    KeepPace {
+        feed: Feed,
+        pace: Pace,
+        now: Timestamp,
     },
     Read {
         partition: i32,
@@ -293,6 +337,24 @@ impl Journal {
         Ok(Reservation { journal: self.clone(), place })
     }
 
+    /// Lets held entries be read, in the given order and behind all that can be read already. Can't
+    /// fail: what can't be written is remembered, as with [`Self::forget`].
+    pub async fn release(&self, held: Vec<Held>) {
+        self.send(Command::Release { held }).await;
+    }
+
+    /// Publishes a gap that belongs to no request, under a ticket of its own. On an error it is
+    /// kept in memory and goes on from there. Nothing was reserved for it: it is a few bytes, and a
+    /// full journal takes it too.
+    pub async fn note_gap(&self, partition: i32, gap: Gap) -> Result<(), JournalError> {
+        self.ask(|reply| Command::Note { partition, gap, reply }).await.1
+    }
+
+    /// Keeps how fast a feed fills, for [`Recovered::paces`]. Waits for something else to write.
+    pub async fn keep_pace(&self, feed: &Feed, pace: Pace, now: Timestamp) {
+        self.send(Command::KeepPace { feed: feed.clone(), pace, now }).await;
+    }
+
     /// The entries of a partition behind `after`, oldest first, at most `limit`.
     pub async fn read(
         &self,
@@ -303,8 +365,7 @@ impl Journal {
         self.ask(|reply| Command::Read { partition, after, limit, reply }).await
     }
 
-    /// Writes down what was only noted: the deletion of forwarded entries waits for something else
-    /// to write.
+    /// Writes down what was only noted: forwarded entries to delete, releases, paces.
     pub async fn flush(&self) {
         self.ask(|reply| Command::Flush { reply }).await;
     }
@@ -349,7 +410,25 @@ impl Reservation {
     /// there.
     pub async fn settle(self, settlement: Settlement) -> Result<(), JournalError> {
         let Self { journal, place } = self;
-        journal.ask(|reply| Command::Settle { place, settlement, reply }).await
+        journal.ask(|reply| Command::Settle { place, settlement, reply }).await.1
+    }
+
+    /// Records a page or gap that has to wait for others: durable as with [`Self::settle`], also
+    /// kept in memory on an error, and read by nobody before its release.
+    pub async fn hold(self, content: Content) -> (Held, Result<(), JournalError>) {
+        let Self { journal, place } = self;
+        let (row, stored) = journal.ask(|reply| Command::Hold { place, content, reply }).await;
+        let row = row.expect("content makes an entry");
+        (Held { row, id: place.id() }, stored)
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// The identity of the entry.
+    pub fn id(&self) -> PageId {
+        self.id
     }
 }
 
@@ -358,6 +437,18 @@ impl Reservation {
 impl Sequence {
     /// Before every entry.
     pub const START: Self = Self(0);
+}
+
+// === impl Place ===
+
+impl Place {
+    fn id(&self) -> PageId {
+        PageId { incarnation: self.incarnation, ticket: self.ticket }
+    }
+
+    fn entry(&self, content: Content) -> Entry {
+        Entry { id: self.id(), content }
+    }
 }
 
 #[cfg(test)]

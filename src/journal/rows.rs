@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use rusqlite::Connection;
+use rusqlite::OptionalExtension as _;
 use rusqlite::Row;
 use rusqlite::params;
 use serde::Deserialize;
 use serde::Serialize;
+use tracing::error;
 
 use super::Place;
 use super::Sequence;
@@ -47,8 +49,11 @@ enum Head {
 /// A row whose content is not what was written.
 #[derive(Debug)]
 pub(super) struct Damaged {
-    pub(super) sequence: Sequence,
+    pub(super) row: Sequence,
 }
+
+/// An entry and its row.
+pub(super) type Stored = Result<(Sequence, Entry), Damaged>;
 
 const COLUMNS: &str = "sequence, incarnation, ticket, app, region, endpoint, head, body, checksum";
 
@@ -87,25 +92,47 @@ pub(super) fn select(
     partition: i32,
     after: Sequence,
     limit: usize,
-) -> rusqlite::Result<Vec<Result<(Sequence, Entry), Damaged>>> {
+) -> rusqlite::Result<Vec<Stored>> {
     let mut statement = connection.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM entries WHERE partition = ? AND sequence > ?
          ORDER BY sequence LIMIT ?"
     ))?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = statement.query_map(params![partition, after.0, limit], |row| {
-        let sequence = Sequence(row.get("sequence")?);
-        Ok(read(row).map(|entry| (sequence, entry)).ok_or(Damaged { sequence }))
-    })?;
-    rows.collect()
+    statement.query_map(params![partition, after.0, limit], stored)?.collect()
+}
+
+/// The entry of a row, where there is one.
+pub(super) fn one(connection: &Connection, row: Sequence) -> rusqlite::Result<Option<Stored>> {
+    connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM entries WHERE sequence = ?"))?
+        .query_row([row.0], stored)
+        .optional()
+}
+
+/// The entries that are held, in the order of settling.
+pub(super) fn held(connection: &Connection) -> rusqlite::Result<Vec<Stored>> {
+    let query = format!("SELECT {COLUMNS} FROM entries WHERE sequence < 0 ORDER BY sequence DESC");
+    connection.prepare(&query)?.query_map([], stored)?.collect()
+}
+
+/// Moves an entry to another row.
+pub(super) fn shift(connection: &Connection, from: Sequence, to: Sequence) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE entries SET sequence = ? WHERE sequence = ?")?
+        .execute([to.0, from.0])
+        .map(drop)
 }
 
 /// Deletes an entry.
-pub(super) fn delete(connection: &Connection, sequence: Sequence) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM entries WHERE sequence = ?")?
-        .execute([sequence.0])
-        .map(drop)
+pub(super) fn delete(connection: &Connection, row: Sequence) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM entries WHERE sequence = ?")?.execute([row.0]).map(drop)
+}
+
+/// Moves a damaged entry, with its bytes, out of the way of the others.
+pub(super) fn set_aside(connection: &Connection, row: Sequence) -> rusqlite::Result<()> {
+    error!(row = row.0, "a page in the journal is damaged; it is set aside in the table `damaged`");
+    connection.execute("INSERT INTO damaged SELECT * FROM entries WHERE sequence = ?", [row.0])?;
+    delete(connection, row)
 }
 
 /// The places of all entries, without looking into them. A damaged place is left out: its row is
@@ -125,6 +152,11 @@ pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence,
         Ok((Sequence(row.get(0)?), place()))
     })?;
     rows.collect()
+}
+
+fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
+    let sequence = Sequence(row.get("sequence")?);
+    Ok(read(row).map(|entry| (sequence, entry)).ok_or(Damaged { row: sequence }))
 }
 
 fn read(row: &Row<'_>) -> Option<Entry> {

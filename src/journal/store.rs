@@ -1,9 +1,18 @@
 //! The database behind the journal, and the numbers that are kept beside it in memory.
+//!
+//! A *row* is where an entry lies, a *sequence* where it stands in the line. They are the same but
+//! for an entry that was held: it lies below zero, where nobody who reads forward finds it. Its
+//! release gives it the next sequence in memory, at once; the row moves there before a later entry
+//! becomes durable, so that no crash lets that one overtake it. By then it is usually forwarded and
+//! forgotten, and its body is not written a second time.
+
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Bound;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,67 +20,37 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
-use tracing::error;
 
 use super::Backlog;
 use super::Command;
+use super::Held;
 use super::JournalError;
 use super::OpenError;
 use super::Place;
 use super::RESERVED_BYTES;
 use super::Recovered;
 use super::Sequence;
+use super::Settled;
 use super::Settlement;
 use super::Waiting;
 use super::files;
 use super::rows;
+use super::schema;
 use super::tickets;
-use super::tickets::Killed;
 use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
 use crate::model::Content;
 use crate::model::Entry;
 use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::GapCause;
 use crate::model::Incarnation;
-use crate::model::PAGE_LIMIT;
-use crate::model::PageId;
+use crate::model::Pace;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// The version of the tables; `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 1;
-
-const SCHEMA: &str = "
-CREATE TABLE entries (
-    sequence INTEGER PRIMARY KEY, partition INTEGER NOT NULL,
-    incarnation TEXT NOT NULL, ticket INTEGER NOT NULL,
-    app TEXT NOT NULL, region TEXT NOT NULL, endpoint TEXT NOT NULL,
-    head TEXT NOT NULL, body BLOB NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE INDEX entries_by_partition ON entries (partition, sequence);
-CREATE TABLE open_tickets (
-    incarnation TEXT NOT NULL, partition INTEGER NOT NULL, ticket INTEGER NOT NULL,
-    app TEXT NOT NULL, region TEXT NOT NULL, endpoint TEXT NOT NULL,
-    since INTEGER, asked_at INTEGER NOT NULL,
-    PRIMARY KEY (incarnation, partition, ticket)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE feeds (
-    app TEXT NOT NULL, region TEXT NOT NULL, endpoint TEXT NOT NULL,
-    empty_at INTEGER NOT NULL,
-    PRIMARY KEY (app, region, endpoint)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE requests (
-    app TEXT NOT NULL, slot INTEGER NOT NULL,
-    number INTEGER NOT NULL, asked_at INTEGER NOT NULL, PRIMARY KEY (app, slot)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE damaged AS SELECT * FROM entries WHERE false;
-PRAGMA user_version = 1;
-";
-
 /// So many forwarded entries are deleted without waiting for something else to write.
 const FORGET_AT_ONCE: usize = 64;
+
+/// So many released entries move with whatever is written.
+const MOVE_AT_ONCE: usize = 64;
 
 /// The database and what is derived from it.
 #[derive(Debug)]
@@ -82,16 +61,23 @@ pub(super) struct Store {
     max_size: u64,
     syncing: bool,
     next_sequence: i64,
+    /// Below zero, and going down.
+    next_held: i64,
     next_ticket: u64,
     /// Numbers the requests of each app, over all processes.
     next_request: HashMap<AppId, i64>,
     reserved: u64,
     /// Tickets that are open, or whose entry waits: all below the first of them is settled.
     unsettled: HashMap<(Incarnation, i32), BTreeSet<u64>>,
+    /// All entries; one that is held stands at its row.
     places: BTreeMap<Sequence, Option<Place>>,
-    /// Entries that are forwarded and still stored: they go with the next transaction. A restart
+    /// Rows of released entries that have not moved yet, by the sequence that they move to.
+    released: BTreeMap<Sequence, Sequence>,
+    /// Rows that are forwarded and still stored: they go with the next transaction. A restart
     /// before that forwards them again, and the publisher recognises them.
     forgotten: Vec<Sequence>,
+    /// The pace of feeds, to be written with the next transaction.
+    paces: BTreeMap<Feed, (Pace, Timestamp)>,
     /// Entries that could not be stored.
     in_memory: BTreeMap<Sequence, (i32, Entry)>,
     backlog: watch::Sender<Backlog>,
@@ -128,8 +114,8 @@ impl Store {
         now: Timestamp,
     ) -> Result<(Self, Recovered), OpenError> {
         let failed = |cause| OpenError::Database { path: path.to_owned(), cause };
-        let version = prepare(&connection).map_err(failed)?;
-        if version > VERSION {
+        let version = schema::prepare(&connection).map_err(failed)?;
+        if version > schema::VERSION {
             return Err(OpenError::Newer { path: path.to_owned(), version });
         }
         let mut store = Self {
@@ -139,12 +125,15 @@ impl Store {
             max_size,
             syncing: true,
             next_sequence: 1,
+            next_held: -1,
             next_ticket: 1,
             next_request: HashMap::new(),
             reserved: 0,
             unsettled: HashMap::new(),
             places: BTreeMap::new(),
+            released: BTreeMap::new(),
             forgotten: Vec::new(),
+            paces: BTreeMap::new(),
             in_memory: BTreeMap::new(),
             backlog: watch::Sender::default(),
             _lock: None,
@@ -170,13 +159,27 @@ impl Store {
                     group.opened.push(Opening { feed, partition, since, now, reply });
                 }
                 Command::Settle { place, settlement, reply } => {
-                    group.settled.push(Settling { place, settlement, reply });
+                    let entry = content_of(settlement)
+                        .map(|content| (self.next_sequence(), place.entry(content)));
+                    group.settled.push(Settling { place, entry, room: RESERVED_BYTES, reply });
+                }
+                Command::Hold { place, content, reply } => {
+                    let entry = Some((self.next_row_of_held(), place.entry(content)));
+                    group.settled.push(Settling { place, entry, room: RESERVED_BYTES, reply });
+                }
+                Command::Note { partition, gap, reply } => {
+                    let place = self.next_place(partition);
+                    let entry = Some((self.next_sequence(), place.entry(Content::Gap(gap))));
+                    group.settled.push(Settling { place, entry, room: 0, reply });
+                }
+                Command::Release { held } => held.into_iter().for_each(|it| self.release(it)),
+                Command::KeepPace { feed, pace, now } => {
+                    self.paces.insert(feed, (pace, now));
                 }
                 Command::Forget { sequences } => {
-                    for sequence in &sequences {
-                        self.forget(*sequence);
-                    }
-                    self.forgotten.extend(sequences);
+                    let rows = sequences.into_iter().map(|it| self.forget(it));
+                    let rows: Vec<Sequence> = rows.collect();
+                    self.forgotten.extend(rows);
                 }
                 Command::Flush { reply } => flushes.push(reply),
                 Command::Read { partition, after, limit, reply } => {
@@ -184,9 +187,10 @@ impl Store {
                 }
             }
         }
+        group.flush = !flushes.is_empty();
         let in_the_way =
             reads.iter().any(|(_, after, ..)| self.forgotten.iter().any(|it| it > after));
-        let forget = in_the_way || !flushes.is_empty() || self.forgotten.len() >= FORGET_AT_ONCE;
+        let forget = in_the_way || self.forgotten.len() >= FORGET_AT_ONCE;
         if !group.is_empty() || forget {
             self.write(group);
         }
@@ -213,42 +217,37 @@ impl Store {
             drop(opening.reply.send(Err(error)));
         }
         let places: Vec<(Place, i64)> = opened.iter().map(|it| self.draw(it)).collect();
-        let entries: Vec<(Sequence, i32, Entry)> =
-            group.settled.iter().filter_map(|it| self.entry_of(it)).collect();
-        let forgotten = std::mem::take(&mut self.forgotten);
-        let written = self.transact(!entries.is_empty(), |connection| {
+        let has_entries = group.settled.iter().any(|it| it.entry.is_some());
+        let noted = self.take_noted(has_entries || group.flush);
+        let written = self.transact(has_entries, |connection| {
             for (opening, (place, request)) in opened.iter().zip(&places) {
                 let Opening { feed, since, now, .. } = opening;
                 tickets::insert(connection, place, feed, *since, *now, *request)?;
             }
-            for settling in &group.settled {
-                tickets::settle(connection, &settling.place)?;
+            for Settling { place, entry, .. } in &group.settled {
+                tickets::settle(connection, place)?;
+                if let Some((row, entry)) = entry {
+                    rows::insert(connection, *row, place.partition, entry)?;
+                }
             }
-            for (sequence, partition, entry) in &entries {
-                rows::insert(connection, *sequence, *partition, entry)?;
-            }
-            for sequence in &forgotten {
-                rows::delete(connection, *sequence)?;
-            }
-            Ok(())
+            noted.write(connection)
         });
         if written.is_err() {
-            self.forgotten = forgotten;
+            self.put_back(noted);
         }
-        for (sequence, partition, entry) in entries {
-            let id = entry.id;
-            let place = Place { incarnation: id.incarnation, partition, ticket: id.ticket };
-            self.places.insert(sequence, Some(place));
-            if written.is_err() {
-                self.in_memory.insert(sequence, (partition, entry));
+        for Settling { place, entry, room, reply } in group.settled {
+            self.reserved -= room;
+            let row = entry.as_ref().map(|(row, _)| *row);
+            match entry {
+                None => self.settle(place),
+                Some((row, entry)) => {
+                    self.places.insert(row, Some(place));
+                    if written.is_err() {
+                        self.in_memory.insert(row, (place.partition, entry));
+                    }
+                }
             }
-        }
-        self.reserved -= RESERVED_BYTES * group.settled.len() as u64;
-        for settling in group.settled {
-            if settling.settlement == Settlement::Nothing {
-                self.settle(settling.place);
-            }
-            drop(settling.reply.send(written.clone()));
+            drop(reply.send((row, written.clone())));
         }
         for (opening, (place, _)) in opened.into_iter().zip(places) {
             match &written {
@@ -271,7 +270,15 @@ impl Store {
         for row in rows {
             match row {
                 Ok(entry) => found.push(entry),
-                Err(damaged) => self.set_aside(damaged.sequence)?,
+                Err(damaged) => self.set_aside(damaged.row)?,
+            }
+        }
+        for (sequence, row) in self.not_moved(partition, after, limit) {
+            let read = rows::one(&self.connection, row).map_err(|cause| database("read", cause))?;
+            match read {
+                Some(Ok((_, entry))) => found.push((sequence, entry)),
+                Some(Err(_)) => self.set_aside(sequence)?,
+                None => {}
             }
         }
         let in_memory = self
@@ -289,58 +296,30 @@ impl Store {
         Ok(waiting.collect())
     }
 
-    /// Keeps a damaged row with its bytes, out of the way of the others.
-    fn set_aside(&mut self, sequence: Sequence) -> Result<(), JournalError> {
-        error!(
-            sequence = sequence.0,
-            "a page in the journal is damaged; it is set aside in the table `damaged`"
-        );
-        self.transact(true, |connection| {
-            connection.execute(
-                "INSERT INTO damaged SELECT * FROM entries WHERE sequence = ?",
-                [sequence.0],
-            )?;
-            rows::delete(connection, sequence)
-        })?;
-        self.forget(sequence);
-        Ok(())
+    /// Released entries of a partition behind `after` whose rows have not moved: at most `limit`.
+    fn not_moved(
+        &self,
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+    ) -> Vec<(Sequence, Sequence)> {
+        let behind = self.released.range((Bound::Excluded(after), Bound::Unbounded));
+        let its = |sequence| {
+            self.places.get(sequence).copied().flatten().is_some_and(|it| it.partition == partition)
+        };
+        behind
+            .filter(|(sequence, _)| its(*sequence))
+            .map(|(sequence, row)| (*sequence, *row))
+            .take(limit)
+            .collect()
     }
 
-    fn recover(&mut self, now: Timestamp) -> rusqlite::Result<Recovered> {
-        for (sequence, place) in rows::places(&self.connection)? {
-            self.next_sequence = self.next_sequence.max(sequence.0 + 1);
-            self.places.insert(sequence, place);
-            if let Some(place) = place {
-                self.track(place);
-            }
-        }
-        let mut recovered = Recovered::default();
-        self.next_request = tickets::recall(&self.connection, &mut recovered)?;
-        let killed = tickets::open(&self.connection)?;
-        let first = self.next_sequence;
-        for request in &killed {
-            self.places.insert(Sequence(self.next_sequence), Some(request.place));
-            self.next_sequence += 1;
-            self.track(request.place);
-        }
-        recovered.killed_in_flight = killed.len() as u64;
-        let transaction = self.connection.unchecked_transaction()?;
-        for (sequence, Killed { place, feed, since, .. }) in (first..).zip(killed) {
-            let gap = Gap {
-                feed,
-                cause: GapCause::ProcessKilled,
-                from: since,
-                to: now.after(CLOCK_MARGIN),
-                at_least: 0,
-                at_most: Some(PAGE_LIMIT),
-            };
-            let id = PageId { incarnation: place.incarnation, ticket: place.ticket };
-            let entry = Entry { id, content: Content::Gap(gap) };
-            rows::insert(&transaction, Sequence(sequence), place.partition, &entry)?;
-        }
-        transaction.execute("DELETE FROM open_tickets", [])?;
-        transaction.commit()?;
-        Ok(recovered)
+    /// Keeps a damaged entry with its bytes, out of the way of the others.
+    fn set_aside(&mut self, sequence: Sequence) -> Result<(), JournalError> {
+        let row = self.released.get(&sequence).copied().unwrap_or(sequence);
+        self.transact(true, |connection| rows::set_aside(connection, row))?;
+        self.forget(sequence);
+        Ok(())
     }
 
     fn room_for(&self, requests: usize) -> Result<(), JournalError> {
@@ -369,20 +348,22 @@ impl Store {
             return;
         }
         let in_memory = std::mem::take(&mut self.in_memory);
+        let noted = self.take_noted(true);
         let stored = self.transact(true, |connection| {
-            for (sequence, (partition, entry)) in &in_memory {
+            for (row, (partition, entry)) in &in_memory {
                 let place = Place {
                     incarnation: entry.id.incarnation,
                     partition: *partition,
                     ticket: entry.id.ticket,
                 };
                 tickets::delete(connection, &place)?;
-                rows::insert(connection, *sequence, *partition, entry)?;
+                rows::insert(connection, *row, *partition, entry)?;
             }
-            Ok(())
+            noted.write(connection)
         });
         if stored.is_err() {
             self.in_memory = in_memory;
+            self.put_back(noted);
         }
     }
 
@@ -404,32 +385,63 @@ impl Store {
         outcome.map_err(|cause| database("write", cause))
     }
 
-    fn entry_of(&mut self, settling: &Settling) -> Option<(Sequence, i32, Entry)> {
-        let content = match &settling.settlement {
-            Settlement::Page(page) => Content::Page(page.clone()),
-            Settlement::Gap(gap) => Content::Gap(gap.clone()),
-            Settlement::Nothing => return None,
-        };
-        let place = settling.place;
-        let id = PageId { incarnation: place.incarnation, ticket: place.ticket };
+    fn next_sequence(&mut self) -> Sequence {
         let sequence = Sequence(self.next_sequence);
         self.next_sequence += 1;
-        Some((sequence, place.partition, Entry { id, content }))
+        sequence
+    }
+
+    fn next_row_of_held(&mut self) -> Sequence {
+        let row = Sequence(self.next_held);
+        self.next_held -= 1;
+        row
+    }
+
+    fn next_place(&mut self, partition: i32) -> Place {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let place = Place { incarnation: self.incarnation, partition, ticket };
+        self.track(place);
+        place
     }
 
     /// The next ticket, and the number of its request among those of the app.
     fn draw(&mut self, opening: &Opening) -> (Place, i64) {
-        let place = Place {
-            incarnation: self.incarnation,
-            partition: opening.partition,
-            ticket: Ticket(self.next_ticket),
-        };
-        self.next_ticket += 1;
-        self.track(place);
+        let place = self.next_place(opening.partition);
         let next = self.next_request.entry(opening.feed.app.clone()).or_default();
         let request = *next;
         *next += 1;
         (place, request)
+    }
+
+    /// Puts a held entry at the end of the line.
+    fn release(&mut self, held: Held) {
+        let row = held.row;
+        let sequence = self.next_sequence();
+        if let Some(place) = self.places.remove(&row) {
+            self.places.insert(sequence, place);
+        }
+        match self.in_memory.remove(&row) {
+            Some(entry) => drop(self.in_memory.insert(sequence, entry)),
+            None => drop(self.released.insert(sequence, row)),
+        }
+    }
+
+    /// What was noted and can be written now. Released entries move before a later one becomes
+    /// durable; else they may wait.
+    fn take_noted(&mut self, moving: bool) -> Noted {
+        let moving = moving || self.released.len() >= MOVE_AT_ONCE;
+        Noted {
+            released: if moving { std::mem::take(&mut self.released) } else { BTreeMap::new() },
+            forgotten: std::mem::take(&mut self.forgotten),
+            paces: std::mem::take(&mut self.paces),
+        }
+    }
+
+    fn put_back(&mut self, mut noted: Noted) {
+        self.released.append(&mut noted.released);
+        self.forgotten.append(&mut noted.forgotten);
+        self.paces.append(&mut noted.paces);
     }
 
     fn track(&mut self, place: Place) {
@@ -444,11 +456,13 @@ impl Store {
         }
     }
 
-    fn forget(&mut self, sequence: Sequence) {
+    /// Takes an entry out of the line. Gives the row that may go.
+    fn forget(&mut self, sequence: Sequence) -> Sequence {
         self.in_memory.remove(&sequence);
         if let Some(Some(place)) = self.places.remove(&sequence) {
             self.settle(place);
         }
+        self.released.remove(&sequence).unwrap_or(sequence)
     }
 
     /// The last ticket of which all before and itself are settled and forwarded.
@@ -477,6 +491,8 @@ impl Store {
 struct Group {
     opened: Vec<Opening>,
     settled: Vec<Settling>,
+    /// What was only noted is written too.
+    flush: bool,
 }
 
 struct Opening {
@@ -489,29 +505,51 @@ struct Opening {
 
 struct Settling {
     place: Place,
-    settlement: Settlement,
-    reply: oneshot::Sender<Result<(), JournalError>>,
+    /// With its row.
+    entry: Option<(Sequence, Entry)>,
+    /// Bytes that were reserved for it.
+    room: u64,
+    reply: oneshot::Sender<Settled>,
+}
+
+/// What needs no transaction of its own.
+struct Noted {
+    released: BTreeMap<Sequence, Sequence>,
+    forgotten: Vec<Sequence>,
+    paces: BTreeMap<Feed, (Pace, Timestamp)>,
 }
 
 // === impl Group ===
 
 impl Group {
     fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.settled.is_empty()
+        self.opened.is_empty() && self.settled.is_empty() && !self.flush
     }
 }
 
-/// Sets the database up; its version, 0 where it is new.
-fn prepare(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    // 16 MiB of log before it is copied into the database.
-    connection.pragma_update(None, "wal_autocheckpoint", 4_096)?;
-    let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 0 {
-        connection.execute_batch(SCHEMA)?;
+// === impl Noted ===
+
+impl Noted {
+    fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        for (sequence, row) in &self.released {
+            rows::shift(connection, *row, *sequence)?;
+        }
+        for row in &self.forgotten {
+            rows::delete(connection, *row)?;
+        }
+        for (feed, (pace, now)) in &self.paces {
+            tickets::keep_pace(connection, feed, *pace, *now)?;
+        }
+        Ok(())
     }
-    Ok(version)
+}
+
+fn content_of(settlement: Settlement) -> Option<Content> {
+    match settlement {
+        Settlement::Page(page) => Some(Content::Page(page)),
+        Settlement::Gap(gap) => Some(Content::Gap(gap)),
+        Settlement::Nothing => None,
+    }
 }
 
 fn database(operation: &'static str, cause: rusqlite::Error) -> JournalError {

@@ -2,7 +2,6 @@ use bytes::Bytes;
 use rusqlite::Connection;
 
 use super::*;
-use crate::model::Content;
 use crate::model::Endpoint;
 use crate::model::GapCause;
 use crate::model::Region;
@@ -46,6 +45,36 @@ async fn store(journal: &Journal, body: &str) -> Ticket {
     let ticket = reservation.ticket();
     reservation.settle(Settlement::Page(page(body))).await.unwrap();
     ticket
+}
+
+async fn reserve(journal: &Journal) -> Reservation {
+    journal.reserve(&feed(Endpoint::User), 3, None, at(1)).await.unwrap()
+}
+
+async fn hold(journal: &Journal, body: &str) -> Held {
+    let (held, stored) = reserve(journal).await.hold(Content::Page(page(body))).await;
+    stored.unwrap();
+    held
+}
+
+async fn read(journal: &Journal) -> Vec<Waiting> {
+    journal.read(3, Sequence::START, 9).await.unwrap()
+}
+
+fn gap(cause: GapCause) -> Gap {
+    let feed = feed(Endpoint::User);
+    Gap { feed, cause, from: None, to: at(5), at_least: 1, at_most: None }
+}
+
+/// A database that several connections share: processes that follow each other, an operator. It is
+/// there as long as one of them.
+fn shared(name: &str) -> Connection {
+    Connection::open(format!("file:{name}?mode=memory&cache=shared")).unwrap()
+}
+
+fn rows(connection: &Connection) -> Vec<i64> {
+    let mut statement = connection.prepare("SELECT sequence FROM entries ORDER BY 1").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
 fn bodies(waiting: &[Waiting]) -> Vec<&str> {
@@ -239,7 +268,206 @@ async fn a_damaged_page_is_set_aside_and_blocks_nobody() {
 #[test]
 fn a_journal_of_a_newer_version_is_refused() {
     let connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch("PRAGMA user_version = 2").unwrap();
+    connection.execute_batch("PRAGMA user_version = 3").unwrap();
     let opened = Journal::simulated(connection, ROOM, incarnation(1), at(9));
-    assert!(matches!(opened, Err(OpenError::Newer { version: 2, .. })));
+    assert!(matches!(opened, Err(OpenError::Newer { version: 3, .. })));
+}
+
+#[tokio::test]
+async fn what_is_held_is_read_after_its_release_and_in_its_order() {
+    let (journal, _) = simulated(Connection::open_in_memory().unwrap(), 1);
+    let backlog = journal.backlog();
+    let one = hold(&journal, "one").await;
+    let two = hold(&journal, "two").await;
+    assert_eq!(one.id(), PageId { incarnation: incarnation(1), ticket: Ticket(1) });
+    store(&journal, "visible at once").await;
+    assert_eq!(bodies(&read(&journal).await), ["visible at once"]);
+    let before = backlog.borrow().clone();
+    assert_eq!((before.entries, before.newest), (3, Sequence(1)));
+
+    journal.release(vec![two, one]).await;
+    assert_eq!(backlog.borrow().newest, Sequence(3), "the forwarder wakes");
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["visible at once", "two", "one"]);
+    store(&journal, "later").await;
+    let waiting_later = read(&journal).await;
+    assert_eq!(bodies(&waiting_later), ["visible at once", "two", "one", "later"]);
+    assert_eq!(waiting_later[..3], waiting, "a row that moves keeps its sequence");
+    let behind = journal.read(3, waiting[1].sequence, 1).await.unwrap();
+    assert_eq!(bodies(&behind), ["one"]);
+    assert!(journal.read(4, Sequence::START, 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_released_page_goes_when_it_is_forgotten_and_is_not_written_twice() {
+    let operator = shared("released");
+    let (journal, _) = simulated(shared("released"), 1);
+    let held = hold(&journal, "held").await;
+    journal.release(vec![held]).await;
+    let waiting = read(&journal).await;
+    assert_eq!(rows(&operator), [-1], "where it was held");
+    journal.forget(vec![waiting[0].sequence]).await;
+    assert!(read(&journal).await.is_empty());
+    journal.flush().await;
+    assert!(rows(&operator).is_empty());
+    assert_eq!(journal.backlog().borrow().entries, 0);
+}
+
+#[tokio::test]
+async fn settled_never_passes_what_is_held() {
+    let (journal, _) = simulated(Connection::open_in_memory().unwrap(), 1);
+    let held = hold(&journal, "one").await;
+    store(&journal, "two").await;
+    assert_eq!(read(&journal).await[0].settled, Ticket(0));
+    journal.release(vec![held]).await;
+    let waiting = read(&journal).await;
+    assert_eq!(waiting[0].settled, Ticket(0));
+    journal.forget(vec![waiting[1].sequence]).await;
+    assert_eq!(read(&journal).await[0].settled, Ticket(1));
+}
+
+#[tokio::test]
+async fn what_a_dead_process_held_comes_back_once_in_the_order_of_settling() {
+    let _keep = shared("held");
+    let (journal, _) = simulated(shared("held"), 1);
+    let first = hold(&journal, "first").await;
+    let second = hold(&journal, "second").await;
+    let (lost, stored) = reserve(&journal).await.hold(Content::Gap(gap(GapCause::BodyCut))).await;
+    stored.unwrap();
+    drop((first, second, lost, journal));
+
+    let (journal, mut recovered) = simulated(shared("held"), 2);
+    let found: Vec<_> = recovered.held.iter().map(|(held, page)| (held.id(), page)).collect();
+    let id = |ticket| PageId { incarnation: incarnation(1), ticket: Ticket(ticket) };
+    assert_eq!(found, [(id(1), &page("first")), (id(2), &page("second"))]);
+    assert_eq!(journal.backlog().borrow().entries, 3);
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["body_cut"], "a gap needs no order");
+    assert_eq!(waiting[0].settled, Ticket(0), "the pages before it are held");
+
+    let third = hold(&journal, "third").await;
+    journal.release(vec![recovered.held.remove(1).0, third]).await;
+    assert_eq!(bodies(&read(&journal).await), ["body_cut", "second", "third"]);
+    journal.flush().await;
+    drop(journal);
+    let (journal, recovered) = simulated(shared("held"), 3);
+    assert_eq!(recovered.held.len(), 1);
+    assert_eq!(recovered.held[0].1, page("first"));
+    assert_eq!(bodies(&read(&journal).await), ["body_cut", "second", "third"]);
+}
+
+#[tokio::test]
+async fn no_later_page_overtakes_a_released_one_by_a_crash() {
+    let _keep = shared("overtaken");
+    let (journal, _) = simulated(shared("overtaken"), 1);
+    let held = hold(&journal, "released").await;
+    journal.release(vec![held]).await;
+    store(&journal, "later").await;
+    drop(journal);
+    let (journal, recovered) = simulated(shared("overtaken"), 2);
+    assert!(recovered.held.is_empty());
+    assert_eq!(bodies(&read(&journal).await), ["released", "later"]);
+}
+
+#[tokio::test]
+async fn a_held_page_that_can_not_be_stored_waits_in_memory_and_is_still_held() {
+    let operator = shared("refusing-held");
+    let (journal, _) = simulated(shared("refusing-held"), 1);
+    let stored_before = hold(&journal, "stored").await;
+    let [early, late] = [reserve(&journal).await, reserve(&journal).await];
+    let visible = reserve(&journal).await;
+    operator.execute_batch("ALTER TABLE entries RENAME TO away").unwrap();
+    let (early, failed) = early.hold(Content::Page(page("early"))).await;
+    failed.unwrap_err();
+    let (late, failed) = late.hold(Content::Page(page("late"))).await;
+    failed.unwrap_err();
+    journal.release(vec![late, stored_before]).await;
+    visible.settle(Settlement::Page(page("visible"))).await.unwrap_err();
+    operator.execute_batch("ALTER TABLE away RENAME TO entries").unwrap();
+    assert_eq!(bodies(&read(&journal).await), ["late", "stored", "visible"]);
+
+    // The next command that writes finds the database well again and stores them.
+    reserve(&journal).await.settle(Settlement::Nothing).await.unwrap();
+    assert_eq!(rows(&operator), [-2, 1, 2, 3]);
+    journal.release(vec![early]).await;
+    assert_eq!(bodies(&read(&journal).await), ["late", "stored", "visible", "early"]);
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_set_aside_whether_held_or_released() {
+    let operator = shared("damaged-held");
+    let (journal, _) = simulated(shared("damaged-held"), 1);
+    let released = hold(&journal, "released").await;
+    drop(hold(&journal, "held").await);
+    journal.release(vec![released]).await;
+    operator.execute("UPDATE entries SET body = x'00'", []).unwrap();
+    assert!(read(&journal).await.is_empty());
+    assert_eq!(rows(&operator), [-2]);
+    drop(journal);
+    let (journal, recovered) = simulated(shared("damaged-held"), 2);
+    assert!(recovered.held.is_empty());
+    assert_eq!(journal.backlog().borrow().entries, 0);
+    let aside: i64 =
+        operator.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0)).unwrap();
+    assert_eq!(aside, 2);
+}
+
+#[tokio::test]
+async fn a_gap_of_no_request_has_a_ticket_of_its_own() {
+    let connection = Connection::open_in_memory().unwrap();
+    // Full: a gap is taken all the same.
+    let (journal, _) =
+        Journal::simulated(connection, RESERVED_BYTES, incarnation(1), at(9)).unwrap();
+    let before = journal.backlog().borrow().bytes;
+    journal.note_gap(3, gap(GapCause::Overflow)).await.unwrap();
+    journal.note_gap(3, gap(GapCause::Overflow)).await.unwrap();
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["overflow", "overflow"]);
+    assert_eq!(waiting.iter().map(|it| it.entry.id.ticket.0).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(waiting[1].settled, Ticket(0));
+    let bytes = journal.backlog().borrow().bytes;
+    assert!((before..before + 65_536).contains(&bytes), "{before} {bytes}");
+}
+
+#[tokio::test]
+async fn a_pace_is_written_with_something_else_or_by_a_flush() {
+    let operator = shared("pace");
+    let (journal, _) = simulated(shared("pace"), 1);
+    let [user, channel] = [feed(Endpoint::User), feed(Endpoint::Channel)];
+    let written = || -> i64 {
+        let query = "SELECT count(*) FROM feeds WHERE paced_at IS NOT NULL";
+        operator.query_row(query, [], |row| row.get(0)).unwrap()
+    };
+    let pace = |events_per_second| Pace { events_per_second, burst: 1_990.0 };
+    journal.keep_pace(&user, pace(1.5), at(1)).await;
+    journal.keep_pace(&user, pace(2.5), at(2)).await;
+    assert_eq!(written(), 0);
+    let reservation = journal.reserve(&user, 3, Some(at(3)), at(4)).await.unwrap();
+    assert_eq!(written(), 1);
+    reservation.settle(Settlement::Nothing).await.unwrap();
+    journal.keep_pace(&channel, pace(f64::NAN), at(5)).await;
+    journal.flush().await;
+    assert_eq!(written(), 2);
+    let (_, recovered) = simulated(shared("pace"), 2);
+    assert_eq!(recovered.paces, HashMap::from([(user.clone(), (pace(2.5), at(2)))]));
+    assert_eq!(recovered.empty_at, HashMap::from([(user, at(3))]));
+}
+
+#[tokio::test]
+async fn a_journal_of_version_1_is_read_and_becomes_one_of_this_version() {
+    let operator = shared("version-1");
+    operator.execute_batch(include_str!("../../tests/fixtures/journal-version-1.sql")).unwrap();
+    let (journal, recovered) = simulated(shared("version-1"), 2);
+    assert_eq!(bodies(&read(&journal).await), ["kept by version 1", "process_killed"]);
+    let user = feed(Endpoint::User);
+    assert_eq!(recovered.empty_at, HashMap::from([(user.clone(), at(3))]));
+    assert_eq!(recovered.last_requests[&user.app], [at(4)]);
+    let pace = Pace { events_per_second: 7.0, burst: 0.0 };
+    journal.keep_pace(&user, pace, at(6)).await;
+    journal.flush().await;
+    drop(journal);
+    let (_, recovered) = simulated(shared("version-1"), 3);
+    assert_eq!(recovered.paces[&user], (pace, at(6)));
+    let version: i64 = operator.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, schema::VERSION);
 }

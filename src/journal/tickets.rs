@@ -9,6 +9,7 @@ use super::Place;
 use super::Recovered;
 use crate::model::AppId;
 use crate::model::Feed;
+use crate::model::Pace;
 use crate::model::Region;
 use crate::model::Ticket;
 use crate::model::Timestamp;
@@ -72,6 +73,30 @@ pub(super) fn settle(connection: &Connection, place: &Place) -> rusqlite::Result
     delete(connection, place)
 }
 
+/// Keeps how fast a feed fills, as it was known at `now`.
+pub(super) fn keep_pace(
+    connection: &Connection,
+    feed: &Feed,
+    pace: Pace,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO feeds (app, region, endpoint, events_per_second, burst, paced_at)
+         VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET events_per_second = excluded.events_per_second,
+             burst = excluded.burst, paced_at = excluded.paced_at",
+    )?;
+    statement.execute(params![
+        feed.app.as_str(),
+        feed.region.as_str(),
+        feed.endpoint.name(),
+        pace.events_per_second,
+        pace.burst,
+        now.as_millis(),
+    ])?;
+    Ok(())
+}
+
 /// Takes a ticket off the record.
 pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
@@ -116,8 +141,8 @@ fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
     })
 }
 
-/// Recalls the last requests of each app, and when feeds were last known to hold nothing. Gives the
-/// number of each app's next request.
+/// Recalls the last requests of each app, when feeds were last known to hold nothing, and their
+/// pace. Gives the number of each app's next request.
 pub(super) fn recall(
     connection: &Connection,
     recovered: &mut Recovered,
@@ -132,11 +157,21 @@ pub(super) fn recall(
         let asked_at = Timestamp::from_millis(row.get(2)?);
         recovered.last_requests.entry(app).or_default().push(asked_at);
     }
-    let mut statement = connection.prepare("SELECT app, region, endpoint, empty_at FROM feeds")?;
+    let mut statement = connection.prepare(
+        "SELECT app, region, endpoint, empty_at, events_per_second, burst, paced_at FROM feeds",
+    )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        if let Some(feed) = read_feed(row, 0) {
-            recovered.empty_at.insert(feed, Timestamp::from_millis(row.get(3)?));
+        let Some(feed) = read_feed(row, 0) else { continue };
+        if let Some(empty_at) = row.get(3)? {
+            recovered.empty_at.insert(feed.clone(), Timestamp::from_millis(empty_at));
+        }
+        // What is not a number is kept as NULL: such a pace is not known.
+        if let (Some(events_per_second), Some(burst), Some(at)) =
+            (row.get(4)?, row.get(5)?, row.get(6)?)
+        {
+            let pace = Pace { events_per_second, burst };
+            recovered.paces.insert(feed, (pace, Timestamp::from_millis(at)));
         }
     }
     Ok(next_request)
