@@ -7,6 +7,8 @@
 
 mod gate;
 mod metrics;
+#[cfg_attr(not(test), expect(dead_code, reason = "the loop asks one request at a time so far"))]
+mod order;
 
 use std::sync::Arc;
 use std::time::Duration;
