@@ -365,7 +365,7 @@ impl<T: Transport> Tools<T> {
         if done.stored.is_ok() {
             self.metrics.pages_committed.inc();
         }
-        let Glance { received, shape } = agora::glance(&body, wholeness);
+        let Glance { received, shape, .. } = agora::glance(&body, wholeness);
         self.accounts.open(&feed.app, feed.endpoint).add(Column::Received, received);
         debug!(%feed, %ticket, received, status, ?shape, "page committed");
         match shape {

@@ -7,6 +7,7 @@
 //! * [`budget`]: how many requests may leave. Never more than the limit in any second, as the
 //!   server counts them.
 //! * [`forecast`]: how soon a feed could overflow. It only ever shortens the wait.
+//! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
 //! * [`backoff`]: how long a feed that fails is left alone, and which host is asked next.
 //!
 //! A full page means that more is waiting: the feed is due at once. A page with events makes it due
@@ -16,6 +17,7 @@
 mod backoff;
 mod budget;
 mod forecast;
+mod skew;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 use self::backoff::Backoff;
 use self::budget::Budget;
 use self::forecast::Forecast;
+pub use self::skew::Skew;
 use crate::model::PAGE_LIMIT;
 
 /// How long an app is left alone after a refusal that only a person can end: wrong credentials, a

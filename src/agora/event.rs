@@ -37,6 +37,14 @@ pub struct Event<'a> {
     pub others: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
 
+/// A time as an event states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stated {
+    pub(super) time: Timestamp,
+    /// It was stated in seconds: what happened within one can't be told apart.
+    pub(super) in_seconds: bool,
+}
+
 /// Why an element is not an event. Names of fields only, never their contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnEvent {
@@ -89,7 +97,29 @@ pub fn read(endpoint: Endpoint, element: &[u8]) -> Result<Event<'_>, NotAnEvent>
         Some(_) if taken.ms.is_none() => time("ts", taken.ts)?,
         _ => time("ms", taken.ms)?,
     };
-    Ok(Event { user_id, kind, channel_id, time, others })
+    Ok(Event { user_id, kind, channel_id, time: time.time, others })
+}
+
+/// Reads the time of an element and nothing else; `None` where there is none to read.
+pub(super) fn read_time(element: &[u8]) -> Option<Stated> {
+    #[derive(Deserialize)]
+    struct Times<'a> {
+        #[serde(borrow)]
+        ms: Option<&'a RawValue>,
+        #[serde(borrow)]
+        ts: Option<&'a RawValue>,
+    }
+
+    // An array would do for serde, too.
+    if !element.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let Times { ms, ts } = serde_json::from_slice(element).ok()?;
+    match ts {
+        Some(_) if ms.is_none() => time("ts", ts),
+        _ => time("ms", ms),
+    }
+    .ok()
 }
 
 /// The values of the names that mean something, the first of each.
@@ -157,7 +187,7 @@ fn string<'a>(name: &'static str, value: Option<&'a RawValue>) -> Result<Cow<'a,
     serde_json::from_str(raw).map(Cow::Owned).map_err(|_| NotAnEvent::NotAString(name))
 }
 
-fn time(name: &'static str, value: Option<&RawValue>) -> Result<Timestamp, NotAnEvent> {
+fn time(name: &'static str, value: Option<&RawValue>) -> Result<Stated, NotAnEvent> {
     let raw = value.ok_or(NotAnEvent::Missing(name))?.get();
     let digits = match raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(inner) if inner.bytes().all(|byte| byte.is_ascii_digit()) => inner,
@@ -165,8 +195,10 @@ fn time(name: &'static str, value: Option<&RawValue>) -> Result<Timestamp, NotAn
         None => raw,
     };
     let number: i64 = digits.parse().map_err(|_| NotAnEvent::NotATime(name))?;
-    let millis = if number < SECONDS_BELOW { number.checked_mul(1_000) } else { Some(number) };
-    millis.map(Timestamp::from_millis).ok_or(NotAnEvent::NotATime(name))
+    let in_seconds = number < SECONDS_BELOW;
+    let millis = if in_seconds { number.checked_mul(1_000) } else { Some(number) };
+    let time = millis.map(Timestamp::from_millis).ok_or(NotAnEvent::NotATime(name))?;
+    Ok(Stated { time, in_seconds })
 }
 
 /// The fields of an object in their order, with their values as received.

@@ -8,6 +8,8 @@
 //! It accepts more than JSON does and never fails: a body in which it finds no `events` array is
 //! the caller's to judge.
 
+use super::event;
+use crate::model::Timestamp;
 use crate::model::Wholeness;
 
 /// What stands in a body.
@@ -57,6 +59,9 @@ pub struct Glance {
     pub received: u64,
     /// Whether it is what Agora sends.
     pub shape: Shape,
+    /// When its first and its last complete event happened, as Agora states it. `None` where that
+    /// can't be read, runs backwards, or is known to the second only.
+    pub times: Option<(Timestamp, Timestamp)>,
 }
 
 /// Whether a page is what Agora sends.
@@ -81,7 +86,18 @@ pub fn glance(body: &[u8], wholeness: Wholeness) -> Glance {
         }
         _ => Shape::Torn,
     };
-    Glance { received: split.elements.len() as u64 + u64::from(leftover), shape }
+    Glance {
+        received: split.elements.len() as u64 + u64::from(leftover),
+        shape,
+        times: times(&split.elements),
+    }
+}
+
+fn times(elements: &[&[u8]]) -> Option<(Timestamp, Timestamp)> {
+    let first = event::read_time(elements.first()?)?;
+    let last = event::read_time(elements.last()?)?;
+    let coarse = first.in_seconds && last.in_seconds;
+    (!coarse && first.time <= last.time).then_some((first.time, last.time))
 }
 
 // === impl Split ===
@@ -327,6 +343,35 @@ mod tests {
             let glance = glance(body.as_bytes(), wholeness);
             assert_eq!((glance.received, glance.shape), (received, shape), "{body}");
         }
+    }
+
+    #[test]
+    fn a_glance_tells_when_the_first_and_the_last_event_happened() {
+        let check = |elements: &str, expected: Option<(i64, i64)>| {
+            let body = format!(r#"{{"events":[{elements}]}}"#);
+            let times = glance(body.as_bytes(), Wholeness::Whole).times;
+            let millis = times.map(|(first, last)| (first.as_millis(), last.as_millis()));
+            assert_eq!(millis, expected, "{elements}");
+        };
+        let (early, late) = (1_578_027_420_761, 1_578_027_420_762);
+        check(r#"{"ms":1578027420761}"#, Some((early, early)));
+        check(r#"{"ms":1578027420761},7,{"ts":"1578027420762"}"#, Some((early, late)));
+        check(r#"{"ms":null,"ts":1578027420761},{"ms":1578027420762,"ts":5}"#, Some((early, late)));
+        // Whole seconds are times as good as any where they are stated in milliseconds.
+        check(
+            r#"{"ms":1578027420000},{"ms":1578027421000}"#,
+            Some((1_578_027_420_000, 1_578_027_421_000)),
+        );
+        check(r#"{"ms":1578027420},{"ms":1578027420762}"#, Some((1_578_027_420_000, late)));
+        check(r#"{"ms":1578027420},{"ms":"1578027421"}"#, None);
+        check(r#"{"ms":1578027420762},{"ms":1578027420761}"#, None);
+        check(r#"{"ms":1578027420761},{"ms":1.5}"#, None);
+        check(r#"{"ms":1578027420761},[1578027420762,null]"#, None);
+        check("7", None);
+        check("", None);
+        let torn = br#"{"events":[{"ms":1578027420761},{"ms":1578027420762},{"ms":15780"#;
+        let times = glance(torn, Wholeness::Cut).times.unwrap();
+        assert_eq!(times.1.as_millis(), late);
     }
 
     #[test]
