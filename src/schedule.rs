@@ -8,6 +8,7 @@
 //!   server counts them.
 //! * [`forecast`]: how soon a feed could overflow. It only ever shortens the wait.
 //! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
+//! * [`overflow`]: whether Agora's buffer was found full.
 //! * [`backoff`]: how long a feed that fails is left alone, and which host is asked next.
 //!
 //! A full page means that more is waiting: the feed is due at once. A page with events makes it due
@@ -17,6 +18,7 @@
 mod backoff;
 mod budget;
 mod forecast;
+mod overflow;
 mod skew;
 
 use std::num::NonZeroU32;
@@ -29,6 +31,9 @@ use tokio::time::Instant;
 use self::backoff::Backoff;
 use self::budget::Budget;
 use self::forecast::Forecast;
+pub use self::overflow::Emptying;
+pub use self::overflow::Overflow;
+pub use self::overflow::Suspected;
 pub use self::skew::Skew;
 use crate::model::PAGE_LIMIT;
 

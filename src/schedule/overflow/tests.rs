@@ -1,0 +1,227 @@
+//! A buffer of 2,000 that is asked in time or not, beside what is suspected of it.
+
+use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+use super::*;
+
+/// Our clock, less that of the events.
+const AHEAD: i64 = -1_700_000_000_000;
+
+/// Arrivals are known to so many milliseconds.
+const JITTER: i64 = 30;
+
+/// What arrives and how it is asked for.
+#[derive(Clone, Debug)]
+struct Story {
+    /// Events a second for so many milliseconds.
+    rates: Vec<(f64, i64)>,
+    /// So many events at once.
+    bursts: Vec<(i64, usize)>,
+    /// Milliseconds from a full page to the next request, and from any other.
+    intervals: (i64, i64),
+    times_are_readable: bool,
+    seed: u64,
+}
+
+/// What happened, on the clock of the events.
+#[derive(Debug, Default)]
+struct Outcome {
+    overwritten: Vec<i64>,
+    suspected: Vec<Suspected>,
+    spoken_at: Vec<i64>,
+    /// The last page was full.
+    left: bool,
+}
+
+impl Story {
+    fn steady(rate: f64, took: i64, intervals: (i64, i64)) -> Self {
+        let rates = vec![(rate, took)];
+        Self { rates, bursts: Vec::new(), intervals, times_are_readable: true, seed: 1 }
+    }
+
+    fn burst(events: usize) -> Self {
+        let bursts = vec![(3_100, events)];
+        Self { bursts, ..Self::steady(5.0, 6_000, (100, 250)) }
+    }
+
+    fn events(&self, random: &mut StdRng) -> Vec<i64> {
+        let mut events = Vec::new();
+        let mut begin = 0.0;
+        for (rate, took) in &self.rates {
+            let end = begin + *took as f64;
+            let mut now = begin;
+            loop {
+                now += -random.random::<f64>().max(1e-12).ln() * 1_000.0 / rate;
+                if now >= end {
+                    break;
+                }
+                events.push(now as i64);
+            }
+            begin = end;
+        }
+        events.extend(self.bursts.iter().flat_map(|(at, many)| std::iter::repeat_n(*at, *many)));
+        events.sort_unstable();
+        events
+    }
+
+    /// Until everything has happened and the feed is empty.
+    fn run(&self) -> Outcome {
+        let mut random = StdRng::seed_from_u64(self.seed);
+        let mut events = self.events(&mut random).into_iter().peekable();
+        let (mut buffer, mut now) = (VecDeque::new(), 100);
+        let (mut overflow, mut skew) = (Overflow::default(), Skew::default());
+        let mut outcome = Outcome::default();
+        while events.peek().is_some() || outcome.left {
+            while let Some(event) = events.next_if(|event| *event < now) {
+                buffer.push_back(event);
+                if buffer.len() > 2_000 {
+                    outcome.overwritten.extend(buffer.pop_front());
+                }
+            }
+            let page: Vec<i64> = buffer.drain(..buffer.len().min(1_000)).collect();
+            outcome.left = page.len() == 1_000;
+            let times = page.first().zip(page.last()).filter(|_| self.times_are_readable);
+            let stated = |time: &i64| Timestamp::from_millis(*time);
+            let arrived = now + AHEAD + random.random_range(0..=JITTER);
+            let emptying = Emptying {
+                arrived,
+                uncertain: JITTER,
+                wall: Timestamp::from_millis(now),
+                events: page.len() as u64,
+                times: times.map(|(first, last)| (stated(first), stated(last))),
+            };
+            if let Some(times) = emptying.times {
+                skew.observe(arrived, emptying.events, times);
+            }
+            if let Some(suspected) = overflow.observe(emptying, &skew) {
+                outcome.suspected.push(suspected);
+                outcome.spoken_at.push(arrived);
+            }
+            let (full, other) = self.intervals;
+            now += if page.len() == 1_000 { full } else { other };
+        }
+        assert_eq!(overflow.rest(), None, "an empty feed keeps nothing back");
+        outcome
+    }
+}
+
+impl Outcome {
+    /// The overwritten events that no suspicion covers.
+    fn missed(&self) -> Vec<i64> {
+        let covers = |suspected: &Suspected, time: i64| {
+            suspected.from.is_none_or(|from| from.as_millis() <= time)
+                && time <= suspected.to.as_millis()
+        };
+        let missed = |time: &&i64| !self.suspected.iter().any(|it| covers(it, **time));
+        self.overwritten.iter().filter(missed).copied().collect()
+    }
+}
+
+#[test]
+fn a_burst_that_fits_is_no_suspicion_and_a_larger_one_is() {
+    for times_are_readable in [true, false] {
+        for (events, suspicions) in [(900, 0), (1_990, 0), (2_100, 1), (5_000, 1)] {
+            let story = Story { times_are_readable, ..Story::burst(events) };
+            let outcome = story.run();
+            assert_eq!(outcome.suspected.len(), suspicions, "{events}, {times_are_readable}");
+            assert_eq!(outcome.overwritten.is_empty(), suspicions == 0);
+            assert!(outcome.missed().is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_bounds_of_a_burst_are_narrow() {
+    let outcome = Story::burst(2_500).run();
+    let [Suspected { from: Some(from), to, begins: true }] = outcome.suspected[..] else {
+        panic!("one suspicion: {:?}", outcome.suspected)
+    };
+    assert!(to.as_millis() == 3_100 && from.as_millis() > 3_100 - 250 - 500 - JITTER, "{from}");
+}
+
+#[test]
+fn a_long_overload_is_one_episode_that_speaks_once_a_second() {
+    for times_are_readable in [true, false] {
+        let story = Story {
+            rates: vec![(2_000.0, 3_000), (14_000.0, 20_000), (2_000.0, 3_000)],
+            times_are_readable,
+            ..Story::steady(0.0, 0, (100, 200))
+        };
+        let outcome = story.run();
+        assert!(outcome.overwritten.len() > 50_000);
+        assert!(outcome.missed().is_empty(), "{:?}", outcome.missed().len());
+        let begins = outcome.suspected.iter().filter(|it| it.begins).count();
+        assert_eq!(begins, 1, "{outcome:?}");
+        assert!(outcome.suspected[0].begins);
+        let last = outcome.spoken_at.len() - 1;
+        for pair in outcome.spoken_at[..last].windows(2) {
+            assert!(pair[1] - pair[0] >= PATIENCE, "{pair:?}");
+        }
+    }
+}
+
+#[test]
+fn a_feed_asked_in_time_is_hardly_ever_suspected() {
+    let (mut runs, mut suspicions) = (0, 0);
+    for rate in [200.0, 3_000.0, 7_000.0, 9_500.0] {
+        for seed in 0..25 {
+            let outcome = Story { seed, ..Story::steady(rate, 10_000, (100, 100)) }.run();
+            assert!(outcome.overwritten.is_empty());
+            runs += 1;
+            suspicions += outcome.suspected.len();
+        }
+    }
+    println!("{suspicions} suspicions in {runs} runs");
+    assert!(suspicions <= 2, "{suspicions} suspicions in {runs} runs");
+}
+
+#[test]
+fn a_page_that_comes_late_is_passed_over() {
+    let at = |arrived, first, last, events| Emptying {
+        arrived,
+        uncertain: 0,
+        wall: Timestamp::from_millis(arrived),
+        events,
+        times: Some((Timestamp::from_millis(first), Timestamp::from_millis(last))),
+    };
+    let mut skew = Skew::default();
+    skew.observe(0, 500, (Timestamp::from_millis(-100), Timestamp::from_millis(0)));
+    let mut overflow = Overflow::default();
+    assert_eq!(overflow.observe(at(0, -100, 0, 500), &skew), None);
+    assert_eq!(overflow.observe(at(400, 200, 300, 1_000), &skew), None);
+    assert_eq!(overflow.observe(at(500, 10, 190, 1_000), &skew), None);
+    let suspected = overflow.observe(at(600, 300, 390, 1_000), &skew).unwrap();
+    assert_eq!(suspected.to, Timestamp::from_millis(200));
+}
+
+fn stories() -> impl Strategy<Value = Story> {
+    (
+        prop::collection::vec((0.0..15_000.0, 200_i64..3_000), 1..6),
+        prop::collection::vec((3_000_i64..12_000, 1_usize..2_500), 0..8),
+        (prop_oneof![Just(100_i64), 60..400_i64], 60_i64..600),
+        any::<u64>(),
+    )
+        .prop_map(|(rates, bursts, intervals, seed)| {
+            // A feed that is known: it was emptied while events came densely.
+            let rates = [(1_000.0, 3_000)].into_iter().chain(rates).collect();
+            Story { rates, bursts, intervals, times_are_readable: true, seed }
+        })
+}
+
+proptest! {
+    #[test]
+    fn whatever_was_overwritten_lies_within_a_suspicion(story in stories()) {
+        let outcome = story.run();
+        let missed = outcome.missed();
+        prop_assert!(
+            missed.is_empty(),
+            "{} of {} missed: {:?}…, {:#?}",
+            missed.len(),
+            outcome.overwritten.len(),
+            &missed[..missed.len().min(5)],
+            outcome.suspected
+        );
+    }
+}
