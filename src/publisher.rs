@@ -11,6 +11,7 @@
 
 mod decode;
 mod metrics;
+mod pairs;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,10 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::error;
 use tracing::info;
+use tracing::warn;
 
 pub use self::metrics::PublisherMetrics;
 
 use self::decode::Draft;
+use self::pairs::Pairs;
+use self::pairs::Turn;
 use crate::error::Chain;
 use crate::kafka::BadMemory;
 use crate::kafka::Failure;
@@ -109,10 +113,12 @@ impl<K: Kafka> Publisher<K> {
         }
         condition.pending("not claimed yet");
         let mut pending = None;
+        let mut pairs = Pairs::new(self.regions.clone());
         let mut wait = SHORTEST_WAIT;
         loop {
             let begun = Instant::now();
-            let Err(cause) = self.own(&mut pending, &condition, &stop, &give_up).await else {
+            let Err(cause) = self.own(&mut pending, &mut pairs, &condition, &stop, &give_up).await
+            else {
                 return;
             };
             self.metrics.failures.inc();
@@ -155,6 +161,7 @@ impl<K: Kafka> Publisher<K> {
     async fn own(
         &self,
         pending: &mut Option<(i64, Draft)>,
+        pairs: &mut Pairs,
         condition: &Condition,
         stop: &CancellationToken,
         give_up: &CancellationToken,
@@ -170,6 +177,7 @@ impl<K: Kafka> Publisher<K> {
             self.count(draft);
         }
         condition.ok();
+        pairs.forget_all_users();
         loop {
             let pages = tokio::select! {
                 biased;
@@ -179,7 +187,7 @@ impl<K: Kafka> Publisher<K> {
             };
             let Some((last, _)) = pages.last() else { continue };
             let position = last + 1;
-            let mut draft = self.decode(&owned, &mut memory, pages)?;
+            let mut draft = self.decode(&owned, &mut memory, pairs, pages)?;
             let batch = std::mem::take(&mut draft.batch);
             let (_, draft) = pending.insert((position, draft));
             let begun = Instant::now();
@@ -200,6 +208,7 @@ impl<K: Kafka> Publisher<K> {
         &self,
         owned: &K::Owned,
         memory: &mut Memory,
+        pairs: &mut Pairs,
         pages: Vec<(i64, PageRecord)>,
     ) -> Result<Draft, LetGo> {
         let partition = self.partition;
@@ -211,12 +220,29 @@ impl<K: Kafka> Publisher<K> {
         };
         for stored in &pages {
             let offset = stored.0;
-            decode::take_in(&mut draft, memory, &context, stored)
+            decode::take_in(&mut draft, memory, pairs, &context, stored)
                 .map_err(|source| LetGo::Page { partition, offset, source })?;
         }
         self.metrics.forgotten_early.inc_by(memory.take_dropped_too_early());
+        self.tell(&mut draft);
         memory.write_changes(partition, &mut draft.batch);
         Ok(draft)
+    }
+
+    /// Says what logins and logouts tell of a second consumer. A hint, which need not wait for the
+    /// transaction.
+    fn tell(&self, draft: &mut Draft) {
+        for (app, told) in draft.told.drain(..) {
+            self.metrics.unpaired(&app, told.is_break);
+            let Some(turn) = told.turn else { continue };
+            self.metrics.suspect_second_consumer(&app, turn == Turn::Begins);
+            match turn {
+                Turn::Begins => {
+                    warn!(%app, "logins lack their logouts: is there a second consumer?")
+                }
+                Turn::Ends => info!(%app, "logins and logouts come in pairs again"),
+            }
+        }
     }
 
     /// Enters a delivered transaction everywhere where somebody counts.

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::pairs::Pairs;
+use super::pairs::Told;
 use crate::agora::Ending;
 use crate::agora::event;
 use crate::agora::split;
@@ -38,6 +40,8 @@ pub(super) struct Draft {
     pub(super) pages: u64,
     pub(super) pages_again: u64,
     pub(super) bad_pages: u64,
+    /// What users' logins and logouts tell of a second consumer.
+    pub(super) told: Vec<(AppId, Told)>,
 }
 
 /// What became of the elements of one app's endpoint.
@@ -65,6 +69,7 @@ pub(super) struct Context<'a> {
 pub(super) fn take_in(
     draft: &mut Draft,
     memory: &mut Memory,
+    pairs: &mut Pairs,
     context: &Context<'_>,
     (offset, record): &(i64, PageRecord),
 ) -> Result<(), BadPageRecord> {
@@ -89,9 +94,9 @@ pub(super) fn take_in(
     }
     draft.pages += 1;
     match forwarded.entry.content {
-        Content::Gap(gap) => draft.gap(id, gap),
+        Content::Gap(gap) => draft.gap(id, gap, pairs),
         Content::Page(page) => {
-            PageReader { draft, memory, context, id, page: &page }.read();
+            PageReader { draft, memory, pairs, context, id, page: &page }.read();
         }
     }
     Ok(())
@@ -100,6 +105,7 @@ pub(super) fn take_in(
 struct PageReader<'a> {
     draft: &'a mut Draft,
     memory: &'a mut Memory,
+    pairs: &'a mut Pairs,
     context: &'a Context<'a>,
     id: PageId,
     page: &'a Page,
@@ -108,7 +114,8 @@ struct PageReader<'a> {
 // === impl Draft ===
 
 impl Draft {
-    fn gap(&mut self, id: PageId, gap: Gap) {
+    fn gap(&mut self, id: PageId, gap: Gap, pairs: &mut Pairs) {
+        pairs.forget_users(&gap.feed.app);
         record::write_gap(&mut self.batch, id, &gap);
         self.gaps.push(gap);
     }
@@ -133,7 +140,7 @@ impl PageReader<'_> {
             self.dead_letter(&source, None, reason, raw);
         }
         if let Some(gap) = torn(page, split.elements.len() as u64, &split.ending) {
-            self.draft.gap(self.id, gap);
+            self.draft.gap(self.id, gap, self.pairs);
         }
         if self.id.incarnation == self.context.incarnation {
             counts.received = 0;
@@ -170,6 +177,12 @@ impl PageReader<'_> {
             return;
         }
         taken.push(id);
+        if feed.endpoint == Endpoint::User {
+            let told = self.pairs.observe(&feed.app, &event.user_id, &event.kind, event.time);
+            if told != Told::default() {
+                self.draft.told.push((feed.app.clone(), told));
+            }
+        }
         let limits = (self.context.limits)(Topic::of_events(feed.endpoint));
         let timestamp = limits.stamping.stamp(event.time, self.context.now);
         let batch = &mut self.draft.batch;
@@ -267,13 +280,14 @@ mod tests {
     fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
         let mut draft = Draft::default();
         let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
         let context = Context {
             limits: &limits,
             now: Timestamp::default(),
             incarnation: Incarnation::from_u128(0),
         };
         for stored in (0..).zip(pages) {
-            take_in(&mut draft, &mut memory, &context, &stored).unwrap();
+            take_in(&mut draft, &mut memory, &mut pairs, &context, &stored).unwrap();
         }
         let counts = draft.counts.values().next().copied().unwrap_or_default();
         (draft, counts)
@@ -364,12 +378,14 @@ mod tests {
         let mut newer = page(1, Wholeness::Whole, &body);
         newer.headers[0].1 = b"2".to_vec();
         let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
         let context = Context {
             limits: &limits,
             now: Timestamp::default(),
             incarnation: Incarnation::from_u128(0),
         };
-        let refused = take_in(&mut Draft::default(), &mut memory, &context, &(0, newer));
+        let refused =
+            take_in(&mut Draft::default(), &mut memory, &mut pairs, &context, &(0, newer));
         assert_eq!(refused, Err(BadPageRecord::Newer(2)));
         assert_eq!(memory.position(), None);
     }

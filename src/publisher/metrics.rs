@@ -3,11 +3,13 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 
+use crate::model::AppId;
 use crate::model::Gap;
 
 /// Counters of all partitions together. Cheap to clone; clones share.
@@ -29,6 +31,17 @@ pub struct PublisherMetrics {
     pub gaps: Family<GapLabels, Counter>,
     /// Events that a window had to forget while an answer that could repeat them was possible.
     pub forgotten_early: Counter,
+    /// Logins that follow a login of their user, and logouts that follow a logout.
+    pub unpaired_events: Family<AppLabels, Counter>,
+    /// Whether somebody else seems to drain the app.
+    pub second_consumer_suspected: Family<AppLabels, Gauge>,
+}
+
+/// Labels of what is counted for an app.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AppLabels {
+    /// App ID.
+    pub app_id: String,
 }
 
 /// Labels of [`PublisherMetrics::gaps`].
@@ -53,6 +66,18 @@ impl PublisherMetrics {
             cause: gap.cause.name(),
         };
         self.gaps.get_or_create(&labels).inc();
+    }
+
+    /// Counts an event that may have broken a pair.
+    pub fn unpaired(&self, app: &AppId, is_break: bool) {
+        let labels = AppLabels { app_id: app.to_string() };
+        self.unpaired_events.get_or_create(&labels).inc_by(u64::from(is_break));
+    }
+
+    /// Notes that a second consumer is suspected, or no longer.
+    pub fn suspect_second_consumer(&self, app: &AppId, suspected: bool) {
+        let labels = AppLabels { app_id: app.to_string() };
+        self.second_consumer_suspected.get_or_create(&labels).set(i64::from(suspected));
     }
 
     /// Registers all of them.
@@ -86,6 +111,16 @@ impl PublisherMetrics {
             "Events that a window forgot while an answer could still repeat them",
             self.forgotten_early.clone(),
         );
+        registry.register(
+            "unpaired_events",
+            "Logins after a login of the same user, and logouts after a logout",
+            self.unpaired_events.clone(),
+        );
+        registry.register(
+            "second_consumer_suspected",
+            "Whether somebody else seems to drain the app",
+            self.second_consumer_suspected.clone(),
+        );
     }
 }
 
@@ -100,6 +135,8 @@ impl Default for PublisherMetrics {
             pages_again: Counter::default(),
             gaps: Family::default(),
             forgotten_early: Counter::default(),
+            unpaired_events: Family::default(),
+            second_consumer_suspected: Family::default(),
         }
     }
 }

@@ -46,6 +46,7 @@ impl Story {
         Self { bursts, ..Self::steady(5.0, 6_000, (100, 250)) }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "stories are short")]
     fn events(&self, random: &mut StdRng) -> Vec<i64> {
         let mut events = Vec::new();
         let mut begin = 0.0;
@@ -173,8 +174,7 @@ fn a_feed_asked_in_time_is_hardly_ever_suspected() {
             suspicions += outcome.suspected.len();
         }
     }
-    println!("{suspicions} suspicions in {runs} runs");
-    assert!(suspicions <= 2, "{suspicions} suspicions in {runs} runs");
+    assert!(suspicions == 0, "{suspicions} suspicions in {runs} runs");
 }
 
 #[test]
