@@ -18,6 +18,7 @@ mod splitter;
 use std::future::Future;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 pub use self::answer::Answer;
 pub use self::answer::judge;
@@ -69,6 +70,8 @@ pub struct Raw {
     pub body: Bytes,
     /// Why the body broke off, if it did.
     pub cut: Option<TransportError>,
+    /// When the head was there: by then the request had arrived.
+    pub head_at: Option<Instant>,
 }
 
 /// Why a request or an answer broke off: text, already put together, without secrets.
@@ -81,6 +84,18 @@ pub trait Transport: Send + Sync + 'static {
     /// Sends one request, once: it is never sent again on the way. Ends by an answer, an error of
     /// the connection, or silence.
     fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send;
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// When the head of an answer was there; `None` where none came.
+    pub fn head_at(&self) -> Option<Instant> {
+        match self {
+            Self::Answered(raw) => raw.head_at,
+            Self::NotSent(_) | Self::Lost(_) => None,
+        }
+    }
 }
 
 // === impl Request ===

@@ -28,6 +28,7 @@ use crate::agora::Transport;
 use crate::config;
 use crate::config::Settings;
 use crate::forwarder::Forwarder;
+use crate::journal::Held;
 use crate::journal::Journal;
 use crate::journal::Recovered;
 use crate::kafka::Kafka;
@@ -36,6 +37,7 @@ use crate::kafka::partition_of;
 use crate::model::AppId;
 use crate::model::Clock;
 use crate::model::Feed;
+use crate::model::Page;
 use crate::model::Timestamp;
 use crate::observe::accounts::Accounts;
 use crate::observe::health::Health;
@@ -43,6 +45,7 @@ use crate::observe::metrics::Metrics;
 use crate::poller::Poller;
 use crate::poller::Target;
 use crate::poller::Tools;
+use crate::poller::release_held;
 use crate::publisher::Publisher;
 use crate::schedule::Former;
 use crate::schedule::Limits;
@@ -54,6 +57,14 @@ const FIRST_REQUEST: Duration = Duration::from_millis(700);
 
 /// A journal that knows of a request so young is the one that the predecessor wrote.
 const YOUNG: Duration = Duration::from_secs(1);
+
+/// Apps begin so long after one another, so that the first requests of very many neither leave nor
+/// need connections in one instant.
+const BETWEEN_APPS: Duration = Duration::from_millis(1);
+
+/// The last app begins no later than so long after the first: every feed is asked within two
+/// seconds of a start.
+const ALL_APPS: Duration = Duration::from_millis(800);
 
 /// The accounts are logged this often.
 const ACCOUNTS_EVERY: Duration = Duration::from_secs(3_600);
@@ -220,9 +231,18 @@ impl Daemon {
         };
         let poll = &parts.settings.poll;
         let partitions = parts.settings.kafka.topics.page_partitions.get();
-        for (app, seed) in parts.settings.apps.iter().zip(parts.seed..) {
+        let mut recovered = parts.recovered;
+        let mut apps: Vec<&config::App> = parts.settings.apps.iter().collect();
+        apps.sort_by(|one, other| {
+            known_rate(other, &recovered).total_cmp(&known_rate(one, &recovered))
+        });
+        let places = apps.len();
+        for ((place, app), seed) in apps.into_iter().enumerate().zip(parts.seed..) {
+            let mut former = former_requests(app, &recovered, parts.clock);
+            former.not_before += turn(place, places);
+            let of_app = |(_, page): &mut (Held, Page)| page.feed.app == app.app_id;
             let poller = Poller {
-                feeds: targets(app, &parts.recovered),
+                feeds: targets(app, &recovered, parts.clock),
                 partition: partition_of_app(app, partitions),
                 credentials: Credentials::new(app.auth.clone()),
                 limits: Limits {
@@ -230,12 +250,17 @@ impl Daemon {
                     shortest_interval: poll.shortest_interval,
                     longest_interval: poll.longest_interval,
                 },
-                former: former_requests(app, &parts.recovered, parts.clock),
+                former,
+                held: recovered.held.extract_if(.., of_app).collect(),
                 seed,
                 tools: tools.clone(),
             };
             self.polling.tasks.spawn(poller.run(self.polling.stop.clone()));
         }
+        let of_nobody = recovered.held;
+        self.polling.tasks.spawn(async move {
+            release_held(&tools.journal, of_nobody).await;
+        });
     }
 }
 
@@ -260,7 +285,7 @@ fn partition_of_app(app: &config::App, partitions: u32) -> i32 {
     partition_of(app.app_id.as_str().as_bytes(), partitions)
 }
 
-fn targets(app: &config::App, recovered: &Recovered) -> Vec<Target> {
+fn targets(app: &config::App, recovered: &Recovered, clock: Clock) -> Vec<Target> {
     let mut targets = Vec::new();
     for region in &app.regions {
         for config::EndpointPath { endpoint, path } in &app.endpoints {
@@ -269,11 +294,27 @@ fn targets(app: &config::App, recovered: &Recovered) -> Vec<Target> {
             targets.push(Target {
                 urls: region.hosts.iter().map(|host| host.url(&app.app_id, path)).collect(),
                 empty_at: recovered.empty_at.get(&feed).copied(),
+                pace: recovered
+                    .paces
+                    .get(&feed)
+                    .map(|(pace, as_of)| (*pace, clock.now().since(*as_of))),
                 feed,
             });
         }
     }
     targets
+}
+
+/// How long the app at this place waits for those before it.
+fn turn(place: usize, apps: usize) -> Duration {
+    let [place, apps] = [place, apps].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+    BETWEEN_APPS.min(ALL_APPS / apps.max(1)) * place
+}
+
+/// Events a second of all feeds of an app, as far as a former process knew.
+fn known_rate(app: &config::App, recovered: &Recovered) -> f64 {
+    let of_app = recovered.paces.iter().filter(|(feed, _)| feed.app == app.app_id);
+    of_app.map(|(_, (pace, _))| pace.events_per_second).sum()
 }
 
 /// What is known of requests that a former process sent.
@@ -286,4 +327,19 @@ fn former_requests(app: &config::App, recovered: &Recovered, clock: Clock) -> Fo
     let known = sent.iter().any(|sent| now.duration_since(*sent) < YOUNG);
     let not_before = if known { now } else { now + FIRST_REQUEST };
     Former { sent, not_before }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_apps_begin_one_after_another_and_all_within_a_second() {
+        for apps in [1, 2, 1_000, 1_001, 50_000] {
+            let turns: Vec<Duration> = (0..apps).map(|place| turn(place, apps)).collect();
+            assert_eq!(turns.first(), Some(&Duration::ZERO));
+            assert!(turns.is_sorted_by(|a, b| a < b), "{apps}");
+            assert!(turns.last() <= Some(&ALL_APPS), "{apps}");
+        }
+    }
 }

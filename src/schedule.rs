@@ -6,20 +6,23 @@
 //!
 //! * [`budget`]: how many requests may leave. Never more than the limit in any second, as the
 //!   server counts them.
-//! * [`forecast`]: how soon a feed could overflow. It only ever shortens the wait.
+//! * [`feed`]: when one feed wants to be asked, for freshness or in need.
+//! * [`forecast`]: how much a feed will hold when a request gets there.
 //! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
 //! * [`overflow`]: whether Agora's buffer was found full.
 //! * [`backoff`]: how long a feed that fails is left alone, and which host is asked next.
 //!
-//! A full page means that more is waiting: the feed is due at once. A page with events makes it due
-//! after the shortest interval; an empty answer doubles the interval up to the longest. Of the feeds
-//! that are due the one nearest to overflow goes first.
+//! Of the feeds that are due the one nearest to overflow goes first. Where the budget is short,
+//! freshness stretches, so that what is needed comes first: near the ceiling of ten full pages a
+//! second every request has to bring a full one, and an idle endpoint leaves its share to a busy one.
 
 mod backoff;
 mod budget;
+mod feed;
 mod forecast;
 mod overflow;
 mod skew;
+mod way;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -28,22 +31,29 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use self::backoff::Backoff;
 use self::budget::Budget;
-use self::forecast::Forecast;
-pub use self::overflow::Emptying;
-pub use self::overflow::Overflow;
+use self::feed::FeedPlan;
+use self::feed::Wish;
 pub use self::overflow::Suspected;
-pub use self::skew::Skew;
-use crate::model::PAGE_LIMIT;
+use crate::model::Pace;
+use crate::model::Timestamp;
 
 /// How long an app is left alone after a refusal that only a person can end: wrong credentials, a
 /// wrong App ID, a service that is not enabled.
 const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
-/// How long an app is left alone after a 429 without `Retry-After`: what the server counts is over
-/// then.
-const WAIT_AFTER_THROTTLE: Duration = Duration::from_secs(1);
+/// How long an app is left alone after a 429 without `Retry-After`. It goes on with fewer requests a
+/// second than before; a longer pause would let buffers run over that a slower pace saves.
+const WAIT_AFTER_THROTTLE: Duration = Duration::from_millis(250);
+
+/// So much of the budget is planned for: the rest is for what comes unplanned.
+const PLANNED: f64 = 0.97;
+
+/// The budget is short where need alone takes so much of it.
+const SHORT: f64 = 0.9;
+
+/// Freshness stretches to so many longest intervals at most.
+const MOST_STRETCH: u32 = 5;
 
 /// What the operator decided.
 #[derive(Clone, Copy, Debug)]
@@ -81,11 +91,35 @@ pub enum Decision {
     WaitForAnswer,
 }
 
+/// What is known of a feed before it is asked for the first time.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedFacts {
+    /// How many hosts serve it, in the order of failover.
+    pub hosts: usize,
+    /// What a former process knew of it, and how long ago.
+    pub known: Option<(Pace, Duration)>,
+}
+
+/// Names a request that is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked(u64);
+
+/// When a request came to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// When the head of its answer was there, if one came: by then the request had arrived.
+    pub head_at: Option<Instant>,
+    /// When it came to its end.
+    pub now: Instant,
+    /// The same by the wall clock.
+    pub wall: Timestamp,
+}
+
 /// How a request ended, as far as the schedule is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// So many events came; 0 where the buffer was empty.
-    Events(u64),
+    /// A page came, or the news that there is nothing.
+    Events(Seen),
     /// The server says that we ask too often. With the delay that it names.
     Throttled {
         /// `Retry-After`.
@@ -97,122 +131,191 @@ pub enum Outcome {
     Refused,
 }
 
+/// What a page told. The default is an empty answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// How many events it held.
+    pub events: u64,
+    /// The times of the first and of the last one, as Agora states them; `None` where they can't be
+    /// read or are stated in whole seconds.
+    pub times: Option<(Timestamp, Timestamp)>,
+}
+
 /// The plan for one App ID.
 #[derive(Debug)]
 pub struct Schedule {
     limits: Limits,
     budget: Budget,
     feeds: Vec<FeedPlan>,
+    next: u64,
     random: StdRng,
-}
-
-#[derive(Debug)]
-struct FeedPlan {
-    due: Instant,
-    interval: Duration,
-    asked_at: Option<Instant>,
-    forecast: Forecast,
-    backoff: Backoff,
 }
 
 // === impl Schedule ===
 
 impl Schedule {
-    /// A plan for feeds with so many hosts each.
-    pub fn new(limits: Limits, hosts: &[usize], now: Instant, former: Former, seed: u64) -> Self {
-        let feed = |hosts: &usize| FeedPlan {
-            due: now,
-            interval: limits.shortest_interval,
-            asked_at: None,
-            forecast: Forecast::new(now),
-            backoff: Backoff::new(*hosts),
-        };
+    /// A plan for these feeds.
+    pub fn new(
+        limits: Limits,
+        feeds: &[FeedFacts],
+        now: Instant,
+        former: Former,
+        seed: u64,
+    ) -> Self {
         Self {
             limits,
             budget: Budget::new(limits.requests_per_second, former.not_before, former.sent),
-            feeds: hosts.iter().map(feed).collect(),
+            feeds: feeds.iter().map(|facts| FeedPlan::new(facts, &limits, now)).collect(),
+            next: 0,
             random: StdRng::seed_from_u64(seed),
         }
     }
 
     /// What to do at `now`.
     pub fn next(&self, now: Instant) -> Decision {
-        let idle = || self.feeds.iter().enumerate().filter(|(_, feed)| feed.asked_at.is_none());
-        let Some(earliest) = idle().map(|(_, feed)| feed.due).min() else {
+        let Some(free) = self.budget.free_at() else { return Decision::WaitForAnswer };
+        let free = if self.is_short() { free.max(self.budget.next_in_step()) } else { free };
+        let stretch = self.stretch(now);
+        let wishes: Vec<(usize, Wish)> = self
+            .feeds
+            .iter()
+            .map(|plan| plan.wish(self.stretched(plan, stretch, now), now))
+            .enumerate()
+            .filter_map(|(feed, wish)| Some((feed, wish?)))
+            .collect();
+        let next_free = self.budget.free_after(now.max(free));
+        // The last free request is not spent on what can wait, where a more urgent feed is in need
+        // before the next one, and has to wait longer than it bears.
+        let waits = |wish: &Wish| {
+            let due = wish.due();
+            let patience = wish.patience(now);
+            let mut rivals = wishes.iter().filter(|(_, rival)| rival.compare_urgency(wish).is_lt());
+            let hurts = rivals.any(|(_, rival)| rival.bears_until(patience) < next_free);
+            if hurts { next_free.max(due) } else { due }
+        };
+        let due: Vec<(Instant, usize, Wish)> =
+            wishes.iter().map(|(feed, wish)| (waits(wish), *feed, *wish)).collect();
+        let Some(earliest) = due.iter().map(|it| it.0).min() else {
             return Decision::WaitForAnswer;
         };
-        let Some(free) = self.budget.free_at() else { return Decision::WaitForAnswer };
-        let free = free.max(earliest);
-        if now < free {
-            return Decision::Wait(free);
+        let at = earliest.max(free);
+        if now < at {
+            return Decision::Wait(at);
         }
-        let most_urgent = idle()
-            .filter(|(_, feed)| feed.due <= now)
-            .min_by_key(|(_, feed)| feed.overflows_at(self.limits.longest_interval));
-        let (feed, plan) = most_urgent.expect("the earliest is due");
-        Decision::Ask { feed, host: plan.backoff.host() }
+        let due_now = due.iter().filter(|(at, ..)| *at <= now);
+        let first = due_now.min_by(|one, other| one.2.compare_urgency(&other.2));
+        // Who would run over before the next request may leave goes first, due or not.
+        let endangered = due.iter().filter(|(.., wish)| wish.over.is_some_and(|at| at < next_free));
+        let first = endangered.chain(first).min_by(|one, other| one.2.compare_urgency(&other.2));
+        let (_, feed, _) = first.expect("the earliest is due");
+        let plan = self.feeds.get(*feed).expect("wishes are those of the feeds");
+        Decision::Ask { feed: *feed, host: plan.host(now) }
     }
 
     /// Notes that a request to a feed leaves now.
-    pub fn asked(&mut self, feed: usize, now: Instant) {
+    pub fn asked(&mut self, feed: usize, now: Instant) -> Asked {
+        let asked = Asked(self.next);
+        self.next += 1;
         self.budget.spend(now);
-        self.feed(feed).asked_at = Some(now);
+        self.feed(feed).asked(asked, now);
+        asked
     }
 
     /// Notes that a feed could not be asked, for a reason that is ours: it is due again then.
     pub fn postponed(&mut self, feed: usize, until: Instant) {
-        self.feed(feed).due = until;
+        self.feed(feed).postponed(until);
     }
 
-    /// Notes how a request ended.
-    pub fn answered(&mut self, feed: usize, now: Instant, outcome: Outcome) {
-        let limits = self.limits;
-        let plan = self.feeds.get_mut(feed).expect("feeds are counted once, at the start");
-        let asked_at = plan.asked_at.take().expect("an answer follows a request");
-        self.budget.ended(asked_at, now, matches!(outcome, Outcome::Events(_)));
+    /// Notes how a request ended. Tells where Agora's buffer may have run over before.
+    pub fn answered(
+        &mut self,
+        asked: Asked,
+        when: Answered,
+        outcome: Outcome,
+    ) -> Option<Suspected> {
+        let Self { limits, random, budget, .. } = self;
+        let mut plans = self.feeds.iter_mut();
+        let found = plans.find_map(|plan| Some((plan.sent(asked)?, plan)));
+        let (sent, plan) = found.expect("a request is answered once");
+        budget.ended(sent, when.head_at, when.now);
         match outcome {
-            Outcome::Events(events) => {
-                plan.backoff.succeeded(now);
-                plan.forecast.observe(asked_at, events);
-                plan.plan_next(asked_at, events, limits);
+            Outcome::Events(seen) => {
+                return plan.answered(asked, when, seen, limits, budget.fastest());
             }
             Outcome::Throttled { retry_after } => {
-                plan.due = now;
-                self.budget.throttled(now + retry_after.unwrap_or(WAIT_AFTER_THROTTLE));
+                plan.turned_away(asked);
+                let wait = retry_after.unwrap_or(WAIT_AFTER_THROTTLE);
+                budget.throttled(when.now, when.now + wait);
             }
-            Outcome::Failed => {
-                plan.due = now + plan.backoff.failed(limits.shortest_interval, &mut self.random);
-            }
-            Outcome::Refused => plan.due = now + WAIT_AFTER_REFUSAL,
+            Outcome::Failed => plan.failed(asked, when.now, limits, random),
+            Outcome::Refused => plan.refused(asked, when.now + WAIT_AFTER_REFUSAL),
         }
+        None
+    }
+
+    /// What was suspected of a feed and not told yet: for the end of the process.
+    pub fn suspicion(&mut self, feed: usize) -> Option<Suspected> {
+        self.feed(feed).suspicion()
+    }
+
+    /// What is known of a feed, for the next process.
+    pub fn pace(&self, feed: usize, now: Instant) -> Pace {
+        self.feeds.get(feed).expect("feeds are counted once, at the start").pace(now)
+    }
+
+    /// How much a feed is expected to hold, in events; `None` before its first answer.
+    pub fn level(&self, feed: usize, now: Instant) -> Option<f64> {
+        self.feeds.get(feed).expect("feeds are counted once, at the start").level(now)
+    }
+
+    /// The fastest round trip lately, over all feeds; zero where it is not known well.
+    pub fn fastest_round_trip(&self) -> Duration {
+        self.budget.fastest()
+    }
+
+    /// Whether need alone takes nearly all of the budget.
+    fn is_short(&self) -> bool {
+        let needed: f64 = self.feeds.iter().map(FeedPlan::pages_per_second).sum();
+        needed >= SHORT * self.budget.sustained()
+    }
+
+    /// By how much freshness has to stretch, so that it takes no more of the budget than need leaves.
+    fn stretch(&self, now: Instant) -> f64 {
+        let mut left = self.budget.sustained() * PLANNED;
+        let mut rest: Vec<(f64, f64)> = self
+            .feeds
+            .iter()
+            .map(|plan| {
+                let fresh = plan.fresh_interval(&self.limits, now).as_secs_f64().recip();
+                (plan.pages_per_second(), fresh)
+            })
+            .collect();
+        // What a feed needs it gets; the others share what is left, until that changes nothing.
+        let mut stretch: f64 = 1.0;
+        loop {
+            let needy: f64 =
+                rest.iter().filter(|(need, fresh)| *need >= fresh / stretch).map(|it| it.0).sum();
+            rest.retain(|(need, fresh)| *need < fresh / stretch);
+            left -= needy;
+            let wanted: f64 = rest.iter().map(|(_, fresh)| fresh).sum();
+            if wanted <= left * stretch * (1.0 + f64::EPSILON) {
+                return stretch;
+            }
+            let longest = f64::from(MOST_STRETCH) * 1_000.0;
+            if left <= wanted / longest {
+                return longest;
+            }
+            stretch = wanted / left;
+        }
+    }
+
+    fn stretched(&self, plan: &FeedPlan, stretch: f64, now: Instant) -> Duration {
+        let most = self.limits.longest_interval * MOST_STRETCH;
+        plan.fresh_interval(&self.limits, now).mul_f64(stretch).min(most)
     }
 
     fn feed(&mut self, feed: usize) -> &mut FeedPlan {
         self.feeds.get_mut(feed).expect("feeds are counted once, at the start")
-    }
-}
-
-// === impl FeedPlan ===
-
-impl FeedPlan {
-    fn plan_next(&mut self, asked_at: Instant, events: u64, limits: Limits) {
-        if events >= PAGE_LIMIT {
-            self.interval = limits.shortest_interval;
-            self.due = asked_at;
-            return;
-        }
-        self.interval = if events > 0 {
-            limits.shortest_interval
-        } else {
-            (self.interval * 2).min(limits.longest_interval)
-        };
-        let safe = self.forecast.safe_interval(asked_at).max(limits.shortest_interval);
-        self.due = asked_at + self.interval.min(safe);
-    }
-
-    /// When the feed could overflow; a feed that waits too long comes to the front by itself.
-    fn overflows_at(&self, longest_interval: Duration) -> Instant {
-        (self.due + longest_interval).min(self.forecast.overflows_at())
     }
 }
 

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use reqwest::Client;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
+use tokio::time::Instant;
 use tokio::time::timeout;
 
 use crate::agora::LARGEST_BODY;
@@ -117,6 +118,7 @@ impl Transport for Http {
             Ok(Err(error)) => return Reply::Lost(plain(error)),
             Err(_) => return Reply::Lost(self.silent()),
         };
+        let head_at = Some(Instant::now());
         let mut body = BytesMut::with_capacity(room(&response));
         let cut = loop {
             match timeout(self.silence, response.chunk()).await {
@@ -137,6 +139,7 @@ impl Transport for Http {
             resource_id: text("x-resource-id"),
             body: body.freeze(),
             cut,
+            head_at,
         })
     }
 }

@@ -232,6 +232,8 @@ mod tests {
         let feed =
             Feed { app: AppId::new("a"), region: Region::new("default"), endpoint: Endpoint::User };
         report.poller().answer(&feed, &crate::agora::Answer::Empty);
+        report.poller().show_feed(&feed, 1.0, 1.0);
+        report.poller().overflow(&feed);
         report.publisher().unpaired(&feed.app, true);
         report.publisher().suspect_second_consumer(&feed.app, true);
         report.publisher().gap(&Gap {

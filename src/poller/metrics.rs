@@ -1,8 +1,11 @@
 //! What the poller counts.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
@@ -10,6 +13,7 @@ use prometheus_client::registry::Unit;
 
 use crate::agora::Answer;
 use crate::agora::answer::Trouble;
+use crate::model::BUFFER_LIMIT;
 use crate::model::Feed;
 use crate::model::Wholeness;
 
@@ -26,6 +30,27 @@ pub struct PollerMetrics {
     pub page_bytes: Counter,
     /// Requests that the last gate held back: defects.
     pub gate_refusals: Counter,
+    /// Pages that waited for others of their feed before anybody could read them.
+    pub pages_held: Counter,
+    /// Pages that were released although an earlier request had no end yet.
+    pub pages_released_late: Counter,
+    /// How much of Agora's buffer the last request found full.
+    pub buffer_fill: Family<FeedLabels, Gauge<f64, AtomicU64>>,
+    /// Events a second, as forecast.
+    pub feed_rate: Family<FeedLabels, Gauge<f64, AtomicU64>>,
+    /// Gaps that were published because a buffer was found full.
+    pub overflows_suspected: Family<FeedLabels, Counter>,
+}
+
+/// Labels of what is counted for each feed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FeedLabels {
+    /// App ID.
+    pub app_id: String,
+    /// Region.
+    pub region: String,
+    /// Endpoint.
+    pub endpoint: &'static str,
 }
 
 /// Labels of [`PollerMetrics::requests`].
@@ -68,6 +93,19 @@ impl PollerMetrics {
         }
     }
 
+    /// Shows how many events the last request found in a buffer, and how fast it fills.
+    pub fn show_feed(&self, feed: &Feed, found: f64, rate: f64) {
+        let labels = FeedLabels::of(feed);
+        let fill = (found / BUFFER_LIMIT as f64).min(1.0);
+        self.buffer_fill.get_or_create(&labels).set(fill);
+        self.feed_rate.get_or_create(&labels).set(rate);
+    }
+
+    /// Counts a suspected overflow.
+    pub fn overflow(&self, feed: &Feed) {
+        self.overflows_suspected.get_or_create(&FeedLabels::of(feed)).inc();
+    }
+
     /// Registers all of them.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -97,6 +135,32 @@ impl PollerMetrics {
             "Requests that the last gate held back; each is a defect of the schedule",
             self.gate_refusals.clone(),
         );
+        registry.register(
+            "pages_held",
+            "Pages that waited for others of their feed before anybody could read them",
+            self.pages_held.clone(),
+        );
+        registry.register(
+            "pages_released_late",
+            "Pages that were released although an earlier request had no end yet",
+            self.pages_released_late.clone(),
+        );
+        registry.register_with_unit(
+            "buffer_fill",
+            "How much of Agora's buffer of 2,000 events the last request found full",
+            Unit::Other("ratio".to_owned()),
+            self.buffer_fill.clone(),
+        );
+        registry.register(
+            "feed_events_per_second",
+            "How fast Agora's buffer fills, as forecast",
+            self.feed_rate.clone(),
+        );
+        registry.register(
+            "overflows_suspected",
+            "Gaps that were published because Agora's buffer was found full",
+            self.overflows_suspected.clone(),
+        );
     }
 }
 
@@ -108,6 +172,23 @@ impl Default for PollerMetrics {
             pages_committed: Counter::default(),
             page_bytes: Counter::default(),
             gate_refusals: Counter::default(),
+            pages_held: Counter::default(),
+            pages_released_late: Counter::default(),
+            buffer_fill: Family::default(),
+            feed_rate: Family::default(),
+            overflows_suspected: Family::default(),
+        }
+    }
+}
+
+// === impl FeedLabels ===
+
+impl FeedLabels {
+    fn of(feed: &Feed) -> Self {
+        Self {
+            app_id: feed.app.to_string(),
+            region: feed.region.as_str().to_owned(),
+            endpoint: feed.endpoint.name(),
         }
     }
 }

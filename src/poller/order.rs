@@ -26,7 +26,7 @@ use crate::model::Ticket;
 use crate::model::Timestamp;
 
 /// A page waits so long for requests that may have been handed an earlier one.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
 /// The times of the first and the last event of a page.
 pub(super) type Times = (Timestamp, Timestamp);

@@ -2,13 +2,17 @@
 //!
 //! Agora documents the order: the same host again, then the other one, waiting 1 s, 3 s, 6 s. A
 //! single failure (a connection that died in the pool, one 503) is tried again after the shortest
-//! interval, because a busy buffer runs over within a second.
+//! interval, because a busy buffer runs over within a second. Requests that fail together (several
+//! may be out) are one failure. A host that is only silent is doubted: the next request goes to the
+//! next host, long before the silent ones have failed.
 
 use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
+
+use super::Limits;
 
 /// The waits after the second, third and every further failure in a row.
 const WAITS: [Duration; 3] =
@@ -26,6 +30,8 @@ pub(super) struct Backoff {
     hosts: usize,
     host: usize,
     failures: u32,
+    failed_at: Option<Instant>,
+    /// Since when the host that is not the preferred one serves.
     away_since: Option<Instant>,
 }
 
@@ -34,7 +40,7 @@ pub(super) struct Backoff {
 impl Backoff {
     /// A feed that has not failed yet.
     pub(super) fn new(hosts: usize) -> Self {
-        Self { hosts, host: 0, failures: 0, away_since: None }
+        Self { hosts, host: 0, failures: 0, failed_at: None, away_since: None }
     }
 
     /// The host to ask; 0 is the preferred one.
@@ -42,22 +48,47 @@ impl Backoff {
         self.host
     }
 
-    /// Notes a failure; how long to wait.
-    pub(super) fn failed(&mut self, shortest: Duration, random: &mut StdRng) -> Duration {
-        self.failures += 1;
-        if self.failures >= FAILURES_TO_MOVE {
-            self.host = (self.host + 1) % self.hosts;
-            self.away_since = None;
-        }
-        let wait = match usize::try_from(self.failures).unwrap_or(usize::MAX) {
-            1 => shortest,
-            failures => *WAITS.get(failures - 2).unwrap_or(&WAITS[2]),
-        };
-        wait.mul_f64(random.random_range(0.8..1.2))
+    /// The host behind it.
+    pub(super) fn next_host(&self) -> usize {
+        (self.host + 1) % self.hosts
     }
 
-    /// Notes an answer.
-    pub(super) fn succeeded(&mut self, now: Instant) {
+    /// Notes that a request failed that left for a host then. How long to wait; `None` where the
+    /// failure is part of one that is known.
+    pub(super) fn failed(
+        &mut self,
+        sent: Instant,
+        host: usize,
+        now: Instant,
+        limits: &Limits,
+        random: &mut StdRng,
+    ) -> Option<Duration> {
+        if host != self.host || self.failed_at.is_some_and(|at| sent < at) {
+            return None;
+        }
+        self.failures += 1;
+        self.failed_at = Some(now);
+        if self.failures >= FAILURES_TO_MOVE {
+            self.move_on();
+        }
+        let wait = match usize::try_from(self.failures).unwrap_or(usize::MAX) {
+            1 => limits.shortest_interval,
+            failures => *WAITS.get(failures - 2).unwrap_or(&WAITS[2]),
+        };
+        Some(wait.mul_f64(random.random_range(0.8..1.2)))
+    }
+
+    /// Notes that the host is silent.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        self.failed_at = Some(now);
+        self.move_on();
+    }
+
+    /// Notes an answer of a host.
+    pub(super) fn succeeded(&mut self, host: usize, now: Instant) {
+        if host != self.host {
+            return;
+        }
         self.failures = 0;
         if self.host == 0 {
             return;
@@ -67,5 +98,10 @@ impl Backoff {
             self.host = 0;
             self.away_since = None;
         }
+    }
+
+    fn move_on(&mut self) {
+        self.host = self.next_host();
+        self.away_since = None;
     }
 }

@@ -10,13 +10,19 @@
 //!
 //! On a steady way this is the log of the last ten send times; on one that jitters it costs just
 //! the jitter that happened. The slack on top is for what the fastest round trip is not known to be:
-//! it shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come. And it is taken for zero
-//! until [`ANSWERS_TO_TRUST`] have come: the first answers are slow, they wait for connections.
+//! it shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come, more slowly where the way jitters.
+//! What it can't cover is a way that becomes faster from one request to the next; then the server
+//! may count one too many, once. And the fastest is taken for
+//! zero until it can be believed: the first answers are slow, they wait for connections.
+//!
+//! When an answer's head is there, its request has arrived: that counts, and not the body's end.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::way::Fastest;
 
 /// What the server counts over.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -25,19 +31,16 @@ const WINDOW: Duration = Duration::from_secs(1);
 const FIRST_SLACK: Duration = Duration::from_millis(40);
 
 /// Slack when the way is known well.
-const LEAST_SLACK: Duration = Duration::from_millis(5);
+const LEAST_SLACK: Duration = Duration::from_millis(2);
 
-/// After so many answers the slack is half of the first one.
-const ANSWERS_TO_HALF: u32 = 20;
-
-/// So many answers make the fastest of them believable.
-const ANSWERS_TO_TRUST: u32 = 20;
-
-/// How long the fastest round trip is believed: routes change.
-const MEMORY: Duration = Duration::from_secs(60);
+/// After so many answers the slack is a quarter of the first one.
+const ANSWERS_TO_QUARTER: u32 = 20;
 
 /// After a 429, how long until one more request a second is dared again.
 const RECOVERY: Duration = Duration::from_secs(10);
+
+/// How close two requests may come where the budget is short, as a share of the mean distance.
+const STEP: f64 = 0.75;
 
 /// The requests of an App ID.
 #[derive(Debug)]
@@ -48,7 +51,9 @@ pub(super) struct Budget {
     dared_since: Instant,
     not_before: Instant,
     spent: Vec<Spent>,
-    way: Way,
+    fastest: Fastest,
+    /// How long a request counts, in the mean.
+    counts_for: Duration,
 }
 
 /// A request that counts.
@@ -57,15 +62,6 @@ struct Spent {
     sent: Instant,
     /// When it has arrived for certain; `None` while it is out.
     arrived: Option<Instant>,
-}
-
-/// What is known of the way to the server.
-#[derive(Debug)]
-struct Way {
-    answers: u32,
-    /// The fastest round trip of this span of time, and of the one before.
-    fastest: [Duration; 2],
-    since: Instant,
 }
 
 // === impl Budget ===
@@ -81,7 +77,8 @@ impl Budget {
             dared_since: not_before,
             not_before,
             spent: spent.collect(),
-            way: Way::new(not_before),
+            fastest: Fastest::new(not_before),
+            counts_for: WINDOW + FIRST_SLACK,
         }
     }
 
@@ -92,9 +89,31 @@ impl Budget {
             return Some(self.not_before);
         };
         let mut ends: Vec<Instant> =
-            self.spent.iter().filter_map(|it| it.counts_until(self.way.slack())).collect();
+            self.spent.iter().filter_map(|it| it.counts_until(self.slack())).collect();
         ends.sort();
         ends.get(too_many).map(|end| self.not_before.max(*end))
+    }
+
+    /// When the next request leaves that keeps in step: where every request counts, those of a second
+    /// come again a second later as they came, close together and far apart for ever. So they are
+    /// kept from coming too close.
+    pub(super) fn next_in_step(&self) -> Instant {
+        let last = self.spent.iter().map(|it| it.sent).max().unwrap_or(self.not_before);
+        last + self.counts_for.mul_f64(STEP / self.dared as f64)
+    }
+
+    /// If a request leaves now: when the one after it may, at the latest. One that is out is taken
+    /// to count as long as they do in the mean.
+    pub(super) fn free_after(&self, now: Instant) -> Instant {
+        let Some(too_many) = (self.spent.len() + 1).checked_sub(self.dared) else { return now };
+        let slack = self.slack();
+        let mut ends: Vec<Instant> = self
+            .spent
+            .iter()
+            .map(|it| it.counts_until(slack).unwrap_or(it.sent + self.counts_for))
+            .collect();
+        ends.sort();
+        ends.get(too_many).map_or(now + self.counts_for, |end| now.max(*end))
     }
 
     /// Notes that a request leaves.
@@ -107,29 +126,53 @@ impl Budget {
             self.dared += 1;
             self.dared_since += RECOVERY;
         }
-        let slack = self.way.slack();
+        let slack = self.slack();
         self.spent.retain(|it| it.counts_until(slack).is_none_or(|end| end > now));
         self.spent.push(Spent { sent: now, arrived: None });
     }
 
-    /// Notes that the request of `asked_at` has its end. `answered` where an answer came: only then
-    /// its time tells something about the way.
-    pub(super) fn ended(&mut self, asked_at: Instant, now: Instant, answered: bool) {
-        let took = now.duration_since(asked_at);
-        if answered {
-            self.way.learn(took, now);
+    /// Notes that the request of `asked_at` has its end. `head_at` is when the head of an answer was
+    /// there; without one the request arrived until `now`, if it did.
+    pub(super) fn ended(&mut self, asked_at: Instant, head_at: Option<Instant>, now: Instant) {
+        if let Some(head_at) = head_at {
+            self.fastest.learn(head_at.duration_since(asked_at), now);
         }
+        let there_by = head_at.unwrap_or(now);
+        let took = there_by.duration_since(asked_at);
+        let arrived = there_by - self.fastest.get().min(took);
+        let slack = self.slack();
         let request = self.spent.iter_mut().find(|it| it.sent == asked_at && it.arrived.is_none());
-        if let Some(request) = request {
-            request.arrived = Some(now - self.way.fastest().min(took));
-        }
+        let Some(request) = request else { return };
+        request.arrived = Some(arrived);
+        let counts_for = (arrived + WINDOW + slack).duration_since(asked_at);
+        self.counts_for = (self.counts_for * 15 + counts_for) / 16;
     }
 
-    /// The server counts more than we do: slower at once, and nothing before `until`.
-    pub(super) fn throttled(&mut self, until: Instant) {
-        self.dared = (self.dared / 2).max(1);
+    /// How many requests a second can leave in the long run.
+    pub(super) fn sustained(&self) -> f64 {
+        self.dared as f64 / self.counts_for.as_secs_f64()
+    }
+
+    /// The fastest round trip, for whoever wants to know which of two requests arrived first.
+    pub(super) fn fastest(&self) -> Duration {
+        self.fastest.get()
+    }
+
+    /// The server counts more than we do: slower at once, and nothing before `until`. A single
+    /// refusal costs one request a second, one after another more.
+    pub(super) fn throttled(&mut self, now: Instant, until: Instant) {
+        let calm = self.dared == self.limit || now >= self.dared_since + RECOVERY;
+        let fewer = if calm { self.dared - 1 } else { self.dared * 7 / 10 };
+        self.dared = fewer.max(1);
         self.dared_since = until;
         self.not_before = self.not_before.max(until);
+    }
+
+    fn slack(&self) -> Duration {
+        let answers = self.fastest.answers();
+        let share =
+            f64::from(ANSWERS_TO_QUARTER) / f64::from(ANSWERS_TO_QUARTER.saturating_add(answers));
+        FIRST_SLACK.mul_f64(share * share).max(self.fastest.doubt()).max(LEAST_SLACK)
     }
 }
 
@@ -139,36 +182,5 @@ impl Spent {
     /// Until when it counts; `None` while it is out.
     fn counts_until(&self, slack: Duration) -> Option<Instant> {
         self.arrived.map(|arrived| arrived + WINDOW + slack)
-    }
-}
-
-// === impl Way ===
-
-impl Way {
-    fn new(now: Instant) -> Self {
-        Self { answers: 0, fastest: [Duration::MAX; 2], since: now }
-    }
-
-    fn learn(&mut self, took: Duration, now: Instant) {
-        let [current, before] = self.fastest;
-        if now > self.since + MEMORY {
-            self.fastest = [took, current];
-            self.since = now;
-        } else {
-            self.fastest = [current.min(took), before];
-        }
-        self.answers = self.answers.saturating_add(1);
-    }
-
-    /// The fastest round trip; zero where it is not known well.
-    fn fastest(&self) -> Duration {
-        let [current, before] = self.fastest;
-        if self.answers < ANSWERS_TO_TRUST { Duration::ZERO } else { current.min(before) }
-    }
-
-    fn slack(&self) -> Duration {
-        let share =
-            f64::from(ANSWERS_TO_HALF) / f64::from(ANSWERS_TO_HALF.saturating_add(self.answers));
-        FIRST_SLACK.mul_f64(share).max(LEAST_SLACK)
     }
 }

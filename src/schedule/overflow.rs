@@ -65,7 +65,7 @@ const MOST_DOUBTS: usize = 32;
 
 /// Watches one feed.
 #[derive(Debug, Default)]
-pub struct Overflow {
+pub(super) struct Overflow {
     former: Option<Former>,
     /// Full pages in a row.
     row: u32,
@@ -81,18 +81,18 @@ pub struct Overflow {
 
 /// A request that was answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Emptying {
+pub(super) struct Emptying {
     /// When it arrived at the latest, by the clock that [`Skew`] is given.
-    pub arrived: i64,
+    pub(super) arrived: i64,
     /// By how much earlier requests usually arrive than is said of them, at the most; in
     /// milliseconds. The skew may be wrong by it, too.
-    pub uncertain: i64,
+    pub(super) uncertain: i64,
     /// The same as `arrived` by the wall clock; for bounds where the skew is not known.
-    pub wall: Timestamp,
+    pub(super) wall: Timestamp,
     /// How many events the page held, or may have held where it was torn.
-    pub events: u64,
+    pub(super) events: u64,
     /// Times of the first and the last event, by Agora's clock.
-    pub times: Option<(Timestamp, Timestamp)>,
+    pub(super) times: Option<(Timestamp, Timestamp)>,
 }
 
 /// Events may have been overwritten. How many is not known, and none at all is possible.
@@ -146,7 +146,7 @@ enum Verdict {
 
 impl Overflow {
     /// Takes in the next page of the feed, or an empty answer, after `skew` has.
-    pub fn observe(&mut self, page: Emptying, skew: &Skew) -> Option<Suspected> {
+    pub(super) fn observe(&mut self, page: Emptying, skew: &Skew) -> Option<Suspected> {
         let former = self.former;
         if former.is_some_and(|former| page.precedes(&former.page)) {
             return None;
@@ -161,7 +161,7 @@ impl Overflow {
     }
 
     /// What was found and not handed out yet: for the end of the process.
-    pub fn rest(&mut self) -> Option<Suspected> {
+    pub(super) fn rest(&mut self) -> Option<Suspected> {
         let Bounds { from, to } = self.found.take()?;
         Some(Suspected { from, to, begins: self.spoken_at.is_none() })
     }

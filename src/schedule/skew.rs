@@ -14,26 +14,27 @@
 //!
 //! Pure: our clock is any count of milliseconds that only grows.
 
-use std::time::Duration;
-
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
 /// How long a difference is believed at least, in milliseconds; twice that at most. Clocks drift.
 const SPAN: i64 = 60_000;
 
-/// Events a second from which on the last one before the request is fresh: 5 ms on the average.
-const DENSE: i64 = 200;
+/// Events a second from which on the last one before the request is fresh: 20 ms on the average.
+const DENSE: i64 = 50;
 
 /// What is shorter is a burst, in milliseconds: its density says nothing about the time after it.
 const LONGER_THAN_A_BURST: i64 = 40;
 
 /// The difference between our clock and that of the events of an App ID.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Skew {
+pub(super) struct Skew {
     current: Span,
     before: Span,
     since: i64,
+    /// The mean difference of pages behind which next to nothing waited, lately: the least one
+    /// alone would be that of the page whose arrival was guessed worst.
+    fresh: f64,
 }
 
 /// What the pages of a span of time told.
@@ -50,7 +51,12 @@ struct Span {
 impl Skew {
     /// Takes in a page: when its request arrived by our clock, how many events it brought, and when
     /// the first and the last of them happened by theirs.
-    pub fn observe(&mut self, arrived: i64, events: u64, (first, last): (Timestamp, Timestamp)) {
+    pub(super) fn observe(
+        &mut self,
+        arrived: i64,
+        events: u64,
+        (first, last): (Timestamp, Timestamp),
+    ) {
         if self.current.least.is_none() {
             self.since = arrived;
         }
@@ -63,26 +69,31 @@ impl Skew {
         let difference = arrived.saturating_sub(last.as_millis());
         let least = self.current.least.map_or(difference, |least| least.min(difference));
         self.current.least = Some(least);
-        self.current.dense |= events < PAGE_LIMIT && is_dense(events, first, last);
+        if events < PAGE_LIMIT && is_dense(events, first, last) {
+            let weight = if self.calibrated() { 1.0 / 8.0 } else { 1.0 };
+            self.fresh += (difference as f64 - self.fresh) * weight;
+            self.current.dense = true;
+        }
     }
 
-    /// How long after the last event of a page the request that took it arrived, less what lies
-    /// between the clocks: the length of the backlog behind the page. `None` before the first page.
-    pub fn age(&self, arrived: i64, last: Timestamp) -> Option<Duration> {
-        let age = self.at_agora(arrived)?.as_millis().saturating_sub(last.as_millis());
-        Some(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
+    /// How long after the last event of a page the request that took it arrived, in seconds, less
+    /// what lies between the clocks: the length of the backlog behind the page, a little below zero
+    /// where the arrival was guessed too early. `None` where the clocks are not known.
+    pub(super) fn lag(&self, arrived: i64, last: Timestamp) -> Option<f64> {
+        let difference = arrived.saturating_sub(last.as_millis());
+        self.calibrated().then(|| (difference as f64 - self.fresh) / 1e3)
     }
 
     /// A moment of our clock as the events state it: what happened until then was in the buffer.
     /// `None` before the first page.
-    pub fn at_agora(&self, moment: i64) -> Option<Timestamp> {
+    pub(super) fn at_agora(&self, moment: i64) -> Option<Timestamp> {
         let least = [self.current.least, self.before.least].into_iter().flatten().min()?;
         Some(Timestamp::from_millis(moment.saturating_sub(least)))
     }
 
     /// Whether the difference is that of the clocks: some feed was emptied in these minutes while
     /// events came densely. Otherwise ages are too short by what waited always.
-    pub fn calibrated(&self) -> bool {
+    pub(super) fn calibrated(&self) -> bool {
         self.current.dense || self.before.dense
     }
 }
@@ -108,8 +119,8 @@ mod tests {
     }
 
     fn age(skew: &Skew, waited: i64) -> Option<i64> {
-        let age = skew.age(500_000, Timestamp::from_millis(500_000 - AHEAD - waited))?;
-        i64::try_from(age.as_millis()).ok()
+        let last = 500_000 - AHEAD - waited;
+        Some(skew.at_agora(500_000)?.as_millis() - last)
     }
 
     #[test]
@@ -121,8 +132,25 @@ mod tests {
         }
         assert_eq!(age(&skew, 120), Some(100));
         assert_eq!(age(&skew, 20), Some(0));
-        assert_eq!(age(&skew, 5), Some(0), "fresher than the freshest");
+        assert_eq!(age(&skew, 5), Some(-15), "fresher than the freshest");
         assert_eq!(skew.at_agora(500), Some(Timestamp::from_millis(480 - AHEAD)));
+    }
+
+    #[test]
+    fn a_lag_is_measured_from_the_mean_of_the_fresh_pages() {
+        let mut skew = Skew::default();
+        let lag = |skew: &Skew, waited| {
+            skew.lag(500_000, Timestamp::from_millis(500_000 - AHEAD - waited))
+        };
+        assert_eq!(lag(&skew, 0), None);
+        for turn in 0..100 {
+            // Arrivals are guessed up to 10 ms too late.
+            observe(&mut skew, turn, 10 * (turn % 2), 500, 100);
+        }
+        observe(&mut skew, 100, 300, 1_000, 100);
+        let backlog = lag(&skew, 105).expect("it is calibrated");
+        assert!((backlog - 0.1).abs() < 0.003, "{backlog}");
+        assert!(lag(&skew, 0).is_some_and(|lag| lag < 0.0), "guessed too early");
     }
 
     #[test]
@@ -145,8 +173,8 @@ mod tests {
     fn only_a_dense_page_that_emptied_its_feed_calibrates() {
         for (events, took, expected) in [
             (999, 100, true),
-            (51, 250, true),
-            (50, 250, false),
+            (13, 240, true),
+            (12, 240, false),
             (1_000, 100, false),
             (990, 39, false),
             (1, 0, false),
@@ -175,8 +203,9 @@ mod tests {
         for arrived in [i64::MIN, 0, i64::MAX] {
             skew.observe(arrived, u64::MAX, (least, most));
             skew.observe(arrived, 5, (most, least));
-            assert!(skew.age(arrived, least).is_some());
-            assert!(skew.age(arrived, most).is_some());
+            assert!(skew.at_agora(arrived).is_some());
+            assert!(skew.lag(arrived, least).is_none_or(f64::is_finite));
+            assert!(skew.lag(arrived, most).is_none_or(f64::is_finite));
         }
     }
 }

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use tokio::time::Instant;
 
 use super::time::Now;
 
@@ -249,6 +250,7 @@ impl Way {
             Met::Answer(answer) => answer,
         };
         tokio::time::sleep(back).await;
+        let head_at = Some(Instant::now());
         let length = answer.body.len();
         let (bytes, cut) = match answer.ending {
             Ending::NoAnswer => return self.lost(exchange, "reset"),
@@ -289,6 +291,7 @@ impl Way {
             resource_id: header("x-resource-id"),
             body: Bytes::from(answer.body).slice(..bytes),
             cut: cut.map(|why| TransportError(why.to_owned())),
+            head_at,
         })
     }
 

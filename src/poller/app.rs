@@ -1,0 +1,309 @@
+//! An App ID while it is being drained: what its loop remembers, and what it does with an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::error;
+use tracing::warn;
+
+use super::Poller;
+use super::Target;
+use super::Tools;
+use super::gate::Gate;
+use super::order::Order;
+use super::request::Done;
+use super::request::Errand;
+use super::request::NotAsked;
+use crate::agora::Credentials;
+use crate::agora::Transport;
+use crate::error::Chain;
+use crate::journal::Held;
+use crate::journal::Settlement;
+use crate::model::CLOCK_MARGIN;
+use crate::model::Gap;
+use crate::model::GapCause;
+use crate::model::Pace;
+use crate::observe::health::Condition;
+use crate::schedule::Answered;
+use crate::schedule::Decision;
+use crate::schedule::Outcome;
+use crate::schedule::Schedule;
+use crate::schedule::Seen;
+use crate::schedule::Suspected;
+
+/// How long a feed waits for the journal to have room again.
+const WAIT_FOR_JOURNAL: Duration = Duration::from_secs(1);
+
+/// Failures in a row that make a feed a reason not to be ready.
+const FAILURES_TO_TELL: u32 = 2;
+
+/// The journal learns a feed's pace so often, if it changed.
+const PACE_EVERY: Duration = Duration::from_secs(10);
+
+/// Refusals for too many requests that lie closer than this are one episode.
+const EPISODE: Duration = Duration::from_secs(300);
+
+/// An App ID while it is being drained.
+pub(super) struct App<T> {
+    states: Vec<State>,
+    partition: i32,
+    credentials: Credentials,
+    schedule: Schedule,
+    gate: Gate,
+    journal_condition: Condition,
+    /// Requests that have no end yet.
+    out: usize,
+    /// The last time that Agora refused a request as one too many.
+    throttled_at: Option<Instant>,
+    tools: Tools<T>,
+}
+
+/// What the loop remembers of a feed beside the schedule.
+struct State {
+    target: Target,
+    failures: u32,
+    condition: Condition,
+    /// The requests of the feed too ask it whether their pages may be seen.
+    order: Arc<Mutex<Order<Held>>>,
+    /// When a page that waits for others will have waited too long.
+    overdue: Option<Instant>,
+    /// What the journal knows of the pace, and since when.
+    kept: (Pace, Instant),
+}
+
+// === impl App ===
+
+impl<T: Transport> App<T> {
+    pub(super) fn begin(poller: Poller<T>) -> Self {
+        let now = Instant::now();
+        let facts: Vec<_> = poller.feeds.iter().map(Target::facts).collect();
+        let health = &poller.tools.health;
+        let state = |target: Target| State {
+            condition: health.condition("agora", target.feed.to_string()),
+            failures: 0,
+            order: Arc::new(Mutex::new(Order::new())),
+            overdue: None,
+            kept: (Pace { events_per_second: 0.0, burst: 0.0 }, now),
+            target,
+        };
+        Self {
+            states: poller.feeds.into_iter().map(state).collect(),
+            partition: poller.partition,
+            credentials: poller.credentials,
+            schedule: Schedule::new(poller.limits, &facts, now, poller.former, poller.seed),
+            gate: Gate::new(poller.limits.requests_per_second),
+            journal_condition: health.condition("journal", ""),
+            out: 0,
+            throttled_at: None,
+            tools: poller.tools,
+        }
+    }
+
+    /// What to do at `now`.
+    pub(super) fn decide(&self, now: Instant) -> Decision {
+        self.schedule.next(now)
+    }
+
+    /// Whether a request is out.
+    pub(super) fn is_asking(&self) -> bool {
+        self.out > 0
+    }
+
+    /// Whether nothing is out, and nothing is held back.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.out == 0 && self.overdue().is_none()
+    }
+
+    /// When a page that waits for others will have waited too long.
+    pub(super) fn overdue(&self) -> Option<Instant> {
+        self.states.iter().filter_map(|state| state.overdue).min()
+    }
+
+    /// Sends a request to a feed, or postpones it where that is not possible.
+    pub(super) async fn ask(&mut self, feed: usize, host: usize, sender: &mpsc::Sender<Done>) {
+        let state = self.states.get(feed).expect("the schedule knows our feeds");
+        let prepared =
+            self.tools.prepare(&self.credentials, &state.target, host, self.partition).await;
+        let (request, reservation) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.condition_of(&error, state).failing(Chain(&error));
+                self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
+                return;
+            }
+        };
+        if !self.gate.opens() {
+            self.tools.metrics.gate_refusals.inc();
+            error!(feed = %state.target.feed, "a request was held back by the last gate: a defect");
+            drop(reservation.settle(Settlement::Nothing).await);
+            self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
+            return;
+        }
+        let sent = Instant::now();
+        state.order.lock().await.begin(reservation.ticket(), sent);
+        let errand = Errand {
+            index: feed,
+            asked: self.schedule.asked(feed, sent),
+            target: state.target.clone(),
+            order: Arc::clone(&state.order),
+            fastest: self.schedule.fastest_round_trip(),
+        };
+        self.out += 1;
+        let task = errand.run(self.tools.clone(), request, reservation);
+        let sender = sender.clone();
+        self.tools.tracker.spawn(async move {
+            sender.send(task.await).await.expect("the loop outlives its requests");
+        });
+    }
+
+    /// Takes in how a request ended.
+    pub(super) async fn learn(&mut self, done: Done) {
+        self.out -= 1;
+        let now = Instant::now();
+        match &done.stored {
+            Ok(()) => self.journal_condition.ok(),
+            Err(error) => self.journal_condition.failing(Chain(error)),
+        }
+        let Done { index, outcome, head_at, .. } = done;
+        let when = Answered { head_at, now, wall: self.tools.clock.now() };
+        let suspected = self.schedule.answered(done.asked, when, outcome);
+        match outcome {
+            Outcome::Events(seen) => self.show(index, seen, now),
+            Outcome::Throttled { .. } => self.say_throttled(now),
+            Outcome::Failed | Outcome::Refused => {}
+        }
+        self.states
+            .get_mut(index)
+            .expect("the schedule knows our feeds")
+            .learn(&self.tools, done)
+            .await;
+        if let Some(suspected) = suspected {
+            self.publish_overflow(index, suspected).await;
+        }
+        self.keep_pace(index, now).await;
+    }
+
+    /// Releases pages that have waited too long for others.
+    pub(super) async fn give_up_waiting(&mut self, now: Instant) {
+        for state in self.states.iter_mut().filter(|it| it.overdue.is_some_and(|at| at <= now)) {
+            let mut order = state.order.lock().await;
+            let late = order.give_up(now);
+            self.tools.metrics.pages_released_late.inc_by(late.len() as u64);
+            self.tools.journal.release(late).await;
+            state.overdue = order.overdue();
+        }
+    }
+
+    /// Leaves to the next process what is worth to be known.
+    pub(super) async fn end(mut self) {
+        let now = Instant::now();
+        for index in 0..self.states.len() {
+            if let Some(suspected) = self.schedule.suspicion(index) {
+                self.publish_overflow(index, suspected).await;
+            }
+            let state = self.states.get(index).expect("as many as there are");
+            let pace = self.schedule.pace(index, now);
+            let wall = self.tools.clock.now();
+            self.tools.journal.keep_pace(&state.target.feed, pace, wall).await;
+        }
+    }
+
+    fn condition_of<'a>(&'a self, error: &NotAsked, state: &'a State) -> &'a Condition {
+        match error {
+            NotAsked::Journal(_) => &self.journal_condition,
+            NotAsked::Credentials(_) => &state.condition,
+        }
+    }
+
+    /// Shows how near the feed is to overflow.
+    fn show(&self, index: usize, seen: Seen, now: Instant) {
+        let state = self.states.get(index).expect("the schedule knows our feeds");
+        let found = seen.events as f64 + self.schedule.level(index, now).unwrap_or(0.0);
+        let rate = self.schedule.pace(index, now).events_per_second;
+        self.tools.metrics.show_feed(&state.target.feed, found, rate);
+    }
+
+    fn say_throttled(&mut self, now: Instant) {
+        let before = self.throttled_at.replace(now);
+        if before.is_none_or(|before| now >= before + EPISODE) {
+            let app = self.states.first().map(|state| &state.target.feed.app);
+            warn!(
+                app = app.map(tracing::field::display),
+                "Agora refuses requests as too many although we keep within the limit: somebody \
+                 else may be asking for this App ID, or requests_per_second is too high for it"
+            );
+        }
+    }
+
+    async fn publish_overflow(&mut self, index: usize, suspected: Suspected) {
+        let feed = &self.states.get(index).expect("the schedule knows our feeds").target.feed;
+        let Suspected { from, to, begins } = suspected;
+        self.tools.metrics.overflow(feed);
+        if begins {
+            error!(
+                %feed, from = from.map(tracing::field::display), %to,
+                "Agora's buffer was found full; events may have been overwritten there"
+            );
+        }
+        let gap = Gap {
+            feed: feed.clone(),
+            cause: GapCause::Overflow,
+            from: from.map(|from| from.before(CLOCK_MARGIN)),
+            to: to.after(CLOCK_MARGIN),
+            at_least: 0,
+            at_most: None,
+        };
+        if let Err(error) = self.tools.journal.note_gap(self.partition, gap).await {
+            self.journal_condition.failing(Chain(&error));
+        }
+    }
+
+    async fn keep_pace(&mut self, index: usize, now: Instant) {
+        let pace = self.schedule.pace(index, now);
+        let state = self.states.get_mut(index).expect("the schedule knows our feeds");
+        let (kept, since) = state.kept;
+        if now < since + PACE_EVERY || !differs(kept, pace) {
+            return;
+        }
+        state.kept = (pace, now);
+        let wall = self.tools.clock.now();
+        self.tools.journal.keep_pace(&state.target.feed, pace, wall).await;
+    }
+}
+
+// === impl State ===
+
+impl State {
+    async fn learn<T>(&mut self, tools: &Tools<T>, done: Done) {
+        let mut order = self.order.lock().await;
+        // The lock is kept until the journal has it: what is released comes before whatever is next.
+        let released = order.settled(done.ticket, done.ended);
+        if !released.is_empty() {
+            tools.journal.release(released).await;
+        }
+        self.overdue = order.overdue();
+        drop(order);
+        if let Some(emptied_at) = done.emptied_at {
+            let emptied_at = emptied_at.before(CLOCK_MARGIN);
+            self.target.empty_at = self.target.empty_at.max(Some(emptied_at));
+        }
+        let Some(trouble) = done.trouble else {
+            self.failures = 0;
+            self.condition.ok();
+            return;
+        };
+        self.failures += 1;
+        if self.failures >= FAILURES_TO_TELL || done.outcome == Outcome::Refused {
+            self.condition.failing(trouble);
+        }
+    }
+}
+
+/// Whether the next process would do something else.
+fn differs(kept: Pace, pace: Pace) -> bool {
+    let apart = |one: f64, other: f64| (one - other).abs() > 1.0 + 0.1 * one.max(other);
+    apart(kept.events_per_second, pace.events_per_second) || apart(kept.burst, pace.burst)
+}

@@ -1,0 +1,355 @@
+//! When one feed wants to be asked, and how badly.
+//!
+//! Two wishes. *Freshness*: a page with events makes the feed due after the shortest interval, an
+//! empty one doubles that up to the longest. It waits for answers, and stretches when the budget is
+//! short. *Need*: the feed is about to hold a full page when a request gets there. It waits for
+//! nobody: where the round trip is long, requests to the feed overlap.
+//!
+//! A request that is out is expected to take a full page, or what is there. One that has been out
+//! for three usual round trips is *silent*: nothing is expected of it, and another one goes out
+//! beside it.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::Answered;
+use super::Asked;
+use super::FeedFacts;
+use super::Limits;
+use super::Seen;
+use super::Suspected;
+use super::backoff::Backoff;
+use super::forecast::Forecast;
+use super::forecast::Observation;
+use super::forecast::gathering;
+use super::overflow::Emptying;
+use super::overflow::Overflow;
+use super::skew::Skew;
+use super::way::RoundTrip;
+use crate::model::BUFFER_LIMIT;
+use crate::model::PAGE_LIMIT;
+use crate::model::Pace;
+
+/// Silent requests of a feed to one host; the next one goes to another host, or waits.
+const SILENT_AT_A_HOST: usize = 2;
+
+/// Silent requests of a feed; with more, too little of the budget would be left for others.
+const MOST_SILENT: usize = 3;
+
+/// Requests that are silent for so long are the host's silence, and no hiccup.
+const HOST_IS_SILENT: Duration = Duration::from_secs(2);
+
+/// Freshness waits so much longer for a moment in which nobody is in need.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request leaves when a full page is expected and so many times the usual error of that more: a
+/// page that is not quite full wastes budget where it is scarce.
+const ERRORS_ABOVE_A_PAGE: f64 = 1.5;
+
+/// The most that is added for errors, in events: behind it lies half of the buffer.
+const MOST_ABOVE_A_PAGE: f64 = 400.0;
+
+/// In a feed that is asked too rarely to know, so few events may gather that a burst still fits.
+const ROOM_FOR_A_BURST: f64 = 2.0;
+
+/// The plan for one feed.
+#[derive(Debug)]
+pub(super) struct FeedPlan {
+    /// Requests without an end, in the order of leaving.
+    out: Vec<Out>,
+    last_sent: Option<Instant>,
+    /// Not before: it failed, or could not be asked.
+    not_before: Instant,
+    interval: Duration,
+    forecast: Forecast,
+    trip: RoundTrip,
+    backoff: Backoff,
+    overflow: Overflow,
+    /// The clocks, as they relate if each request arrives as late as it can.
+    latest: Skew,
+    /// The zero of the times that `latest` is given.
+    origin: Instant,
+}
+
+/// When a feed wants to be asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// For freshness: it can wait.
+    pub(super) fresh: Instant,
+    /// In need; `None` where nothing gathers.
+    pub(super) needed: Option<Instant>,
+    /// When a request has to leave to come before the buffer runs over; `None` where that is not
+    /// known.
+    pub(super) over: Option<Instant>,
+    /// Events a second.
+    pub(super) rate: f64,
+}
+
+/// A request that is out.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    asked: Asked,
+    sent: Instant,
+    host: usize,
+    /// How many events it was expected to find.
+    expected: Option<f64>,
+}
+
+// === impl Wish ===
+
+impl Wish {
+    /// When it is to be fulfilled.
+    pub(super) fn due(&self) -> Instant {
+        self.needed.map_or(self.fresh, |needed| needed.min(self.fresh))
+    }
+
+    /// How much of its patience is over: 0 when it is due, 1 halfway to its overflow.
+    pub(super) fn patience(&self, now: Instant) -> f64 {
+        let share = |from: Instant, to: Instant| {
+            let whole = to.saturating_duration_since(from).as_secs_f64();
+            now.saturating_duration_since(from).as_secs_f64() / whole.max(1e-3)
+        };
+        let fresh = share(self.fresh, self.fresh + PATIENCE);
+        let needed = self.needed.zip(self.over);
+        let needed = needed.map_or(0.0, |(needed, over)| 4.0 * share(needed, over));
+        fresh.max(needed).min(1.0)
+    }
+
+    /// Until when it bears to be left alone: as long as nobody else is short of patience, until need.
+    pub(super) fn bears_until(&self, patience: f64) -> Instant {
+        let needed = self.needed.unwrap_or(self.fresh);
+        let over = self.over.map_or(needed, |over| over.max(needed));
+        needed + over.duration_since(needed).mul_f64(patience)
+    }
+
+    /// Which of two is fulfilled first: the one whose buffer runs over sooner, or may be running over
+    /// already; of two that are not known yet the one that was faster in a former life.
+    pub(super) fn compare_urgency(&self, other: &Self) -> Ordering {
+        self.over.cmp(&other.over).then(other.rate.total_cmp(&self.rate))
+    }
+}
+
+// === impl FeedPlan ===
+
+impl FeedPlan {
+    /// A feed that was not asked yet.
+    pub(super) fn new(facts: &FeedFacts, limits: &Limits, now: Instant) -> Self {
+        Self {
+            out: Vec::new(),
+            last_sent: None,
+            not_before: now,
+            interval: limits.shortest_interval,
+            forecast: Forecast::new(now, facts.known),
+            trip: RoundTrip::default(),
+            backoff: Backoff::new(facts.hosts),
+            overflow: Overflow::default(),
+            latest: Skew::default(),
+            origin: now,
+        }
+    }
+
+    /// The host to ask.
+    pub(super) fn host(&self, now: Instant) -> usize {
+        let doubted = self.doubted_at(now).is_some_and(|at| at <= now);
+        if doubted { self.backoff.next_host() } else { self.backoff.host() }
+    }
+
+    /// When the request of that name left; `None` where it is not of this feed.
+    pub(super) fn sent(&self, asked: Asked) -> Option<Instant> {
+        self.out.iter().find(|it| it.asked == asked).map(|it| it.sent)
+    }
+
+    /// What is known of it, for the next process.
+    pub(super) fn pace(&self, now: Instant) -> Pace {
+        self.forecast.pace(now)
+    }
+
+    /// How much it holds at a moment, as far as that can be told.
+    pub(super) fn level(&self, now: Instant) -> Option<f64> {
+        self.forecast.level(now, self.takes(now))
+    }
+
+    /// How many full pages a second it fills.
+    pub(super) fn pages_per_second(&self) -> f64 {
+        self.forecast.rate() / PAGE_LIMIT as f64
+    }
+
+    /// How long after a request freshness wants the next one.
+    pub(super) fn fresh_interval(&self, limits: &Limits, now: Instant) -> Duration {
+        if self.forecast.bursts(now) {
+            return limits.shortest_interval;
+        }
+        let room = gathering(ROOM_FOR_A_BURST, self.forecast.rate());
+        self.interval.min(room).max(limits.shortest_interval)
+    }
+
+    /// What it wishes, if nothing changes; `None` where an answer has to come first.
+    pub(super) fn wish(&self, fresh_interval: Duration, now: Instant) -> Option<Wish> {
+        if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= MOST_SILENT {
+            return None;
+        }
+        let not_before = match self.silent_at_host(now).count() {
+            ..SILENT_AT_A_HOST => self.not_before,
+            _ => self.doubted_at(now)?.max(self.not_before),
+        };
+        let rate = self.forecast.rate();
+        let Some(last_sent) = self.last_sent else {
+            return Some(Wish { fresh: not_before, needed: Some(not_before), over: None, rate });
+        };
+        let silence = self.trip.silence();
+        let heard = self.out.iter().map(|it| it.sent + silence).max().unwrap_or(last_sent);
+        let fresh = (last_sent + fresh_interval).max(heard).max(not_before);
+        let full = PAGE_LIMIT as f64
+            + (ERRORS_ABOVE_A_PAGE * self.forecast.error()).min(MOST_ABOVE_A_PAGE);
+        let full = self.reaches(full, now).map(|at| at.max(last_sent + self.trip.apart()));
+        // Behind a full page there may be another one: that is asked for as soon as it came.
+        let needed = if self.forecast.is_unsure() {
+            Some(full.map_or(heard, |full| full.min(heard)))
+        } else {
+            full
+        };
+        let over = self.reaches(BUFFER_LIMIT as f64 - self.forecast.error(), now);
+        Some(Wish { fresh, needed: needed.map(|at| at.max(not_before)), over, rate })
+    }
+
+    /// Notes that a request leaves.
+    pub(super) fn asked(&mut self, asked: Asked, now: Instant) {
+        let arrives = now + self.trip.there();
+        let expected = self.forecast.level(arrives, self.takes(now));
+        if self.host(now) != self.backoff.host() {
+            self.backoff.doubt(now);
+        }
+        self.out.push(Out { asked, sent: now, host: self.backoff.host(), expected });
+        self.last_sent = Some(now);
+    }
+
+    /// Notes that it could not be asked, for a reason that is ours.
+    pub(super) fn postponed(&mut self, until: Instant) {
+        self.not_before = until;
+    }
+
+    /// Notes that a request brought a page, or nothing. Tells where the buffer may have run over.
+    pub(super) fn answered(
+        &mut self,
+        asked: Asked,
+        when: Answered,
+        seen: Seen,
+        limits: &Limits,
+        fastest: Duration,
+    ) -> Option<Suspected> {
+        let out = self.take_out(asked)?;
+        let head_at = when.head_at.unwrap_or(when.now);
+        let took = head_at.duration_since(out.sent);
+        self.trip.learn(took);
+        self.backoff.succeeded(out.host, when.now);
+        let overtook = self.out.iter().any(|it| it.sent < out.sent);
+        self.forecast.observe(Observation {
+            arrived: out.sent + took / 2,
+            seen,
+            expected: out.expected,
+            overtook,
+        });
+        self.interval = if seen.events > 0 {
+            limits.shortest_interval
+        } else {
+            (self.interval * 2).min(limits.longest_interval)
+        };
+        self.look_for_overflow(&out, when, head_at, seen, fastest.min(took))
+    }
+
+    /// What was suspected and not told yet.
+    pub(super) fn suspicion(&mut self) -> Option<Suspected> {
+        self.overflow.rest()
+    }
+
+    /// Notes that a request was turned away; it took nothing.
+    pub(super) fn turned_away(&mut self, asked: Asked) {
+        self.take_out(asked);
+    }
+
+    /// Notes that a request failed.
+    pub(super) fn failed(
+        &mut self,
+        asked: Asked,
+        now: Instant,
+        limits: &Limits,
+        random: &mut StdRng,
+    ) {
+        let Some(out) = self.take_out(asked) else { return };
+        if let Some(wait) = self.backoff.failed(out.sent, out.host, now, limits, random) {
+            self.not_before = self.not_before.max(now + wait);
+        }
+    }
+
+    /// Notes that a request was refused until a person does something.
+    pub(super) fn refused(&mut self, asked: Asked, until: Instant) {
+        self.take_out(asked);
+        self.not_before = until;
+    }
+
+    fn look_for_overflow(
+        &mut self,
+        out: &Out,
+        when: Answered,
+        head_at: Instant,
+        seen: Seen,
+        fastest: Duration,
+    ) -> Option<Suspected> {
+        let latest = head_at.checked_sub(fastest / 2).unwrap_or(head_at);
+        let uncertain = (head_at - out.sent - fastest).max(self.trip.apart());
+        let arrived = millis(latest.saturating_duration_since(self.origin));
+        if let Some(times) = seen.times {
+            self.latest.observe(arrived, seen.events, times);
+        }
+        let emptying = Emptying {
+            arrived,
+            uncertain: millis(uncertain),
+            wall: when.wall.before(when.now.saturating_duration_since(latest)),
+            events: seen.events,
+            times: seen.times,
+        };
+        self.overflow.observe(emptying, &self.latest)
+    }
+
+    fn take_out(&mut self, asked: Asked) -> Option<Out> {
+        let index = self.out.iter().position(|it| it.asked == asked)?;
+        Some(self.out.remove(index))
+    }
+
+    fn is_silent(&self, out: &Out, now: Instant) -> bool {
+        now >= out.sent + self.trip.silence()
+    }
+
+    fn silent_at_host(&self, now: Instant) -> impl Iterator<Item = &Out> {
+        let host = self.backoff.host();
+        self.out.iter().filter(move |it| it.host == host && self.is_silent(it, now))
+    }
+
+    /// When the silence of the host's requests is the host's; `None` where there is no other host.
+    fn doubted_at(&self, now: Instant) -> Option<Instant> {
+        if self.backoff.next_host() == self.backoff.host() {
+            return None;
+        }
+        let last = self.silent_at_host(now).nth(SILENT_AT_A_HOST - 1)?;
+        Some(last.sent + HOST_IS_SILENT)
+    }
+
+    /// When the requests that are out arrive, without the silent ones.
+    fn takes(&self, now: Instant) -> impl Iterator<Item = Instant> {
+        let talking = self.out.iter().filter(move |it| !self.is_silent(it, now));
+        talking.map(|it| it.sent + self.trip.there())
+    }
+
+    /// When a request has to leave to find so many events.
+    fn reaches(&self, events: f64, now: Instant) -> Option<Instant> {
+        let at = self.forecast.reaches(events, self.takes(now))?;
+        at.checked_sub(self.trip.there())
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

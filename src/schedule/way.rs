@@ -1,0 +1,155 @@
+//! The way to the server and back, as it was lately.
+//!
+//! Two users with two questions. The budget asks what a request takes *at least*, over all feeds of
+//! an App ID ([`Fastest`]): it must never believe a way to be slower than it is. A feed asks what
+//! its requests *usually* take and how much that varies ([`RoundTrip`]), as TCP does for its
+//! retransmission timer (RFC 6298).
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many answers make the fastest of them believable: the first ones wait for connections.
+const ANSWERS_TO_TRUST: u32 = 20;
+
+/// So many of the fastest tell how much faster one could be.
+const FEW: usize = 8;
+
+/// Where the two halves of a round trip vary for themselves, the fastest of n of them are about four
+/// mean deviations, divided by the root of n, from the fastest possible; a few more make it certain.
+const DOUBT: f64 = 8.0;
+
+/// How long the fastest round trip is believed: routes change.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// After so many usual round trips without an answer a request is silent.
+const ROUND_TRIPS_TO_SILENCE: u32 = 3;
+
+/// A request is silent no sooner than this: a packet that was lost is sent again after 200 ms.
+const LEAST_SILENCE: Duration = Duration::from_millis(250);
+
+/// What is taken for a round trip before one was seen.
+const UNKNOWN: Duration = Duration::from_millis(300);
+
+/// The fastest round trip of an App ID.
+#[derive(Debug)]
+pub(super) struct Fastest {
+    answers: u32,
+    current: Span,
+    before: Span,
+    since: Instant,
+    all: RoundTrip,
+}
+
+/// The answers of a span of time.
+#[derive(Clone, Debug, Default)]
+struct Span {
+    answers: u32,
+    /// The fastest ones, in order.
+    fastest: Vec<Duration>,
+}
+
+/// What a feed's round trips usually take.
+#[derive(Debug, Default)]
+pub(super) struct RoundTrip {
+    /// The mean, and the mean deviation from it; `None` before the first answer.
+    usual: Option<(Duration, Duration)>,
+}
+
+// === impl Fastest ===
+
+impl Fastest {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            answers: 0,
+            current: Span::default(),
+            before: Span::default(),
+            since: now,
+            all: RoundTrip::default(),
+        }
+    }
+
+    /// Takes in how long an answer took.
+    pub(super) fn learn(&mut self, took: Duration, now: Instant) {
+        if now > self.since + MEMORY {
+            self.before = std::mem::take(&mut self.current);
+            self.since = now;
+        }
+        self.current.insert(took);
+        self.current.answers += 1;
+        self.all.learn(took);
+        self.answers = self.answers.saturating_add(1);
+    }
+
+    /// How many answers came.
+    pub(super) fn answers(&self) -> u32 {
+        self.answers
+    }
+
+    /// The fastest round trip there can be; zero where it is not known well.
+    ///
+    /// The fastest one seen is not the fastest possible: where the fastest few lie apart, there are
+    /// faster ones still.
+    pub(super) fn get(&self) -> Duration {
+        if self.answers < ANSWERS_TO_TRUST {
+            return Duration::ZERO;
+        }
+        let mut both = self.current.clone();
+        self.before.fastest.iter().for_each(|took| both.insert(*took));
+        match (both.fastest.first(), both.fastest.last()) {
+            (Some(first), Some(last)) => first.saturating_sub(*last - *first),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// By how much [`Self::get`] may be too slow, by chance: the fewer answers and the more they
+    /// vary the more.
+    pub(super) fn doubt(&self) -> Duration {
+        let answers = f64::from((self.current.answers + self.before.answers).max(1));
+        let deviation = self.all.usual.map_or(Duration::ZERO, |(_, deviation)| deviation);
+        deviation.mul_f64(DOUBT / answers.sqrt())
+    }
+}
+
+// === impl Span ===
+
+impl Span {
+    fn insert(&mut self, took: Duration) {
+        let at = self.fastest.partition_point(|it| *it <= took);
+        self.fastest.insert(at, took);
+        self.fastest.truncate(FEW);
+    }
+}
+
+// === impl RoundTrip ===
+
+impl RoundTrip {
+    /// Takes in how long an answer took. One that took far too long (a new connection, a lost
+    /// packet) counts for what is just plausible.
+    pub(super) fn learn(&mut self, took: Duration) {
+        self.usual = Some(match self.usual {
+            None => (took, took / 8),
+            Some((usual, deviation)) => {
+                let took = took.min(usual + 4 * deviation + Duration::from_millis(5));
+                let deviates = took.abs_diff(usual);
+                ((usual * 7 + took) / 8, (deviation * 7 + deviates) / 8)
+            }
+        });
+    }
+
+    /// How long a request is on its way there.
+    pub(super) fn there(&self) -> Duration {
+        self.usual.map_or(UNKNOWN, |(usual, _)| usual) / 2
+    }
+
+    /// Two requests that leave so far apart hardly ever overtake each other.
+    pub(super) fn apart(&self) -> Duration {
+        self.usual.map_or(Duration::ZERO, |(_, deviation)| deviation * 3)
+    }
+
+    /// How long a request may be out before it is silent.
+    pub(super) fn silence(&self) -> Duration {
+        let (usual, deviation) = self.usual.unwrap_or((UNKNOWN, Duration::ZERO));
+        (usual * ROUND_TRIPS_TO_SILENCE).max(usual + 4 * deviation).max(LEAST_SILENCE)
+    }
+}
