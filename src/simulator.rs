@@ -11,6 +11,7 @@
 
 mod body;
 mod buffer;
+mod clock;
 mod door;
 mod event;
 mod faults;

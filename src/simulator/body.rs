@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::model::Endpoint;
-    use crate::simulator::load::randomness;
+    use crate::simulator::clock::randomness;
     use crate::simulator::script::AppScript;
     use crate::simulator::script::Dialect;
 

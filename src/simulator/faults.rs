@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::load::randomness;
+use super::clock::randomness;
 use super::load::share;
 use super::script::Fault;
 use super::script::FaultKind;

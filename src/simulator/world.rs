@@ -22,6 +22,7 @@ use super::body::Body;
 use super::body::Layout;
 use super::buffer::Buffer;
 use super::buffer::Copied;
+use super::clock::randomness;
 use super::door::Lock;
 use super::door::Target;
 use super::door::Window;
@@ -30,10 +31,10 @@ use super::faults::Faults;
 use super::ledger::AnswerRecord;
 use super::ledger::Ledger;
 use super::load::Crowds;
-use super::load::randomness;
 use super::script::Fault;
 use super::script::FaultKind;
 use super::script::FramingChoice;
+use super::script::Network;
 use super::script::Script;
 use super::script::Spread;
 use super::wire::Answer;
@@ -152,9 +153,7 @@ impl World {
 
     /// How long a request is on its way and how long its answer will be.
     pub fn round_trip(&mut self) -> (Duration, Duration) {
-        let Spread { from, to } = self.script.network.rtt;
-        let half = Spread { from: from / 2, to: to / 2 };
-        (half.draw(&mut self.network), half.draw(&mut self.network))
+        self.script.network.round_trip(&mut self.network)
     }
 
     /// How long a connection may be idle before the server closes it.
@@ -475,6 +474,17 @@ impl Reply {
     fn retry_after(mut self, after: Option<String>) -> Self {
         self.headers.extend(after.map(|after| ("Retry-After".into(), after)));
         self
+    }
+}
+
+// === impl Network ===
+
+impl Network {
+    /// The way there and the way back, each half drawn for itself.
+    pub(super) fn round_trip(&self, rng: &mut StdRng) -> (Duration, Duration) {
+        let Spread { from, to } = self.rtt;
+        let half = Spread { from: from / 2, to: to / 2 };
+        (half.draw(rng), half.draw(rng))
     }
 }
 
