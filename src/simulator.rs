@@ -3,7 +3,8 @@
 //! The core is [`World`]: pure, deterministic by the seed of its [`Script`], told the time. It is
 //! asked directly where time is simulated. Its [`Ledger`] knows the fate of each event, so that a
 //! consumer can be judged: what is delivered there, and nothing else, has to come out at the other
-//! end, once. [`serve`] puts a thin HTTP face on it, in real time.
+//! end, once. [`serve`] puts a thin HTTP face on it, in real time. Where only numbers matter,
+//! [`Counted`] plays the same script without names, bodies and ledger.
 //!
 //! It promises to be at least as strict as the documents: where they leave a choice, the script
 //! has a switch. It does not promise to be Agora: nothing here was measured against the real
@@ -12,6 +13,7 @@
 mod body;
 mod buffer;
 mod clock;
+mod counted;
 mod door;
 mod event;
 mod faults;
@@ -24,6 +26,9 @@ mod teach;
 mod wire;
 mod world;
 
+pub use self::counted::Counted;
+pub use self::counted::Counts;
+pub use self::counted::Taken;
 pub use self::http::LEDGER_PATH;
 pub use self::http::Server;
 pub use self::http::serve;

@@ -1,0 +1,323 @@
+//! One App ID of a simulated Agora, counted instead of written: when events happen, what the
+//! buffers hold and forget, what the rate limit refuses. No names, no bodies, no ledger.
+//!
+//! For the same script and the same requests it hands over and overwrites just as many events as a
+//! [`World`](super::World) does, and draws the same round trips; a test holds the two against each
+//! other. What a script says of regions, faults, credentials and bodies means nothing here: there
+//! is one region, and nothing fails but by the limit.
+//!
+//! It is fast (about 30 ns an event), because no event is worth more than its time: each feed's
+//! clock runs ahead alone up to the moment of a request.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+
+use super::clock::Clock;
+use super::clock::randomness;
+use super::door::Window;
+use super::ledger::Requests;
+use super::script::Network;
+use super::script::RateLimit;
+use super::script::Script;
+use crate::model::BUFFER_LIMIT;
+use crate::model::Endpoint;
+use crate::model::PAGE_LIMIT;
+use crate::model::Timestamp;
+
+#[expect(clippy::cast_possible_truncation, reason = "2,000 fits everywhere")]
+const KEEPS: usize = BUFFER_LIMIT as usize;
+#[expect(clippy::cast_possible_truncation, reason = "1,000 fits everywhere")]
+const HANDS_OVER: usize = PAGE_LIMIT as usize;
+
+/// A simulated App ID in which events are only counted.
+#[derive(Debug)]
+pub struct Counted {
+    now: Duration,
+    /// Users', channels'.
+    feeds: [Feed; 2],
+    window: Window,
+    limit: RateLimit,
+    requests: Requests,
+    first_request: Option<Duration>,
+    network: Network,
+    ways: StdRng,
+    epoch: Timestamp,
+    in_seconds: bool,
+}
+
+/// What a request took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How many events waited.
+    pub waited: u64,
+    /// The number of the first event that it took; events of a feed are numbered as they happen.
+    pub first: u64,
+    /// When the events happened that it took, oldest first.
+    pub happened: Vec<Duration>,
+    /// The times of the first and the last event as Agora states them; `None` of an empty page and
+    /// where Agora states only seconds.
+    pub stated: Option<(Timestamp, Timestamp)>,
+}
+
+/// What became of the events of a feed, or of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events that happened.
+    pub made: u64,
+    /// Those that were handed over.
+    pub taken: u64,
+    /// Those that newer ones replaced.
+    pub overwritten: u64,
+    /// Those among the overwritten that were so after the App ID's first request.
+    pub overwritten_once_asked: u64,
+    /// Those among the overwritten that happened after the App ID's first request.
+    pub overwritten_of_later: u64,
+    /// The most that ever waited when the feed was asked.
+    pub fullest: u64,
+}
+
+/// A buffer and what fills it.
+#[derive(Debug)]
+struct Feed {
+    clock: Clock,
+    quiet_from: Duration,
+    waiting: VecDeque<Duration>,
+    counts: Counts,
+}
+
+// === impl Counted ===
+
+impl Counted {
+    /// The App ID with this number in the script; one that is not there is quiet.
+    pub fn new(script: &Script, app: usize) -> Self {
+        Self {
+            now: Duration::ZERO,
+            feeds: Endpoint::ALL.map(|endpoint| Feed::new(script, app, endpoint)),
+            window: Window::default(),
+            limit: script.limit,
+            requests: Requests::default(),
+            first_request: None,
+            network: script.network.clone(),
+            ways: randomness(script.seed, 2),
+            epoch: script.epoch,
+            in_seconds: script.apps.get(app).is_some_and(|it| it.dialect.seconds),
+        }
+    }
+
+    /// When everything happens at an endpoint until then, whoever asks: for those who may see the
+    /// future.
+    pub fn foresee(
+        script: &Script,
+        app: usize,
+        endpoint: Endpoint,
+        end: Duration,
+    ) -> Vec<Duration> {
+        let mut clock = Clock::new(script, app, endpoint);
+        let end = script.quiet_from.map_or(end, |quiet_from| quiet_from.min(end));
+        std::iter::from_fn(|| clock.next_until(end)).collect()
+    }
+
+    /// How long a request is on its way and how long its answer will be.
+    pub fn round_trip(&mut self) -> (Duration, Duration) {
+        self.network.round_trip(&mut self.ways)
+    }
+
+    /// Answers a request that arrives `now`; `None` if it is one too many.
+    pub fn answer(&mut self, now: Duration, endpoint: Endpoint) -> Option<Taken> {
+        self.now = self.now.max(now);
+        let now = self.now;
+        let in_this_second = self.window.arrive(now);
+        self.requests.asked += 1;
+        self.requests.most_in_a_second = self.requests.most_in_a_second.max(in_this_second);
+        // What happened until now did so before the first request.
+        self.advance(now);
+        self.first_request.get_or_insert(now);
+        if in_this_second > u64::from(self.limit.requests_per_second) {
+            self.requests.over_limit += 1;
+            return None;
+        }
+        let taken = self.feed_mut(endpoint).take();
+        Some(Taken { stated: self.stated(&taken.happened), ..taken })
+    }
+
+    /// Lets happen what happens until `now`.
+    pub fn advance(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        for feed in &mut self.feeds {
+            feed.advance(self.now, self.first_request);
+        }
+    }
+
+    /// What became of the events of one feed.
+    pub fn counts(&self, endpoint: Endpoint) -> Counts {
+        let [user, channel] = &self.feeds;
+        match endpoint {
+            Endpoint::User => user.counts,
+            Endpoint::Channel => channel.counts,
+        }
+    }
+
+    /// The requests, as the server counts them.
+    pub fn requests(&self) -> Requests {
+        self.requests
+    }
+
+    fn feed_mut(&mut self, endpoint: Endpoint) -> &mut Feed {
+        let [user, channel] = &mut self.feeds;
+        match endpoint {
+            Endpoint::User => user,
+            Endpoint::Channel => channel,
+        }
+    }
+
+    fn stated(&self, happened: &[Duration]) -> Option<(Timestamp, Timestamp)> {
+        let (first, last) = (happened.first()?, happened.last()?);
+        (!self.in_seconds).then(|| (self.epoch.after(*first), self.epoch.after(*last)))
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            made: self.made + other.made,
+            taken: self.taken + other.taken,
+            overwritten: self.overwritten + other.overwritten,
+            overwritten_once_asked: self.overwritten_once_asked + other.overwritten_once_asked,
+            overwritten_of_later: self.overwritten_of_later + other.overwritten_of_later,
+            fullest: self.fullest.max(other.fullest),
+        }
+    }
+}
+
+// === impl Feed ===
+
+impl Feed {
+    fn new(script: &Script, app: usize, endpoint: Endpoint) -> Self {
+        Self {
+            clock: Clock::new(script, app, endpoint),
+            quiet_from: script.quiet_from.unwrap_or(Duration::MAX),
+            waiting: VecDeque::with_capacity(KEEPS),
+            counts: Counts::default(),
+        }
+    }
+
+    fn advance(&mut self, now: Duration, first_request: Option<Duration>) {
+        while let Some(at) = self.clock.next_until(now) {
+            if at >= self.quiet_from {
+                return;
+            }
+            self.counts.made += 1;
+            if self.waiting.len() == KEEPS
+                && let Some(oldest) = self.waiting.pop_front()
+            {
+                self.counts.overwritten += 1;
+                self.counts.overwritten_once_asked += u64::from(first_request.is_some());
+                let is_later = first_request.is_some_and(|first| oldest > first);
+                self.counts.overwritten_of_later += u64::from(is_later);
+            }
+            self.waiting.push_back(at);
+        }
+    }
+
+    /// Hands over the oldest events; their times are not stated yet.
+    fn take(&mut self) -> Taken {
+        let waited = self.waiting.len() as u64;
+        let first = self.counts.made - waited;
+        let happened: Vec<Duration> =
+            self.waiting.drain(..self.waiting.len().min(HANDS_OVER)).collect();
+        self.counts.taken += happened.len() as u64;
+        self.counts.fullest = self.counts.fullest.max(waited);
+        Taken { waited, first, happened, stated: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::RngExt;
+
+    use super::*;
+    use crate::simulator::AppScript;
+    use crate::simulator::Burst;
+    use crate::simulator::Load;
+    use crate::simulator::RandomBursts;
+    use crate::simulator::Request;
+    use crate::simulator::Spread;
+    use crate::simulator::TokenScript;
+    use crate::simulator::World;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn script(seed: u64, even: bool) -> Script {
+        let burst = |at, events, over| Burst { at: SECOND * at, events, over: SECOND * over };
+        let bursts = vec![burst(2, 1_990, 0), burst(5, 4_000, 2), burst(9, 3_000, 0)];
+        let random_bursts = Some(RandomBursts { per_minute: 20.0, events: 1_500 });
+        let load = |rate, random_bursts| Load {
+            rate,
+            even,
+            bursts: bursts.clone(),
+            random_bursts,
+            ..Load::default()
+        };
+        let app = AppScript {
+            tokens: vec![TokenScript { token: "good".into(), user_id: None, until: None }],
+            user_events: load(700.0, None),
+            channel_events: load(2_300.0, random_bursts),
+            ..AppScript::numbered(0)
+        };
+        let network = Network { rtt: Spread::millis(60, 120), ..Network::default() };
+        Script { seed, apps: vec![app], network, ..Script::default() }
+    }
+
+    fn request(script: &Script, endpoint: Endpoint) -> Request {
+        let app_id = &script.apps[0].app_id;
+        Request::get(format!("/dev/v2/project/{app_id}/rtm/vendor/{endpoint}"))
+            .header("x-agora-token", "good")
+    }
+
+    /// Asks both at the same times, at up to 12 a second, so that some are one too many.
+    fn check(script: &Script) {
+        let mut world = World::new(script.clone());
+        let mut counted = Counted::new(script, 0);
+        let mut rng = randomness(script.seed, 77);
+        let mut now = Duration::ZERO;
+        while now < SECOND * 20 {
+            now += Duration::from_micros(rng.random_range(0..180_000));
+            let endpoint = if rng.random_bool(0.3) { Endpoint::User } else { Endpoint::Channel };
+            world.advance(now);
+            let waited = world.backlog(0, 0, endpoint) as u64;
+            let answer = world.answer(now, 0, &request(script, endpoint));
+            let taken = counted.answer(now, endpoint);
+            assert_eq!(answer.status == 200, taken.is_some(), "at {now:?}");
+            if let Some(taken) = taken {
+                let record = world.ledger().answers().last().expect("it was just answered");
+                assert_eq!(taken.happened.len() as u64, record.taken, "at {now:?}");
+                assert_eq!(taken.waited, waited, "at {now:?}");
+            }
+            assert_eq!(counted.round_trip(), world.round_trip());
+        }
+        for endpoint in Endpoint::ALL {
+            let counts = counted.counts(endpoint);
+            let totals = world.ledger().totals(0, endpoint);
+            assert_eq!(counts.made, totals.made);
+            assert_eq!(counts.taken, totals.delivered);
+            assert_eq!(counts.overwritten, totals.overwritten);
+            assert!(counts.overwritten > 0, "the script is one in which buffers run over");
+        }
+        assert_eq!(counted.requests(), world.ledger().requests(0));
+        assert!(counted.requests().over_limit > 0, "some were one too many");
+    }
+
+    #[test]
+    fn it_counts_what_the_world_writes() {
+        for seed in 0..5 {
+            check(&script(seed, true));
+            check(&script(seed, false));
+        }
+    }
+}
