@@ -14,6 +14,7 @@ pub mod journal;
 pub mod kafka;
 pub mod model;
 pub mod observe;
+pub mod plan;
 pub mod poller;
 pub mod publisher;
 pub mod schedule;

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kafka", &["model", "error", "config", "agora", "dedupe"]),
     ("observe", &["model", "error"]),
     ("simulator", &["model"]),
+    ("plan", &["model", "schedule", "simulator"]),
     // The three loops. None knows another.
     ("poller", &["model", "error", "schedule", "agora", "journal", "observe"]),
     ("forwarder", &["model", "error", "journal", "kafka", "observe"]),
@@ -57,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "kafka",
             "observe",
             "simulator",
+            "plan",
             "poller",
             "forwarder",
             "publisher",

@@ -1,0 +1,334 @@
+//! A program polls a counted Agora in virtual time.
+//!
+//! Three things happen: the program decides, a request arrives at Agora, an answer is there. A
+//! request's way and its answer's way are drawn one by one, so a later request may arrive before an
+//! earlier one and its answer may overtake; connections stand ready and cost nothing.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::program::Program;
+use super::tally::Tally;
+use crate::model::Endpoint;
+use crate::schedule::Answered;
+use crate::schedule::Decision;
+use crate::schedule::Outcome;
+use crate::schedule::Seen;
+use crate::simulator::Counted;
+use crate::simulator::Counts;
+use crate::simulator::Script;
+use crate::simulator::Taken;
+
+/// A load on the script's first App ID, and when it is polled.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The load, the network, the limit, the seed. Time zero is the start of the load.
+    pub script: Script,
+    /// When the program starts.
+    pub starts_at: Duration,
+    /// From when on ages and requests a second are measured. Losses count from the start.
+    pub measured_from: Duration,
+    /// When it is over.
+    pub ends_at: Duration,
+    /// How long the program needs for an answer, from its head until it is dealt with.
+    pub work: Duration,
+}
+
+/// A trial in course.
+struct Run<'a, P: Program> {
+    trial: &'a Trial,
+    program: P,
+    /// The program's clock at time zero.
+    origin: Instant,
+    agora: Counted,
+    out: Vec<Request<P::Asked>>,
+    /// For each feed, the number after the newest event that came.
+    newest: [u64; 2],
+    tally: Tally,
+}
+
+/// A request that is out.
+struct Request<A> {
+    asked: A,
+    feed: usize,
+    arrives: Duration,
+    /// When the head of its answer is there.
+    answered: Duration,
+    /// What it took when it arrived, if it was not one too many; `None` before.
+    came: Option<Option<Taken>>,
+}
+
+/// What happens next; of several at one moment the first of these.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Arrival(usize),
+    Answer(usize),
+    Decision,
+}
+
+// === impl Trial ===
+
+impl Trial {
+    /// Plays it with the program that starts at the given moment of its own clock.
+    pub fn play<P: Program>(&self, start: impl FnOnce(Instant) -> P) -> Tally {
+        let origin = Instant::now();
+        let run = Run {
+            trial: self,
+            program: start(origin + self.starts_at),
+            origin,
+            agora: Counted::new(&self.script, 0),
+            out: Vec::new(),
+            newest: [0; 2],
+            tally: Tally::default(),
+        };
+        run.play()
+    }
+}
+
+// === impl Run ===
+
+impl<P: Program> Run<'_, P> {
+    fn play(mut self) -> Tally {
+        let mut before = None;
+        let mut wakes_at = Some(self.trial.starts_at);
+        while let Some((at, next)) = self.next(wakes_at).filter(|it| it.0 < self.trial.ends_at) {
+            if before.is_none() && at >= self.trial.measured_from {
+                before = Some(self.counts_at(self.trial.measured_from));
+            }
+            match next {
+                Next::Arrival(index) => self.arrive(index),
+                Next::Answer(index) => {
+                    self.answer(index);
+                    wakes_at = self.decide(at);
+                }
+                Next::Decision => wakes_at = self.decide(at),
+            }
+        }
+        let before = match before {
+            Some(before) => before,
+            None => self.counts_at(self.trial.measured_from),
+        };
+        let after = self.counts_at(self.trial.ends_at);
+        self.tally.measured = self.trial.ends_at.saturating_sub(self.trial.measured_from);
+        self.tally.measured_events = after.made - before.made;
+        self.tally.measured_overwritten = after.overwritten - before.overwritten;
+        self.tally.events = after;
+        self.tally.requests = self.agora.requests();
+        self.tally
+    }
+
+    /// The first of what is to come.
+    fn next(&self, wakes_at: Option<Duration>) -> Option<(Duration, Next)> {
+        let out = || self.out.iter().enumerate();
+        let arrivals = out()
+            .filter(|(_, it)| it.came.is_none())
+            .map(|(index, it)| (it.arrives, Next::Arrival(index)));
+        let answers = out().map(|(index, it)| (it.answered + self.trial.work, Next::Answer(index)));
+        let decision = wakes_at.map(|at| (at, Next::Decision));
+        arrivals.chain(answers).chain(decision).min()
+    }
+
+    /// Asks whatever the program wants to ask at `now`; when it wants to be heard again.
+    fn decide(&mut self, now: Duration) -> Option<Duration> {
+        let instant = self.origin + now;
+        loop {
+            match self.program.next(instant) {
+                Decision::Ask { feed, .. } => {
+                    let asked = self.program.asked(feed, instant);
+                    let (there, back) = self.agora.round_trip();
+                    let arrives = now + there;
+                    let answered = arrives + back;
+                    self.out.push(Request { asked, feed, arrives, answered, came: None });
+                }
+                Decision::Wait(until) => {
+                    assert!(until > instant, "a program that waits for the past never asks");
+                    return Some(until.duration_since(self.origin));
+                }
+                Decision::WaitForAnswer => {
+                    assert!(!self.out.is_empty(), "a program waits for an answer to no request");
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self, index: usize) {
+        let request = self.out.get_mut(index).expect("the request that arrives is out");
+        let endpoint = endpoint(request.feed);
+        request.came = Some(self.agora.answer(request.arrives, endpoint));
+        let is_measured = request.arrives >= self.trial.measured_from;
+        self.tally.measured_requests += u64::from(is_measured);
+    }
+
+    fn answer(&mut self, index: usize) {
+        let Request { asked, feed, answered, came, .. } = self.out.swap_remove(index);
+        let outcome = match came.flatten() {
+            Some(taken) => {
+                self.read(feed, answered, &taken);
+                let events = taken.happened.len() as u64;
+                Outcome::Events(Seen { events, times: taken.stated })
+            }
+            None => Outcome::Throttled { retry_after: None },
+        };
+        let at = answered + self.trial.work;
+        let when = Answered {
+            head_at: Some(self.origin + answered),
+            now: self.origin + at,
+            // The program's clock and Agora's agree.
+            wall: self.trial.script.epoch.after(at),
+        };
+        self.program.answered(asked, when, outcome);
+    }
+
+    /// Takes a page into the tally.
+    fn read(&mut self, feed: usize, answered: Duration, taken: &Taken) {
+        let events = taken.happened.len() as u64;
+        let newest = self.newest.get_mut(feed).expect("an App ID has two feeds");
+        if taken.first < *newest {
+            self.tally.out_of_order += events;
+        }
+        *newest = (*newest).max(taken.first + events);
+        if answered >= self.trial.measured_from {
+            for happened in &taken.happened {
+                self.tally.ages.note(answered - *happened);
+            }
+        }
+    }
+
+    fn counts_at(&mut self, now: Duration) -> Counts {
+        self.agora.advance(now);
+        Endpoint::ALL.into_iter().fold(Counts::default(), |sum, it| sum.plus(self.agora.counts(it)))
+    }
+}
+
+fn endpoint(feed: usize) -> Endpoint {
+    if feed == 0 { Endpoint::User } else { Endpoint::Channel }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::plan::bridge;
+    use crate::schedule::Limits;
+    use crate::simulator::AppScript;
+    use crate::simulator::Load;
+    use crate::simulator::Network;
+    use crate::simulator::Spread;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Asks these feeds at these times, whatever comes.
+    struct Asks {
+        asks: VecDeque<(Instant, usize)>,
+    }
+
+    impl Program for Asks {
+        type Asked = ();
+
+        fn next(&mut self, now: Instant) -> Decision {
+            match self.asks.front() {
+                Some((at, feed)) if *at <= now => Decision::Ask { feed: *feed, host: 0 },
+                Some((at, _)) => Decision::Wait(*at),
+                None => Decision::Wait(now + SECOND * 1_000),
+            }
+        }
+
+        fn asked(&mut self, _: usize, _: Instant) {
+            self.asks.pop_front();
+        }
+
+        fn answered(&mut self, (): (), _: Answered, _: Outcome) {}
+    }
+
+    fn trial(user: f64, channel: f64, rtt: Spread, ends_at: Duration) -> Trial {
+        let load = |rate| Load { rate, even: true, ..Load::default() };
+        let app = AppScript {
+            user_events: load(user),
+            channel_events: load(channel),
+            ..AppScript::default()
+        };
+        let network = Network { rtt, ..Network::default() };
+        let script = Script { apps: vec![app], network, ..Script::default() };
+        let (starts_at, measured_from, work) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        Trial { script, starts_at, measured_from, ends_at, work }
+    }
+
+    fn play(trial: &Trial, asks: &[(Duration, usize)]) -> Tally {
+        trial.play(|start| Asks {
+            asks: asks.iter().map(|(at, feed)| (start + *at, *feed)).collect(),
+        })
+    }
+
+    #[test]
+    fn a_page_is_taken_when_the_request_arrives_and_read_when_its_answer_is_there() {
+        let trial = trial(10.0, 0.0, Spread::always(200 * MS), SECOND * 2);
+        let tally = play(&trial, &[(SECOND, 0)]);
+        // It arrives at 1.1 s, after the events of 0.1, 0.2, … 1.1 s, and is answered at 1.2 s.
+        assert_eq!(tally.events.taken, 11);
+        assert_eq!(tally.ages.quantile(0.0), Some(100 * MS));
+        assert_eq!(tally.ages.quantile(1.0), Some(1_100 * MS));
+        assert_eq!(tally.requests.asked, 1);
+    }
+
+    #[test]
+    fn what_is_asked_too_late_is_lost_and_what_was_lost_before_the_start_is_told_apart() {
+        let trial = Trial {
+            starts_at: SECOND * 5,
+            measured_from: SECOND * 5,
+            ..trial(1_000.0, 0.0, Spread::always(Duration::ZERO), SECOND * 10)
+        };
+        let tally = play(&trial, &[(Duration::ZERO, 0), (4_500 * MS, 0)]);
+        let events = tally.events;
+        // Full at 2 s, so 3,000 are lost until 5 s. A page is taken, the room is full again at
+        // 6 s, and 3,500 more go until 9.5 s: 1,000 of before the first request, 2,500 of after.
+        // The second page makes room until 10.5 s.
+        assert_eq!((events.overwritten, events.overwritten_once_asked), (6_500, 3_500));
+        assert_eq!(events.overwritten_of_later, 2_500);
+        assert_eq!((events.taken, events.fullest), (2_000, 2_000));
+        assert_eq!((tally.measured_events, tally.measured_overwritten), (5_000, 3_500));
+    }
+
+    #[test]
+    fn the_eleventh_request_of_a_second_is_one_too_many() {
+        let trial = trial(10.0, 10.0, Spread::always(40 * MS), SECOND * 4);
+        let asks: Vec<_> = (0..22).map(|n| (90 * MS * n, usize::from(n % 2 == 0))).collect();
+        let tally = play(&trial, &asks);
+        assert_eq!(tally.requests.most_in_a_second, 12);
+        // The last twelve: who is refused counts on.
+        assert_eq!(tally.requests.over_limit, 12);
+    }
+
+    #[test]
+    fn a_page_that_newer_events_overtook_is_out_of_order() {
+        // Who arrives first takes 1,000 events, the other one the rest.
+        let asks = [(1_500 * MS, 0), (1_505 * MS, 0)];
+        let out_of_order = |seed| {
+            let trial = trial(1_000.0, 0.0, Spread::millis(100, 700), SECOND * 5);
+            let script = Script { seed, ..trial.script.clone() };
+            play(&Trial { script, ..trial }, &asks).out_of_order
+        };
+        let seen: BTreeSet<u64> = (0..20).map(out_of_order).collect();
+        assert_eq!(seen, BTreeSet::from([0, 1_000]));
+    }
+
+    #[test]
+    fn the_bridge_keeps_up_with_an_easy_load_within_the_limit() {
+        let limits = Limits {
+            requests_per_second: std::num::NonZeroU32::new(10).unwrap(),
+            shortest_interval: 250 * MS,
+            longest_interval: SECOND * 2,
+        };
+        let trial = trial(600.0, 300.0, Spread::millis(60, 120), SECOND * 30);
+        let play = || trial.play(|now| bridge(limits, now, 1));
+        let tally = play();
+        assert_eq!(tally.events.overwritten, 0);
+        assert_eq!(tally.requests.over_limit, 0);
+        assert!(tally.ages.quantile(0.99) < Some(SECOND), "{:?}", tally.ages.quantile(0.99));
+        assert_eq!(tally.requests, play().requests, "a trial ends as it ended before");
+    }
+}
