@@ -4,6 +4,7 @@
 
 mod demo;
 mod health;
+mod plan;
 mod run;
 mod simulate;
 
@@ -44,6 +45,7 @@ const EXAMPLES: &str = "\
 Examples:
   agora-rtm-bridge demo                              see it work, with nothing else installed
   agora-rtm-bridge simulate                          play Agora on this machine
+  agora-rtm-bridge plan --rate 3000                  will it keep up with us?
   agora-rtm-bridge run --config agora-rtm-bridge.toml
   agora-rtm-bridge health                            ask the running daemon (for containers)
 
@@ -55,6 +57,7 @@ enum Command {
     Run(run::Run),
     Simulate(simulate::Simulate),
     Demo(demo::Demo),
+    Plan(plan::Plan),
     Health(health::Health),
 }
 
@@ -71,6 +74,7 @@ pub async fn main() -> ExitCode {
         Command::Run(args) => run::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Demo(args) => demo::run(args).await,
+        Command::Plan(args) => plan::run(args).await,
         Command::Simulate(args) => simulate(args).await,
     };
     match outcome {
