@@ -1,0 +1,261 @@
+//! How near to Agora's limit one App ID can be drained, in simulated time.
+//!
+//! `cargo bench --bench ceiling` offers loads near the ceiling of ten requests of 1,000 events a
+//! second to the bridge's schedule, to two scripts that people write, and to a program with perfect
+//! knowledge (`foresight.rs`), over round trips that are fixed or drawn. Nothing but the counted
+//! simulator runs, so a thousand seeds take minutes. The table goes to stdout, how it is going to
+//! stderr.
+
+#[path = "steady/table.rs"]
+mod table;
+
+mod ceiling {
+    pub(crate) mod cases;
+    pub(crate) mod foresight;
+    pub(crate) mod rivals;
+}
+
+use std::io;
+use std::io::Write as _;
+use std::num::NonZeroU32;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use agora_rtm_bridge::plan::Tally;
+use agora_rtm_bridge::plan::Trial;
+use agora_rtm_bridge::plan::bridge;
+use agora_rtm_bridge::schedule::Limits;
+use clap::Parser;
+use clap::ValueEnum;
+use tokio::time::Instant;
+
+use crate::ceiling::cases::Case;
+use crate::ceiling::cases::cases;
+use crate::ceiling::foresight;
+use crate::ceiling::rivals::Habit;
+use crate::ceiling::rivals::Script;
+use crate::table::Table;
+use crate::table::grouped;
+
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// Loads near Agora's limit, in simulated time
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench ceiling --")]
+struct Args {
+    /// How many seeds each row is played with
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = 1..)]
+    seeds: i64,
+    /// The first of them
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    from_seed: u64,
+    /// How long steady loads are measured, after 10 s of growth and rest
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = 1..=3_600)]
+    seconds: i64,
+    /// Every rate with every round trip and every split
+    #[arg(long)]
+    all: bool,
+    /// Only these programs
+    #[arg(long, value_name = "PROGRAM", value_delimiter = ',')]
+    only: Vec<Player>,
+    /// Only rows whose load or round trip contains this
+    #[arg(long, value_name = "TEXT")]
+    row: Option<String>,
+    /// The table as Markdown
+    #[arg(long)]
+    markdown: bool,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Who polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Player {
+    /// The bridge's schedule.
+    Bridge,
+    /// A script that asks each endpoint once a second.
+    Interval,
+    /// A script that asks on while pages are full, with half of the budget for each endpoint.
+    Loop,
+    /// Perfect knowledge.
+    Foresight,
+}
+
+/// A row to be filled.
+struct Row {
+    case: Case,
+    player: Player,
+    /// What came of all seeds, and the seeds that lost something.
+    came: Mutex<(Tally, Vec<u64>)>,
+}
+
+fn main() {
+    let args = Args::parse();
+    if !args.bench {
+        // `cargo test --all-targets` runs benchmarks too, and means something else.
+        eprintln!("nothing is measured: run `cargo bench --bench ceiling`");
+        return;
+    }
+    let rows = rows(&args);
+    play(&args, &rows);
+    let text = report(&rows).text(args.markdown);
+    io::stdout().write_all(text.as_bytes()).expect("stdout takes the table");
+}
+
+fn rows(args: &Args) -> Vec<Row> {
+    let players = Player::value_variants().iter().copied();
+    let players: Vec<Player> =
+        players.filter(|it| args.only.is_empty() || args.only.contains(it)).collect();
+    let is_wanted = |case: &Case| {
+        let name = format!("{} {}", case.load(), case.round_trip());
+        args.row.as_ref().is_none_or(|text| name.contains(text))
+    };
+    let cases = cases(args.all).into_iter().filter(is_wanted);
+    cases
+        .flat_map(|case| {
+            players.iter().map(move |player| Row {
+                case: case.clone(),
+                player: *player,
+                came: Mutex::default(),
+            })
+        })
+        .collect()
+}
+
+/// Plays every row with every seed, on all cores.
+fn play(args: &Args, rows: &[Row]) {
+    let seeds = args.from_seed..args.from_seed + args.seeds.unsigned_abs();
+    let seconds = u32::try_from(args.seconds).expect("an hour at most");
+    let jobs = rows.len() as u64 * args.seeds.unsigned_abs();
+    let (next, done) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let work = || {
+        loop {
+            let job = next.fetch_add(1, Ordering::Relaxed);
+            // Seed by seed, so that what is left can be estimated from what is done.
+            let (seed, row) = (job / rows.len().max(1) as u64, job % rows.len().max(1) as u64);
+            let row = usize::try_from(row).ok().and_then(|row| rows.get(row));
+            let (Some(row), true) = (row, job < jobs) else { return };
+            row.play(seeds.start + seed, seconds);
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, |it| it.get());
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        let begun = Instant::now();
+        let mut told = begun;
+        while workers.iter().any(|it| !it.is_finished()) {
+            thread::sleep(Duration::from_millis(20));
+            if told.elapsed() >= PROGRESS_EVERY {
+                told = Instant::now();
+                let done = done.load(Ordering::Relaxed);
+                let share = (done as f64 / jobs as f64).max(1e-6);
+                let left = begun.elapsed().mul_f64((1.0 - share) / share).as_secs();
+                eprintln!("── {done} of {jobs} trials, about {left} s left");
+            }
+        }
+    });
+}
+
+fn report(rows: &[Row]) -> Table {
+    let mut table = Table::new([
+        "load",
+        "RTT",
+        "program",
+        "overflowed",
+        "events",
+        "seeds",
+        "requests/s",
+        "most in 1 s",
+        "429",
+        "age p50",
+        "p99",
+        "fullest",
+        "reordered",
+    ]);
+    for row in rows {
+        let came = row.came.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tally, losing) = &*came;
+        let overwritten = row.overwritten(tally);
+        let age = |share| match tally.ages.quantile(share) {
+            Some(age) => format!("{} ms", grouped(age.as_millis())),
+            None => "–".to_owned(),
+        };
+        let share = match overwritten {
+            0 => "0".to_owned(),
+            lost => format!("{:.3} %", 100.0 * lost as f64 / tally.events.made.max(1) as f64),
+        };
+        table.add([
+            row.case.load(),
+            row.case.round_trip(),
+            row.player.name().to_owned(),
+            share,
+            grouped(overwritten),
+            losing.len().to_string(),
+            format!("{:.1}", tally.requests_per_second()),
+            tally.requests.most_in_a_second.to_string(),
+            grouped(tally.requests.over_limit),
+            age(0.5),
+            age(0.99),
+            grouped(tally.events.fullest),
+            grouped(tally.out_of_order),
+        ]);
+    }
+    table
+}
+
+// === impl Row ===
+
+impl Row {
+    fn play(&self, seed: u64, seconds: u32) {
+        let tally = self.player.play(&self.case.trial(seed, seconds), seed);
+        let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.overwritten(&tally) > 0 {
+            came.1.push(seed);
+        }
+        came.0.add(&tally);
+    }
+
+    /// The events that count as overflowed.
+    fn overwritten(&self, tally: &Tally) -> u64 {
+        let events = tally.events;
+        if self.case.starts_late() { events.overwritten_of_later } else { events.overwritten }
+    }
+}
+
+// === impl Player ===
+
+impl Player {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Interval => "every second",
+            Self::Loop => "while full",
+            Self::Foresight => "foresight",
+        }
+    }
+
+    fn play(self, trial: &Trial, seed: u64) -> Tally {
+        match self {
+            Self::Bridge => trial.play(|now| bridge(limits(), now, seed)),
+            Self::Interval => trial.play(|now| Script::new(Habit::EverySecond, now)),
+            Self::Loop => trial.play(|now| Script::new(Habit::WhileFull, now)),
+            Self::Foresight => foresight::play(trial),
+        }
+    }
+}
+
+/// What the bridge does unless it is configured otherwise.
+fn limits() -> Limits {
+    Limits {
+        requests_per_second: NonZeroU32::new(10).expect("ten"),
+        shortest_interval: Duration::from_millis(250),
+        longest_interval: Duration::from_secs(2),
+    }
+}
