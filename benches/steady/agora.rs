@@ -19,15 +19,18 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// One App ID in one region, served in this process.
+/// App IDs in one region, served in this process.
 pub(crate) struct Agora {
-    pub(crate) app: AppScript,
+    apps: Vec<AppScript>,
     pub(crate) url: String,
     server: Server,
     runtime: Runtime,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
+
+/// The name of the thread that serves.
+pub(crate) const THREAD: &str = "agora";
 
 /// When the load sets in: who is to be measured has to be ready by then.
 const LOAD_FROM: Duration = Duration::from_secs(4);
@@ -44,20 +47,24 @@ pub(crate) fn usual_way() -> Spread {
 // === impl Agora ===
 
 impl Agora {
-    /// `rate` events a second from [`STEADY_FROM`] on, half of them of each endpoint. The time of an
-    /// event is the machine's own.
+    /// One App ID: `rate` events a second from [`STEADY_FROM`] on, half of them of each endpoint.
     pub(crate) fn start(rate: u32, rtt: Spread) -> Self {
         let mut app = AppScript::numbered(0);
         app.user_events = steady(f64::from(rate) / 2.0);
         app.channel_events = steady(f64::from(rate) / 2.0);
+        Self::serve(vec![app], rtt)
+    }
+
+    /// Serves these App IDs; the time of an event is the machine's own.
+    pub(crate) fn serve(apps: Vec<AppScript>, rtt: Spread) -> Self {
         let mut script = Script {
-            apps: vec![app.clone()],
+            apps: apps.clone(),
             network: Network { rtt, ..Network::default() },
             ..Script::default()
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .thread_name("agora")
+            .thread_name(THREAD)
             .enable_all()
             .build()
             .expect("a runtime can be started");
@@ -68,21 +75,29 @@ impl Agora {
             .block_on(serve(World::new(script), vec![any_port], &tracker, stop.clone()))
             .expect("a port is free");
         let url = server.url(0).expect("there is one region");
-        Self { app, url, server, runtime, tracker, stop }
+        Self { apps, url, server, runtime, tracker, stop }
     }
 
-    /// The table `[[apps]]` of a configuration.
-    pub(crate) fn app_table(&self) -> String {
-        let AppScript { app_id, customer_id, customer_secret, .. } = &self.app;
-        format!(
-            r#"
+    /// The first App ID.
+    pub(crate) fn app(&self) -> &AppScript {
+        self.apps.first().expect("it was given at least one")
+    }
+
+    /// The tables `[[apps]]` of a configuration.
+    pub(crate) fn app_tables(&self) -> String {
+        let table = |app: &AppScript| {
+            let AppScript { app_id, customer_id, customer_secret, .. } = app;
+            format!(
+                r#"
 [[apps]]
 app_id = "{app_id}"
 hosts = ["{}"]
 auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }}
 "#,
-            self.url
-        )
+                self.url
+            )
+        };
+        self.apps.iter().map(table).collect()
     }
 
     /// The time since its start.
@@ -123,8 +138,8 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
 
     /// The name of the path below an App ID.
     pub(crate) fn path(&self, endpoint: Endpoint) -> String {
-        let Self { url, app, .. } = self;
-        format!("{url}/dev/v2/project/{}/rtm/vendor/{}", app.app_id, endpoint.name())
+        let AppScript { app_id, .. } = self.app();
+        format!("{}/dev/v2/project/{app_id}/rtm/vendor/{}", self.url, endpoint.name())
     }
 }
 

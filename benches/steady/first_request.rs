@@ -95,7 +95,7 @@ fn with_pages(kafka: &str) -> Option<Duration> {
     // It makes its folder, and leaves it to us.
     let mut bridge = Bridge::start(&config);
     bridge.kill_9();
-    fill(&bridge.data_dir(), &agora.app.app_id);
+    fill(&bridge.data_dir(), &agora.app().app_id);
     std::thread::sleep(LONG_AGO);
     let begun = agora.now();
     bridge.start_again();
@@ -109,7 +109,7 @@ fn stage(kafka: &str) -> (Agora, String) {
     if kafka != NO_KAFKA {
         topics::create(kafka, &names);
     }
-    let config = names.kafka_tables(kafka) + &agora.app_table();
+    let config = names.kafka_tables(kafka) + &agora.app_tables();
     (agora, config)
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn run(bootstrap: &str, over: Duration) -> Outcome {
     let names = Names::unique("idle");
     topics::create(bootstrap, &names);
     let agora = Agora::start(0, agora::usual_way());
-    let mut bridge = Bridge::start(&(names.kafka_tables(bootstrap) + &agora.app_table()));
+    let mut bridge = Bridge::start(&(names.kafka_tables(bootstrap) + &agora.app_tables()));
     bridge.wait_ready();
     let meter = Meter::of(&bridge.data_dir());
     crate::wait("warm-up", WARM_UP);

@@ -139,7 +139,7 @@ impl Running {
     fn start(subject: Subject, agora: &Agora, bootstrap: &str, names: &Names) -> Self {
         match subject {
             Subject::Bridge => {
-                let config = names.kafka_tables(bootstrap) + &agora.app_table();
+                let config = names.kafka_tables(bootstrap) + &agora.app_tables();
                 let mut bridge = Bridge::start(&config);
                 bridge.wait_ready();
                 Self::Bridge(bridge)

@@ -48,6 +48,11 @@ impl Meter {
         Self { pid: within(START_LIMIT, find).expect("the process was started just now") }
     }
 
+    /// This process.
+    pub(crate) fn own() -> Self {
+        Self { pid: std::process::id() }
+    }
+
     /// What it has used since its start.
     pub(crate) fn usage(&self) -> Usage {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");

@@ -101,9 +101,9 @@ impl Naive {
     /// What a process needs to be told to poll `agora` into the topics of `names`.
     pub(crate) fn arguments(agora: &Agora, bootstrap: &str, names: &Names) -> Vec<String> {
         let pairs = [
-            ("--app-id", agora.app.app_id.to_string()),
-            ("--user", agora.app.customer_id.clone()),
-            ("--password", agora.app.customer_secret.clone()),
+            ("--app-id", agora.app().app_id.to_string()),
+            ("--user", agora.app().customer_id.clone()),
+            ("--password", agora.app().customer_secret.clone()),
             ("--user-events", agora.path(Endpoint::User)),
             ("--channel-events", agora.path(Endpoint::Channel)),
             ("--bootstrap", bootstrap.to_owned()),

@@ -32,6 +32,7 @@ pub struct Ledger {
     free: Vec<u32>,
     answers: Vec<AnswerRecord>,
     answered: u64,
+    connections: u64,
 }
 
 /// An event and its fate.
@@ -192,6 +193,7 @@ impl Ledger {
             free: Vec::new(),
             answers: Vec::new(),
             answered: 0,
+            connections: 0,
         }
     }
 
@@ -231,6 +233,11 @@ impl Ledger {
             over_limit: sum.over_limit + it.requests.over_limit,
             most_in_a_second: sum.most_in_a_second.max(it.requests.most_in_a_second),
         })
+    }
+
+    /// Connections that were accepted.
+    pub fn connections(&self) -> u64 {
+        self.connections
     }
 
     /// The ledger in short.
@@ -314,6 +321,10 @@ impl Ledger {
         if self.keeps_records {
             self.answers.push(record);
         }
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.connections += 1;
     }
 
     pub(super) fn sent(&mut self, answer: u64, now: Duration) {

@@ -147,7 +147,10 @@ impl World {
         match self.faults.strike_connection(self.now, region) {
             Some(FaultKind::Refused) => Connection::Refused,
             Some(_) => Connection::BlackHole,
-            None => Connection::Accepted,
+            None => {
+                self.ledger.connected();
+                Connection::Accepted
+            }
         }
     }
 

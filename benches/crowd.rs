@@ -1,0 +1,121 @@
+//! The benchmark at the edges: one App ID at the API's ceiling, many busy ones, very many idle ones.
+//!
+//! `cargo bench --bench crowd` starts what `steady` starts (Apache Kafka, a simulated Agora in this
+//! process, the bridge as its users run it), lets the load grow over ten seconds, and measures. The
+//! simulated Agora shares the machine, so its own CPU time is told too: where it is busy all the
+//! time, a figure says nothing about the bridge.
+//!
+//! The table goes to stdout, how it is going to stderr. It needs what the tests need: Kafka's jars,
+//! which `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
+
+#[path = "../tests/it"]
+mod it {
+    #[expect(dead_code, unused_imports, reason = "the tests need more of it than the benchmark")]
+    pub(crate) mod support;
+}
+
+mod steady {
+    #[expect(dead_code, reason = "`steady` needs more of it")]
+    pub(crate) mod agora;
+    pub(crate) mod meter;
+    #[expect(dead_code, reason = "`steady` tells more of it")]
+    pub(crate) mod score;
+    pub(crate) mod table;
+    pub(crate) mod topics;
+}
+
+mod crowd {
+    pub(crate) mod measure;
+    pub(crate) mod part;
+    pub(crate) mod report;
+    pub(crate) mod start;
+}
+
+use std::io;
+use std::io::Write as _;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::ValueEnum as _;
+
+use crate::crowd::measure;
+use crate::crowd::part::Offer;
+use crate::crowd::part::Part;
+use crate::crowd::report;
+use crate::it::support;
+
+/// The bridge at the API's ceiling, and with very many App IDs, into a real Kafka
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench crowd --")]
+struct Args {
+    /// How long each part is measured, after the load has grown for 10 s
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = 5..=3_600)]
+    seconds: i64,
+    /// Only these parts
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Events a second of each App ID in place of the part's own
+    #[arg(long, value_name = "EVENTS")]
+    rate: Option<u32>,
+    /// App IDs in place of the part's own
+    #[arg(long, value_name = "APPS", value_parser = some_apps)]
+    apps: Option<usize>,
+    /// The share of user events
+    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
+    split: f64,
+    /// The table as Markdown
+    #[arg(long)]
+    markdown: bool,
+    /// Also tell which threads of the process took the time
+    #[arg(long)]
+    threads: bool,
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let args = Args::parse();
+    // `cargo test --all-targets` runs benchmarks too, and means something else.
+    if !args.bench {
+        eprintln!("nothing is measured: run `cargo bench --bench crowd`");
+        return;
+    }
+    let seconds = Duration::from_secs(args.seconds.unsigned_abs());
+    progress("a Kafka broker");
+    let bootstrap = support::broker::shared();
+    let mut outcomes = Vec::new();
+    for part in Part::value_variants() {
+        if args.only.is_empty() || args.only.contains(part) {
+            let mut offer = Offer::of(*part, seconds, args.split);
+            offer.rate = args.rate.unwrap_or(offer.rate);
+            offer.apps = args.apps.unwrap_or(offer.apps);
+            outcomes.push(measure::run(bootstrap, offer));
+        }
+    }
+    let text = report::text(&outcomes, args.markdown, args.threads);
+    io::stdout().write_all(text.as_bytes()).expect("stdout takes the table");
+}
+
+fn some_apps(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(apps @ 1..=10_000) => Ok(apps),
+        _ => Err("a number from 1 to 10000".to_owned()),
+    }
+}
+
+/// Tells what takes a while now.
+fn progress(what: impl std::fmt::Display) {
+    eprintln!("── {what}");
+}
+
+/// Waits, and tells the rest of it now and then.
+fn wait(what: &str, mut rest: Duration) {
+    const EVERY: Duration = Duration::from_secs(10);
+    while !rest.is_zero() {
+        eprintln!("   {what}: {} s left", rest.as_secs_f64().round());
+        let nap = rest.min(EVERY);
+        std::thread::sleep(nap);
+        rest -= nap;
+    }
+}
