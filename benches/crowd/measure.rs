@@ -52,6 +52,9 @@ struct Moment {
     asked: u64,
 }
 
+/// What librdkafka says at every start, or about a broker that has just started.
+const USUAL: [&str; 2] = ["CONFWARN", "Coordinator load in progress: retrying"];
+
 /// Longer than the bridge's `shutdown_grace`.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -101,7 +104,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
 /// Warnings and errors, without their times and what is particular to each.
 fn complaints(log: &str) -> BTreeMap<String, usize> {
     let mut complaints = BTreeMap::new();
-    for line in log.lines() {
+    for line in log.lines().filter(|line| !USUAL.iter().any(|usual| line.contains(usual))) {
         let Some(at) = [" WARN ", " ERROR "].iter().find_map(|level| line.find(level)) else {
             continue;
         };

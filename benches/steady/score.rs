@@ -23,7 +23,7 @@ pub(crate) struct Score {
     /// Lost before anybody fetched them.
     pub(crate) overwritten: usize,
     pub(crate) twice: usize,
-    /// Behind a later event of the same key.
+    /// Behind a later event of the same App ID and key.
     pub(crate) out_of_order: usize,
     /// From the time of the event to the broker's time of appending it, in milliseconds.
     pub(crate) latency: Histogram<u64>,
@@ -38,13 +38,15 @@ pub(crate) fn score(
 ) -> Score {
     let mut latency = Histogram::new(3).expect("three digits are allowed");
     let mut read: HashMap<Event, usize> = HashMap::new();
-    let mut last_of_key: HashMap<(&str, &[u8]), i64> = HashMap::new();
+    let mut last_of_key: HashMap<(&str, String, &[u8]), i64> = HashMap::new();
     let mut out_of_order = 0;
     for record in records {
         let value = record.value.as_deref().unwrap_or_default();
         let event: Event = serde_json::from_slice(value).expect("records are JSON as agreed");
         let key = record.key.as_deref().expect("records have keys");
-        let last = last_of_key.entry((&record.topic, key)).or_insert(event.ms);
+        // App IDs share keys: a user of one is not that of another.
+        let of_key = (&*record.topic, event.app_id.clone(), key);
+        let last = last_of_key.entry(of_key).or_insert(event.ms);
         out_of_order += usize::from(event.ms < *last);
         *last = event.ms.max(*last);
         if measured.contains(&event.ms) {
