@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -44,6 +46,7 @@ pub struct Health {
 pub struct Condition {
     health: Health,
     key: Key,
+    fails: Arc<AtomicBool>,
 }
 
 /// What `/ready` says.
@@ -73,7 +76,16 @@ pub struct Reason {
 struct State {
     started_at: Timestamp,
     polling: bool,
-    conditions: BTreeMap<Key, Option<Failure>>,
+    conditions: BTreeMap<Key, Kept>,
+}
+
+/// What is kept of a condition.
+#[derive(Debug, Default)]
+struct Kept {
+    failure: Option<Failure>,
+    /// Whether there is a failure, for a look without the lock: a thousand apps say after each
+    /// answer that they are well. Written under the lock.
+    fails: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,8 +115,8 @@ impl Health {
     /// The condition of this name and subject; well, where it is new.
     pub fn condition(&self, name: &'static str, subject: impl Into<String>) -> Condition {
         let key = Key { name, subject: Arc::from(subject.into()) };
-        self.lock().conditions.entry(key.clone()).or_default();
-        Condition { health: self.clone(), key }
+        let fails = Arc::clone(&self.lock().conditions.entry(key.clone()).or_default().fails);
+        Condition { health: self.clone(), key, fails }
     }
 
     /// Says that the journal is open and feeds are being asked.
@@ -121,8 +133,8 @@ impl Health {
             reason: "polling has not begun".to_owned(),
             since: state.started_at,
         });
-        let failing = state.conditions.iter().filter_map(|(key, failure)| {
-            let failure = failure.as_ref()?;
+        let failing = state.conditions.iter().filter_map(|(key, kept)| {
+            let failure = kept.failure.as_ref()?;
             Some(Reason {
                 condition: key.name,
                 subject: key.subject.to_string(),
@@ -155,9 +167,9 @@ impl Collector for Health {
         let help = "1 while the condition fails, else 0.";
         let mut family =
             encoder.encode_descriptor("condition_failing", help, None, MetricType::Gauge)?;
-        for (key, failure) in &self.lock().conditions {
+        for (key, kept) in &self.lock().conditions {
             let labels = [("condition", key.name), ("subject", &*key.subject)];
-            let failing = i64::from(failure.is_some());
+            let failing = i64::from(kept.failure.is_some());
             ConstGauge::new(failing).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
@@ -169,7 +181,14 @@ impl Collector for Health {
 impl Condition {
     /// Says that all is well.
     pub fn ok(&self) {
-        let ended = self.health.lock().conditions.get_mut(&self.key).and_then(Option::take);
+        if !self.fails.load(Ordering::Acquire) {
+            return;
+        }
+        let ended = {
+            let mut state = self.health.lock();
+            self.fails.store(false, Ordering::Release);
+            state.conditions.get_mut(&self.key).and_then(|kept| kept.failure.take())
+        };
         // Logged after the lock is given back: writing a log may block, and others report too.
         if let Some(failure) = ended.filter(|failure| !failure.pending) {
             let lasted = self.health.clock.now().since(failure.since);
@@ -197,10 +216,11 @@ impl Condition {
     fn replace(&self, reason: String, pending: bool) -> bool {
         let now = self.health.clock.now();
         let mut state = self.health.lock();
-        let failure = state.conditions.entry(self.key.clone()).or_default();
+        let Kept { failure, .. } = state.conditions.entry(self.key.clone()).or_default();
         let failed = failure.as_ref().filter(|failure| !failure.pending);
         let (begins, since) = (failed.is_none(), failed.map_or(now, |failure| failure.since));
         *failure = Some(Failure { reason, since, pending });
+        self.fails.store(true, Ordering::Release);
         begins
     }
 }
