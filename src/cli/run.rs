@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
 use tokio::net::TcpListener;
 use tracing::error;
 use tracing::info;
@@ -29,6 +33,12 @@ use crate::observe::http;
 use crate::observe::logs;
 use crate::observe::metrics::Metrics;
 use crate::observe::process;
+
+/// Descriptors that a feed may need: a connection, and one beside it where the first is silent.
+const FILES_A_FEED: usize = 2;
+
+/// Descriptors for everything else: journal, Kafka, status pages.
+const OTHER_FILES: usize = 256;
 
 /// Run the daemon
 ///
@@ -98,6 +108,7 @@ pub(super) async fn start(
     )
     .map_err(|error| Failure::of(&error))?;
     announce(&settings, &journal, recovered.killed_in_flight, listen);
+    make_room_for_connections(&settings);
     let transport = Http::new(&settings.agora).map_err(|error| Failure::of(&error))?;
     let mut metrics = Metrics::new();
     process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
@@ -151,6 +162,35 @@ fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, liste
     }
 }
 
+/// Raises the limit of open files to what so many feeds may need; many systems start a process with
+/// 1,024 and let it ask for more.
+fn make_room_for_connections(settings: &Settings) {
+    let feeds: usize =
+        settings.apps.iter().map(|app| app.regions.len() * app.endpoints.len()).sum();
+    let needed = u64::try_from(feeds * FILES_A_FEED + OTHER_FILES).unwrap_or(u64::MAX);
+    let before = getrlimit(Resource::Nofile);
+    let Some(wanted) = raised(&before, needed) else { return };
+    let limit = Rlimit { current: Some(wanted), ..before };
+    let allowed = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => wanted,
+        Err(_) => before.current.unwrap_or(wanted),
+    };
+    if allowed < needed {
+        warn!(
+            allowed,
+            needed,
+            "fewer files may be open than so many feeds can need at once, and requests may fail for \
+             that; raise the limit (ulimit -n, LimitNOFILE)"
+        );
+    }
+}
+
+/// The limit to ask for; `None` where the present one is enough.
+fn raised(limit: &Rlimit, needed: u64) -> Option<u64> {
+    let is_enough = limit.current.is_none_or(|current| current >= needed);
+    (!is_enough).then(|| limit.maximum.map_or(needed, |maximum| maximum.min(needed)))
+}
+
 fn undelivered(waiting: Waiting) -> Result<(), Failure> {
     if waiting.is_nothing() {
         return Ok(());
@@ -159,4 +199,21 @@ fn undelivered(waiting: Waiting) -> Result<(), Failure> {
         message: format!("stopped with {waiting} undelivered; the next start goes on with them"),
         code: 1,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_to_what_is_needed_and_never_lowered() {
+        let check = |current, maximum, expected| {
+            assert_eq!(raised(&Rlimit { current, maximum }, 2_000), expected);
+        };
+        check(Some(1_024), Some(4_096), Some(2_000));
+        check(Some(1_024), None, Some(2_000));
+        check(Some(1_024), Some(1_500), Some(1_500));
+        check(Some(20_000), Some(20_000), None);
+        check(None, None, None);
+    }
 }
