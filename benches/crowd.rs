@@ -14,6 +14,7 @@ mod it {
     pub(crate) mod support;
 }
 
+#[path = "steady"]
 mod steady {
     #[expect(dead_code, reason = "`steady` needs more of it")]
     pub(crate) mod agora;

@@ -20,6 +20,7 @@ mod steady {
     pub(crate) mod first_request;
     pub(crate) mod idle;
     pub(crate) mod load;
+    #[expect(dead_code, reason = "`crowd` meters itself too")]
     pub(crate) mod meter;
     pub(crate) mod naive;
     pub(crate) mod report;

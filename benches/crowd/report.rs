@@ -28,10 +28,7 @@ const LINES: &[Line] = &[
     },
     Line { target: NEVER, ..Line::plain("missing", |it| it.missing() as f64) },
     Line { target: NEVER, ..Line::plain("twice", |it| it.score.twice as f64) },
-    Line {
-        target: NEVER,
-        ..Line::plain("inversions per key", |it| it.score.out_of_order as f64)
-    },
+    Line { target: NEVER, ..Line::plain("inversions per key", |it| it.score.out_of_order as f64) },
     Line { digits: 1, ..Line::plain("requests a second", |it| it.asked as f64 / seconds(it.over)) },
     Line {
         target: |_| Some(10.0),
