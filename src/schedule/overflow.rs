@@ -17,6 +17,11 @@
 //! and so is a row of [`LONG_ROW`] full pages, whatever the rate. This rather suspects than misses;
 //! what it does miss is an overload that begins slowly and stays shorter than that row.
 //!
+//! When a request arrived is known only so far. A buffer that was full if it arrived when it likely
+//! did is suspected; one that was full only if it arrived earlier, only if a hole in the times says
+//! so, too. So a healthy feed near the ceiling is left in peace, and a loss of no more events than
+//! happen within that time can be missed.
+//!
 //! A buffer that held exactly 2,000 lost nothing and is suspected all the same; a loss of one event
 //! leaves no hole that could be told from chance, so holes acquit nobody. Pages that come out of
 //! order are passed over: an overflow that shows only in them is missed.
@@ -237,7 +242,9 @@ fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
     let arrived = skew.at_agora(former.page.arrived).filter(|_| skew.calibrated())?;
     let beyond = between(arrived, last);
     let margin = former.page.uncertain.saturating_add(MARGIN);
-    if beyond <= margin {
+    // It arrived half of that earlier, more likely than not; all of it only if a hole says so, too.
+    let likely = beyond.saturating_add(former.page.uncertain / 2) <= MARGIN;
+    if likely || beyond <= margin && former.behind_a_hole {
         return Some(Verdict::Full);
     }
     let hole = between(former_last, first);
@@ -301,7 +308,7 @@ impl Former {
         let weight = 1.0 - (-took / LATELY).exp();
         let rate = former.rate + weight * (page.events as f64 / took - former.rate);
         let floor = former.page.floor(former.floor, skew);
-        let behind_a_hole = !former.page.is_full() || page.is_behind_a_hole(&former.page);
+        let behind_a_hole = page.is_behind_a_hole(&former.page);
         Self { page, floor, behind_a_hole, rate_before: former.rate, rate }
     }
 }

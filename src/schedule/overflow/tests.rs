@@ -211,12 +211,16 @@ fn stories() -> impl Strategy<Value = Story> {
 }
 
 proptest! {
+    /// An arrival is known to [`JITTER`], and so is the level of a buffer: what is missed is no more
+    /// than happens in that time, or the edge of a long overflow.
     #[test]
     fn whatever_was_overwritten_lies_within_a_suspicion(story in stories()) {
         let outcome = story.run();
         let missed = outcome.missed();
+        let fastest = story.rates.iter().map(|(rate, _)| *rate).fold(0.0, f64::max);
         prop_assert!(
-            missed.is_empty(),
+            missed.len() as f64
+                <= fastest * JITTER as f64 / 1e3 + outcome.overwritten.len() as f64 / 20.0,
             "{} of {} missed: {:?}…, {:#?}",
             missed.len(),
             outcome.overwritten.len(),
