@@ -67,6 +67,9 @@ pub(super) struct Store {
     /// Numbers the requests of each app, over all processes.
     next_request: HashMap<AppId, i64>,
     reserved: u64,
+    /// Bytes of the database and its log after the last transaction: asked once for each, because
+    /// asking takes as long as a small write.
+    stored: u64,
     /// Tickets that are open, or whose entry waits: all below the first of them is settled.
     unsettled: HashMap<(Incarnation, i32), BTreeSet<u64>>,
     /// All entries; one that is held stands at its row.
@@ -129,6 +132,7 @@ impl Store {
             next_ticket: 1,
             next_request: HashMap::new(),
             reserved: 0,
+            stored: 0,
             unsettled: HashMap::new(),
             places: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -139,6 +143,7 @@ impl Store {
             _lock: None,
         };
         let recovered = store.recover(now).map_err(failed)?;
+        store.weigh();
         store.announce();
         Ok((store, recovered))
     }
@@ -334,13 +339,19 @@ impl Store {
     }
 
     fn used_bytes(&self) -> u64 {
-        let pragma = |name| {
-            self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0)
+        self.stored + self.reserved
+    }
+
+    /// Looks how large the database and its log are now.
+    fn weigh(&mut self) {
+        let pragma = |statement| {
+            let asked = self.connection.prepare_cached(statement);
+            asked.and_then(|mut it| it.query_row([], |row| row.get::<_, i64>(0))).unwrap_or(0)
         };
-        let pages = pragma("page_count") - pragma("freelist_count");
-        let database = (pages * pragma("page_size")).unsigned_abs();
+        let pages = pragma("PRAGMA page_count") - pragma("PRAGMA freelist_count");
+        let database = (pages * pragma("PRAGMA page_size")).unsigned_abs();
         let log = std::fs::metadata(&self.log).map_or(0, |file| file.len());
-        database + log + self.reserved
+        self.stored = database + log;
     }
 
     fn store_what_waits_in_memory(&mut self) {
@@ -382,6 +393,7 @@ impl Store {
             work(&transaction)?;
             transaction.commit()
         })();
+        self.weigh();
         outcome.map_err(|cause| database("write", cause))
     }
 
@@ -478,8 +490,10 @@ impl Store {
             bytes: self.used_bytes(),
             newest: Sequence(self.next_sequence - 1),
         };
+        // Who waits, waits for entries. Bytes are reserved and given back with every request, and
+        // each time all forwarders would wake.
         self.backlog.send_if_modified(|known| {
-            let changed = *known != backlog;
+            let changed = (known.entries, known.newest) != (backlog.entries, backlog.newest);
             *known = backlog;
             changed
         });
