@@ -18,8 +18,8 @@
 //! what it does miss is an overload that begins slowly and stays shorter than that row.
 //!
 //! When a request arrived is known only so far. A buffer that was full if it arrived when it likely
-//! did is suspected; one that was full only if it arrived earlier, only if a hole in the times says
-//! so, too. So a healthy feed near the ceiling is left in peace, and a loss of no more events than
+//! did is suspected; one that was full only if it arrived earlier, only if a hole in the times or a
+//! burst says so, too. So a healthy feed near the ceiling is left in peace, and a loss of no more events than
 //! happen within that time can be missed.
 //!
 //! A buffer that held exactly 2,000 lost nothing and is suspected all the same; a loss of one event
@@ -118,7 +118,9 @@ struct Former {
     page: Emptying,
     /// What was overwritten before it came is no older than this.
     floor: Option<Timestamp>,
-    /// Whether events may be missing before it, as far as its times tell.
+    /// Whether a hole in the times lies before it …
+    hole: bool,
+    /// … or might, since the page before it emptied the feed.
     behind_a_hole: bool,
     /// Events a millisecond, lately, without this page and with it.
     rate_before: f64,
@@ -242,9 +244,11 @@ fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
     let arrived = skew.at_agora(former.page.arrived).filter(|_| skew.calibrated())?;
     let beyond = between(arrived, last);
     let margin = former.page.uncertain.saturating_add(MARGIN);
-    // It arrived half of that earlier, more likely than not; all of it only if a hole says so, too.
+    // It arrived half of that earlier, more likely than not; all of it only if a hole says so, too,
+    // or if the page is the work of an instant.
     let likely = beyond.saturating_add(former.page.uncertain / 2) <= MARGIN;
-    if likely || beyond <= margin && former.behind_a_hole {
+    let burst = between(first, last) <= former.page.uncertain;
+    if likely || beyond <= margin && (former.hole || burst) {
         return Some(Verdict::Full);
     }
     let hole = between(former_last, first);
@@ -302,14 +306,22 @@ impl Emptying {
 impl Former {
     fn new(page: Emptying, former: Option<&Self>, skew: &Skew) -> Self {
         let Some(former) = former else {
-            return Self { page, floor: None, behind_a_hole: false, rate_before: 0.0, rate: 0.0 };
+            return Self {
+                page,
+                floor: None,
+                hole: false,
+                behind_a_hole: false,
+                rate_before: 0.0,
+                rate: 0.0,
+            };
         };
         let took = page.arrived.saturating_sub(former.page.arrived).max(1) as f64;
         let weight = 1.0 - (-took / LATELY).exp();
         let rate = former.rate + weight * (page.events as f64 / took - former.rate);
         let floor = former.page.floor(former.floor, skew);
-        let behind_a_hole = page.is_behind_a_hole(&former.page);
-        Self { page, floor, behind_a_hole, rate_before: former.rate, rate }
+        let hole = page.is_behind_a_hole(&former.page);
+        let behind_a_hole = !former.page.is_full() || hole;
+        Self { page, floor, hole, behind_a_hole, rate_before: former.rate, rate }
     }
 }
 

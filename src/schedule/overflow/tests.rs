@@ -1,6 +1,6 @@
 //! A buffer of 2,000 that is asked in time or not, beside what is suspected of it.
 
-use proptest::prelude::*;
+use rand::RngExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
@@ -196,36 +196,33 @@ fn a_page_that_comes_late_is_passed_over() {
     assert_eq!(suspected.to, Timestamp::from_millis(200));
 }
 
-fn stories() -> impl Strategy<Value = Story> {
-    (
-        prop::collection::vec((0.0..15_000.0, 200_i64..3_000), 1..6),
-        prop::collection::vec((3_000_i64..12_000, 1_usize..2_500), 0..8),
-        (prop_oneof![Just(100_i64), 60..400_i64], 60_i64..600),
-        any::<u64>(),
-    )
-        .prop_map(|(rates, bursts, intervals, seed)| {
-            // A feed that is known: it was emptied while events came densely.
-            let rates = [(1_000.0, 3_000)].into_iter().chain(rates).collect();
-            Story { rates, bursts, intervals, times_are_readable: true, seed }
-        })
+/// A feed that is known (it was emptied while events came densely), and then anything.
+fn drawn(seed: u64) -> Story {
+    let mut draw = StdRng::seed_from_u64(seed);
+    let count = draw.random_range(1..6);
+    let anything = (0..count)
+        .map(|_| (draw.random_range(0.0..15_000.0), draw.random_range(200..3_000)))
+        .collect::<Vec<_>>();
+    let rates = [(1_000.0, 3_000)].into_iter().chain(anything).collect();
+    let count = draw.random_range(0..8);
+    let bursts = (0..count)
+        .map(|_| (draw.random_range(3_000..12_000), draw.random_range(1..2_500)))
+        .collect();
+    let after_a_full_page = if draw.random() { 100 } else { draw.random_range(60..400) };
+    let intervals = (after_a_full_page, draw.random_range(60..600));
+    Story { rates, bursts, intervals, times_are_readable: true, seed }
 }
 
-proptest! {
-    /// An arrival is known to [`JITTER`], and so is the level of a buffer: what is missed is no more
-    /// than happens in that time, or the edge of a long overflow.
-    #[test]
-    fn whatever_was_overwritten_lies_within_a_suspicion(story in stories()) {
-        let outcome = story.run();
-        let missed = outcome.missed();
-        let fastest = story.rates.iter().map(|(rate, _)| *rate).fold(0.0, f64::max);
-        prop_assert!(
-            missed.len() as f64
-                <= fastest * JITTER as f64 / 1e3 + outcome.overwritten.len() as f64 / 20.0,
-            "{} of {} missed: {:?}…, {:#?}",
-            missed.len(),
-            outcome.overwritten.len(),
-            &missed[..missed.len().min(5)],
-            outcome.suspected
-        );
+/// An arrival is known to [`JITTER`], and so is the level of a buffer: what happens in that time can
+/// be missed.
+#[test]
+fn what_was_overwritten_lies_within_a_suspicion() {
+    let (mut overwritten, mut missed) = (0, 0);
+    for seed in 0..2_000 {
+        let outcome = drawn(seed).run();
+        overwritten += outcome.overwritten.len();
+        missed += outcome.missed().len();
     }
+    assert!(overwritten > 1_000_000, "{overwritten}");
+    assert!(missed * 10_000 <= overwritten, "{missed} of {overwritten}");
 }
