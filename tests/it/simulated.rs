@@ -13,12 +13,15 @@
     reason = "what is not there is a fault of the test, and ends it"
 )]
 
+mod ceiling;
 mod elements;
+mod hosts;
 mod judge;
 mod kafka_model;
 mod plan;
 mod run;
 mod scenarios;
+mod starts;
 mod time;
 mod transport;
 
@@ -31,6 +34,7 @@ use std::thread;
 use self::judge::Verdict;
 use self::judge::judge;
 use self::plan::Plan;
+use self::run::Outcome;
 use self::run::run;
 
 /// The name of the variable that picks one seed.
@@ -91,6 +95,15 @@ fn a_seed_is_a_seed() {
 
 fn play(plan: &Plan) -> Verdict {
     judge(plan, &run(plan))
+}
+
+/// Plays a plan; whatever is wrong with it fails the test.
+#[track_caller]
+fn check(plan: &Plan) -> (Verdict, Outcome) {
+    let outcome = run(plan);
+    let verdict = judge(plan, &outcome);
+    assert!(verdict.faults.is_empty(), "seed {}: {verdict}", plan.seed);
+    (verdict, outcome)
 }
 
 fn play_alone(seed: u64) {

@@ -45,6 +45,8 @@ pub(crate) struct Verdict {
     pub(crate) dead_letters: usize,
     /// Events that were taken from Agora and never published.
     pub(crate) lost: usize,
+    /// Events that Agora overwrote before anybody took them.
+    pub(crate) overwritten: Vec<Identity>,
     pub(crate) gaps: Vec<Gap>,
 }
 
@@ -214,21 +216,25 @@ impl<'a> Judge<'a> {
         let recorded: Vec<_> = self.outcome.agora.with(|world| world.ledger().events().collect());
         let mut handed_over = 0;
         for event in recorded {
+            let identity = Identity {
+                app: self.app(event.app.as_str()),
+                endpoint: event.endpoint,
+                kind: event.kind.to_owned(),
+                user: event.user.clone(),
+                channel: event.channel.clone(),
+                ms: event.ms,
+            };
             let is_carried = match &event.malformed {
                 Some(raw) => malformed.contains(raw),
-                None => carried.contains(&Identity {
-                    app: self.app(event.app.as_str()),
-                    endpoint: event.endpoint,
-                    kind: event.kind.to_owned(),
-                    user: event.user.clone(),
-                    channel: event.channel.clone(),
-                    ms: event.ms,
-                }),
+                None => carried.contains(&identity),
             };
             match event.fate {
                 _ if is_carried => handed_over += usize::from(event.malformed.is_none()),
                 Fate::Delivered { .. } | Fate::Torn { .. } | Fate::Buffered => {
                     self.fault(format!("never carried: {event:?}"));
+                }
+                Fate::Overwritten if self.plan.overloaded => {
+                    self.verdict.overwritten.push(identity);
                 }
                 Fate::Overwritten => self.fault(format!("a buffer ran over: {event:?}")),
             }
@@ -408,12 +414,19 @@ impl<'a> Judge<'a> {
         }
         for (feed, cause, past, events) in &gone {
             for event in events.iter().filter(|event| !published.contains(event)) {
-                let covered =
-                    gaps.iter().any(|gap| gap.cause == *cause && self.covers(gap, feed, event));
+                let covered = gaps.iter().any(|gap| {
+                    gap.cause == *cause && self.is_of(gap, feed) && self.covers(gap, event)
+                });
                 if !covered && !past.disk_lost {
                     faults.push(format!("gone without a gap ({cause}, {feed:?}): {event:?}"));
                 }
                 lost.insert(event);
+            }
+        }
+        for event in &self.verdict.overwritten {
+            let covers = |gap: &Gap| gap.cause == "overflow" && self.covers(gap, event);
+            if !gaps.iter().any(covers) {
+                faults.push(format!("overwritten without a gap: {event:?}"));
             }
         }
         faults.extend(self.count_gaps(&gaps, &reasons));
@@ -501,14 +514,14 @@ impl<'a> Judge<'a> {
     fn region_names(&self) -> Vec<String> {
         match self.plan.hosts {
             Hosts::ARegionEach => (0..self.plan.script.regions.len()).map(region).collect(),
-            Hosts::OneRegion => vec!["default".to_owned()],
+            Hosts::OneRegion | Hosts::TwoForEachApp => vec!["default".to_owned()],
         }
     }
 
     fn feed(&self, exchange: &Exchange) -> Feed {
         let name = match self.plan.hosts {
             Hosts::ARegionEach => region(exchange.region),
-            Hosts::OneRegion => "default".to_owned(),
+            Hosts::OneRegion | Hosts::TwoForEachApp => "default".to_owned(),
         };
         (exchange.app, name, exchange.endpoint)
     }
@@ -518,8 +531,11 @@ impl<'a> Judge<'a> {
         gap.app_id == app_id && gap.region == *name && gap.endpoint == endpoint.name()
     }
 
-    fn covers(&self, gap: &Gap, feed: &Feed, event: &Identity) -> bool {
-        self.is_of(gap, feed) && gap.from.is_none_or(|from| from <= event.ms) && event.ms <= gap.to
+    /// In whichever region: an event that was overwritten is so in all of them.
+    fn covers(&self, gap: &Gap, event: &Identity) -> bool {
+        let app_id = self.plan.script.apps[event.app].app_id.as_str();
+        let is_of = gap.app_id == app_id && gap.endpoint == event.endpoint.name();
+        is_of && gap.from.is_none_or(|from| from <= event.ms) && event.ms <= gap.to
     }
 }
 
@@ -570,6 +586,7 @@ impl Verdict {
         self.repeats += other.repeats;
         self.dead_letters += other.dead_letters;
         self.lost += other.lost;
+        self.overwritten.extend(other.overwritten.iter().cloned());
         self.gaps.extend(other.gaps.iter().cloned());
     }
 }
@@ -577,12 +594,12 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 6;
-        let Self { published, repeats, dead_letters, lost, gaps, faults } = self;
-        let gaps = gaps.len();
+        let Self { published, repeats, dead_letters, lost, overwritten, gaps, faults } = self;
+        let (overwritten, gaps) = (overwritten.len(), gaps.len());
         writeln!(
             f,
             "{published} published, {repeats} repeats, {dead_letters} dead letters, {lost} lost, \
-             {gaps} gaps; {} faults",
+             {overwritten} overwritten, {gaps} gaps; {} faults",
             faults.len()
         )?;
         faults.iter().take(SHOWN).try_for_each(|fault| writeln!(f, "    {fault}"))

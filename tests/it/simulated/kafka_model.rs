@@ -81,6 +81,8 @@ pub(crate) struct Transactions {
 /// A record that `read_committed` shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
+    /// Since when.
+    pub(crate) shown_at: Duration,
     pub(crate) key: Vec<u8>,
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
@@ -418,7 +420,9 @@ impl State {
             self.transactions.committed += 1;
             partition.delivered_to = open.position;
             partition.memory.extend(open.memory);
+            let shown_at = open.commit.map_or(now, |commit| commit.arrives_at);
             for (topic, record) in open.records {
+                let record = Stored { shown_at, ..record };
                 self.topics.entry(topic).or_default().push(record);
             }
         }
@@ -579,7 +583,7 @@ fn read_batch(batch: &Batch) -> (Vec<(Topic, Stored)>, Vec<StateRecord>) {
             continue;
         }
         let headers = record.headers().map(|(name, value)| (name, value.to_vec())).collect();
-        records.push((record.topic(), Stored { key, value, headers }));
+        records.push((record.topic(), Stored { shown_at: Duration::MAX, key, value, headers }));
     }
     (records, memory)
 }

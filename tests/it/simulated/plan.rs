@@ -1,5 +1,6 @@
 //! What happens in a run: drawn from a seed, or written down by a test.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
@@ -43,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) connecting: u32,
     /// The clock of the bridge's machine is so much ahead of Agora's, or behind.
     pub(crate) clock_ahead_ms: i64,
+    /// More happens than anybody can fetch: what a buffer loses has to be told, and is no fault.
+    pub(crate) overloaded: bool,
     /// Until when events happen and things go wrong.
     pub(crate) busy: Duration,
     /// The lives of the bridge before its last one, which goes on until nothing waits any more.
@@ -56,6 +59,8 @@ pub(crate) enum Hosts {
     ARegionEach,
     /// As hosts of one region, in the order of failover.
     OneRegion,
+    /// As hosts of one region too, but each app has two that no other app asks.
+    TwoForEachApp,
 }
 
 /// A life of the bridge that does not last.
@@ -99,6 +104,7 @@ impl Plan {
             twin: false,
             connecting: 0,
             clock_ahead_ms: 0,
+            overloaded: false,
             busy,
             lives: Vec::new(),
         }
@@ -113,7 +119,7 @@ impl Plan {
         let script = Script {
             seed,
             apps: (0..apps).map(|index| draw.app(index, busy)).collect(),
-            regions: (0..regions).map(|index| RegionScript::new(region(index))).collect(),
+            regions: self::regions(regions),
             copy_delay: draw.one_of(&[Spread::millis(100, 400), Spread::millis(0, 2_500)]),
             network: draw.network(),
             faults: draw.faults(busy, regions),
@@ -133,9 +139,34 @@ impl Plan {
     }
 }
 
+// === impl Hosts ===
+
+impl Hosts {
+    /// The regions of Agora that an app is asked in, of so many.
+    pub(crate) fn regions_of(self, app: usize, regions: usize) -> Range<usize> {
+        match self {
+            Self::ARegionEach | Self::OneRegion => 0..regions,
+            Self::TwoForEachApp => 2 * app..2 * app + 2,
+        }
+    }
+}
+
 /// The name of a region, for Agora and for the bridge alike.
 pub(crate) fn region(index: usize) -> String {
     format!("region-{index}")
+}
+
+/// So many regions of Agora.
+pub(crate) fn regions(count: usize) -> Vec<RegionScript> {
+    (0..count).map(|index| RegionScript::new(region(index))).collect()
+}
+
+/// One App ID with so many events a second.
+pub(crate) fn one_app(user_events: f64, channel_events: f64) -> Script {
+    Script {
+        apps: vec![AppScript::numbered(0).rates(user_events, channel_events)],
+        ..Script::default()
+    }
 }
 
 /// The dice.

@@ -61,6 +61,8 @@ pub(crate) struct Outcome {
     pub(crate) came_to_rest: bool,
     /// The accounts of the last life.
     pub(crate) accounts: Vec<Balance>,
+    /// The metrics of the last life, at its end.
+    pub(crate) metrics: String,
     /// Panics of tasks, which nobody else sees.
     pub(crate) panics: Vec<String>,
 }
@@ -68,6 +70,8 @@ pub(crate) struct Outcome {
 /// A life that is over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
+    /// When it began.
+    pub(crate) began_at: Duration,
     /// Its data directory was lost in the end, or that of a later life on the same one.
     pub(crate) disk_lost: bool,
     /// It was not stopped in order.
@@ -88,6 +92,7 @@ struct Run<'a> {
     accounts: Vec<Balance>,
     waiting: Option<Waiting>,
     came_to_rest: bool,
+    metrics: String,
 }
 
 /// A bridge that runs.
@@ -119,6 +124,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
         waiting: run.waiting,
         came_to_rest: run.came_to_rest,
         accounts: run.accounts,
+        metrics: run.metrics,
         panics: PANICS.take(),
     }
 }
@@ -143,6 +149,7 @@ impl<'a> Run<'a> {
             accounts: Vec::new(),
             waiting: None,
             came_to_rest: false,
+            metrics: String::new(),
         }
     }
 
@@ -186,8 +193,9 @@ impl<'a> Run<'a> {
             None => self.come_to_rest(now, std::iter::once(&bridge).chain(&twin)).await,
         }
         let killed = ends.is_some_and(|(_, end)| end != End::Stopped);
-        let gate_refusals = read(&bridge.metrics, "agora_rtm_bridge_gate_refusals_total");
-        self.lives.push(Past { disk_lost: false, killed, gate_refusals });
+        let metrics = bridge.metrics.text();
+        let gate_refusals = sum(&metrics, "gate_refusals_total");
+        self.lives.push(Past { began_at: self.now, disk_lost: false, killed, gate_refusals });
         if killed {
             return now.get();
         }
@@ -199,6 +207,7 @@ impl<'a> Run<'a> {
         if ends.is_none() {
             self.accounts = report.accounts().snapshot();
             self.waiting = Some(waiting);
+            self.metrics = bridge.metrics.text();
         }
         now.get()
     }
@@ -264,13 +273,13 @@ impl<'a> Run<'a> {
         }
         // Which host is in use, nobody tells: one whose buffers are all empty.
         let copied = world.now() >= self.plan.busy + self.plan.script.copy_delay.to;
-        let feeds =
-            || (0..self.plan.script.apps.len()).flat_map(|app| Endpoint::ALL.map(|it| (app, it)));
+        let mut feeds =
+            (0..self.plan.script.apps.len()).flat_map(|app| Endpoint::ALL.map(|it| (app, it)));
         let is_empty = |(app, endpoint)| {
-            let mut regions = 0..self.plan.script.regions.len();
+            let mut regions = self.plan.hosts.regions_of(app, self.plan.script.regions.len());
             regions.any(|region| world.backlog(region, app, endpoint) == 0)
         };
-        copied && feeds().all(is_empty)
+        copied && feeds.all(is_empty)
     }
 }
 
@@ -299,9 +308,9 @@ impl Disk {
 
 fn settings(plan: &Plan) -> Settings {
     let count = |count| NonZeroU32::new(count).expect("at least one");
-    let apps = plan.script.apps.iter().map(|app| config::App {
+    let apps = plan.script.apps.iter().enumerate().map(|(index, app)| config::App {
         app_id: app.app_id.clone(),
-        regions: regions(plan),
+        regions: regions(plan, index),
         endpoints: Endpoint::ALL
             .map(|endpoint| config::EndpointPath {
                 endpoint,
@@ -351,9 +360,9 @@ fn settings(plan: &Plan) -> Settings {
     }
 }
 
-fn regions(plan: &Plan) -> Vec<config::RegionHosts> {
+fn regions(plan: &Plan, app: usize) -> Vec<config::RegionHosts> {
     let host = |index| config::Host::new(&host_in(index), false).expect("a host's URL");
-    let all = 0..plan.script.regions.len();
+    let all = plan.hosts.regions_of(app, plan.script.regions.len());
     match plan.hosts {
         Hosts::ARegionEach => all
             .map(|index| config::RegionHosts {
@@ -361,7 +370,7 @@ fn regions(plan: &Plan) -> Vec<config::RegionHosts> {
                 hosts: vec![host(index)],
             })
             .collect(),
-        Hosts::OneRegion => {
+        Hosts::OneRegion | Hosts::TwoForEachApp => {
             let name = Region::new("default");
             vec![config::RegionHosts { name, hosts: all.map(host).collect() }]
         }
@@ -375,11 +384,15 @@ fn auth(app: &AppScript) -> config::Auth {
     }
 }
 
-/// The value of a metric without labels.
-fn read(metrics: &Metrics, name: &str) -> u64 {
-    let text = metrics.text();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_else(|| panic!("{name} is not among the metrics"))
+/// The value of a counter of the bridge, over all its labels.
+pub(crate) fn sum(metrics: &str, name: &str) -> u64 {
+    let values = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix("agora_rtm_bridge_")?.strip_prefix(name)?;
+        let (labels, value) = rest.rsplit_once(' ')?;
+        let is_it = labels.is_empty() || labels.starts_with('{');
+        is_it.then(|| value.parse::<u64>().expect("counters are whole numbers"))
+    });
+    values.reduce(|sum, value| sum + value).unwrap_or_else(|| panic!("no {name} in the metrics"))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -12,31 +12,24 @@ use agora_rtm_bridge::simulator::FaultKind;
 use agora_rtm_bridge::simulator::FramingChoice;
 use agora_rtm_bridge::simulator::Load;
 use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RegionScript;
 use agora_rtm_bridge::simulator::Script;
 use agora_rtm_bridge::simulator::Spread;
 
-use super::judge::Verdict;
+use super::check;
 use super::judge::judge;
 use super::kafka_model::Trouble;
 use super::plan::End;
 use super::plan::Hosts;
 use super::plan::Life;
 use super::plan::Plan;
+use super::plan::one_app;
 use super::plan::region;
+use super::plan::regions;
 use super::run::Outcome;
 use super::run::run;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// One App ID.
-fn one_app(user_events: f64, channel_events: f64) -> Script {
-    Script {
-        apps: vec![AppScript::numbered(0).rates(user_events, channel_events)],
-        ..Script::default()
-    }
-}
 
 /// So many user events in one instant, in the first second.
 fn one_burst(events: u32) -> Script {
@@ -46,21 +39,8 @@ fn one_burst(events: u32) -> Script {
     Script { apps: vec![app], ..Script::default() }
 }
 
-fn regions(count: usize) -> Vec<RegionScript> {
-    (0..count).map(|index| RegionScript::new(region(index))).collect()
-}
-
 fn killed(lasts: Duration, pause: Duration) -> Life {
     Life { lasts, end: End::Killed, pause }
-}
-
-/// Plays a plan; whatever is wrong with it fails the test.
-#[track_caller]
-fn check(plan: &Plan) -> (Verdict, Outcome) {
-    let outcome = run(plan);
-    let verdict = judge(plan, &outcome);
-    assert!(verdict.faults.is_empty(), "{verdict}");
-    (verdict, outcome)
 }
 
 #[test]
