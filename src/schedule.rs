@@ -38,7 +38,7 @@ pub use self::overflow::Suspected;
 use crate::model::Pace;
 use crate::model::Timestamp;
 
-/// How long an app is left alone after a refusal that only a person can end: wrong credentials, a
+/// How long a feed is left alone after a refusal that only a person can end: wrong credentials, a
 /// wrong App ID, a service that is not enabled.
 const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
@@ -139,6 +139,8 @@ pub struct Seen {
     /// The times of the first and of the last one, as Agora states them; `None` where they can't be
     /// read or are stated in whole seconds.
     pub times: Option<(Timestamp, Timestamp)>,
+    /// The page broke off: it may have held more.
+    pub torn: bool,
 }
 
 /// The plan for one App ID.

@@ -19,6 +19,10 @@ use crate::model::Wholeness;
 /// A body of up to so many bytes is looked into before it is durable.
 pub const SMALL: usize = 512;
 
+/// A delay that is named is obeyed up to so long: what asks for more is a mistake, and would keep an
+/// app silent until somebody looks.
+const LONGEST_DELAY: Duration = Duration::from_secs(3_600);
+
 /// Of what a server says about a failure, so much is repeated in a log.
 const EXCERPT: usize = 200;
 
@@ -151,11 +155,14 @@ fn says_failure(body: &[u8]) -> bool {
 
 /// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3).
 fn delay(text: &str, now: SystemTime) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text.trim()).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    let named = match text.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = httpdate::parse_http_date(text.trim()).ok()?;
+            date.duration_since(now).unwrap_or_default()
+        }
+    };
+    Some(named.min(LONGEST_DELAY))
 }
 
 fn said(raw: &Raw) -> Said {
@@ -240,6 +247,8 @@ mod tests {
             (" 0 ", Some(0)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
             ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
+            ("18446744073709551615", Some(3_600)),
+            ("Sun, 06 Nov 1994 23:49:37 GMT", Some(3_600)),
             ("soon", None),
         ] {
             assert_eq!(delay(text, now), seconds.map(Duration::from_secs), "{text}");

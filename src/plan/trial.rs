@@ -167,7 +167,7 @@ impl<P: Program> Run<'_, P> {
             Some(taken) => {
                 self.read(feed, answered, &taken);
                 let events = taken.happened.len() as u64;
-                Outcome::Events(Seen { events, times: taken.stated })
+                Outcome::Events(Seen { events, times: taken.stated, torn: false })
             }
             None => Outcome::Throttled { retry_after: None },
         };

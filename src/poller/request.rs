@@ -192,10 +192,9 @@ impl Errand {
         tools.accounts.open(&feed.app, feed.endpoint).add(Column::Received, received);
         debug!(%feed, %ticket, received, status, ?shape, "page committed");
         match shape {
-            Shape::Sound => done.outcome = Outcome::Events(Seen { events: received, times }),
-            // What broke off may have been a full page.
-            Shape::Torn => {
-                done.outcome = Outcome::Events(Seen { events: PAGE_LIMIT, times: None });
+            Shape::Sound | Shape::Torn => {
+                let torn = shape == Shape::Torn;
+                done.outcome = Outcome::Events(Seen { events: received, times, torn });
             }
             Shape::Alien => {
                 done.trouble = Some("the answer is not what Agora sends".to_owned());

@@ -172,7 +172,9 @@ impl Budget {
         let answers = self.fastest.answers();
         let share =
             f64::from(ANSWERS_TO_QUARTER) / f64::from(ANSWERS_TO_QUARTER.saturating_add(answers));
-        FIRST_SLACK.mul_f64(share * share).max(self.fastest.doubt()).max(LEAST_SLACK)
+        let (_, apart) = self.fastest.few();
+        let learning = FIRST_SLACK.mul_f64(share).min(4 * apart);
+        FIRST_SLACK.mul_f64(share * share).max(learning).max(self.fastest.doubt()).max(LEAST_SLACK)
     }
 }
 

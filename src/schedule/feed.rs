@@ -106,7 +106,8 @@ impl Wish {
         self.needed.map_or(self.fresh, |needed| needed.min(self.fresh))
     }
 
-    /// How much of its patience is over: 0 when it is due, 1 halfway to its overflow.
+    /// How much of its patience is over: 0 when it is due, 1 a quarter of the way to its overflow.
+    /// (So early, because the moment that hurts nobody may be some requests away.)
     pub(super) fn patience(&self, now: Instant) -> f64 {
         let share = |from: Instant, to: Instant| {
             let whole = to.saturating_duration_since(from).as_secs_f64();
@@ -245,6 +246,8 @@ impl FeedPlan {
         let took = head_at.duration_since(out.sent);
         self.trip.learn(took);
         self.backoff.succeeded(out.host, when.now);
+        // What broke off may have been a full page.
+        let seen = if seen.torn { Seen { events: PAGE_LIMIT, times: None, ..seen } } else { seen };
         let overtook = self.out.iter().any(|it| it.sent < out.sent);
         self.forecast.observe(Observation {
             arrived: out.sent + took / 2,
@@ -298,6 +301,10 @@ impl FeedPlan {
         seen: Seen,
         fastest: Duration,
     ) -> Option<Suspected> {
+        if seen.torn {
+            // It tells nothing of the buffer, and what is lost of it is a gap already.
+            return None;
+        }
         let latest = head_at.checked_sub(fastest / 2).unwrap_or(head_at);
         let uncertain = (head_at - out.sent - fastest).max(self.trip.apart());
         let arrived = millis(latest.saturating_duration_since(self.origin));

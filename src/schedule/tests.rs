@@ -1,5 +1,4 @@
-use proptest::prelude::*;
-use rand::RngExt;
+use rand::RngExt as _;
 
 use super::*;
 
@@ -22,7 +21,7 @@ fn schedule(feeds: usize, now: Instant) -> Schedule {
 
 /// A page of so many events whose times can't be read.
 fn page(events: u64) -> Outcome {
-    Outcome::Events(Seen { events, times: None })
+    Outcome::Events(Seen { events, ..Seen::default() })
 }
 
 fn at(now: Instant) -> Answered {
@@ -165,17 +164,15 @@ fn a_refused_app_is_asked_once_a_minute() {
     assert_eq!(intervals(&[Outcome::Refused; 3]), [60_030, 60_030]);
 }
 
-proptest! {
-    /// Whatever the way is like, as long as it stays so: the server never counts more than the
-    /// limit. All are full pages.
-    #[test]
-    fn the_server_never_counts_too_many(
-        seed: u64,
-        least in 0_u64..200_000,
-        jitter in 0_u64..60_000,
-        feeds in 1_usize..5,
-    ) {
+/// Whatever the way is like, as long as it stays so: the server never counts more than the limit.
+/// All are full pages, and the halves of a round trip vary each for itself.
+#[test]
+fn the_server_never_counts_too_many() {
+    for seed in 0..300 {
         let mut random = StdRng::seed_from_u64(seed);
+        let least = random.random_range(0..200_000);
+        let jitter = random.random_range(0..60_000);
+        let feeds = random.random_range(1..5);
         let mut half = || Duration::from_micros(least + random.random_range(0..=jitter));
         let mut now = Instant::now();
         let mut schedule = schedule(feeds, now);
@@ -203,7 +200,7 @@ proptest! {
         }
         arrivals.sort();
         for window in arrivals.windows(11) {
-            prop_assert!(window[10] - window[0] >= SECOND);
+            assert!(window[10] - window[0] >= SECOND, "seed {seed}: {least} + {jitter} µs");
         }
     }
 }

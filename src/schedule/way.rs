@@ -91,23 +91,28 @@ impl Fastest {
     /// The fastest one seen is not the fastest possible: where the fastest few lie apart, there are
     /// faster ones still.
     pub(super) fn get(&self) -> Duration {
-        if self.answers < ANSWERS_TO_TRUST {
-            return Duration::ZERO;
-        }
-        let mut both = self.current.clone();
-        self.before.fastest.iter().for_each(|took| both.insert(*took));
-        match (both.fastest.first(), both.fastest.last()) {
-            (Some(first), Some(last)) => first.saturating_sub(*last - *first),
-            _ => Duration::ZERO,
-        }
+        let (first, apart) = self.few();
+        first.saturating_sub(apart)
     }
 
     /// By how much [`Self::get`] may be too slow, by chance: the fewer answers and the more they
-    /// vary the more.
+    /// vary the more, unless the fastest few lie close together.
     pub(super) fn doubt(&self) -> Duration {
         let answers = f64::from((self.current.answers + self.before.answers).max(1));
         let deviation = self.all.usual.map_or(Duration::ZERO, |(_, deviation)| deviation);
-        deviation.mul_f64(DOUBT / answers.sqrt())
+        deviation.mul_f64(DOUBT / answers.sqrt()).min(2 * self.few().1)
+    }
+
+    /// The fastest one, and how far the fastest few lie apart; zero where too few came.
+    pub(super) fn few(&self) -> (Duration, Duration) {
+        let mut both = self.current.clone();
+        self.before.fastest.iter().for_each(|took| both.insert(*took));
+        match (both.fastest.first(), both.fastest.last()) {
+            (Some(first), Some(last)) if self.answers >= ANSWERS_TO_TRUST => {
+                (*first, *last - *first)
+            }
+            _ => (Duration::ZERO, Duration::ZERO),
+        }
     }
 }
 

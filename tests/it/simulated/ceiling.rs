@@ -8,6 +8,8 @@ use std::time::Duration;
 use agora_rtm_bridge::model::CLOCK_MARGIN;
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Burst;
+use agora_rtm_bridge::simulator::Fault;
+use agora_rtm_bridge::simulator::FaultKind;
 use agora_rtm_bridge::simulator::Load;
 use agora_rtm_bridge::simulator::Network;
 use agora_rtm_bridge::simulator::RampPoint;
@@ -18,6 +20,7 @@ use super::check;
 use super::judge::Gap;
 use super::judge::Verdict;
 use super::plan::Plan;
+use super::plan::one_app;
 use super::run::Outcome;
 use super::run::sum;
 
@@ -185,4 +188,29 @@ fn what_a_burst_of_2600_pushes_out_lies_within_a_gap() {
             assert!(verdict.overwritten.len() >= 600, "{verdict}");
         }
     }
+}
+
+/// A suspicion costs an operator a look, and says that events may be gone.
+#[test]
+fn hardly_anything_is_suspected_where_nothing_ran_over() {
+    let again = 40 * SECOND + phase(3);
+    let bursts = quiet(&[(10 * SECOND + phase(4), 1_990), (again, 1_990), (again + 500 * MS, 910)]);
+    let far = Spread::always(300 * MS);
+    let plans = [
+        near_the_ceiling(1, 9_500.0, 5 * SECOND, Spread::millis(60, 120)),
+        near_the_ceiling(1, 9_700.0, 7 * SECOND, far),
+        Plan::calm(script(3, bursts.clone(), bursts, far), 44 * SECOND),
+    ];
+    let gaps = plans.map(|plan| check_saved(&plan).0.gaps.len());
+    assert!(gaps.iter().all(|gaps| *gaps <= 1), "{gaps:?}");
+}
+
+/// What broke off may have been a full page; at ten events a second it was none.
+#[test]
+fn pages_that_broke_off_are_not_taken_for_a_full_buffer() {
+    let cut = Fault::new(FaultKind::Cut).between(5 * SECOND, 8 * SECOND);
+    let plan = Plan::calm(Script { faults: vec![cut], ..one_app(5.0, 5.0) }, 12 * SECOND);
+    let (verdict, _) = check(&plan);
+    let mut gaps = verdict.gaps.iter();
+    assert!(gaps.all(|gap| gap.cause == "body_cut"), "{:?}", verdict.gaps);
 }
