@@ -233,9 +233,9 @@ impl Daemon {
         let partitions = parts.settings.kafka.topics.page_partitions.get();
         let mut recovered = parts.recovered;
         let mut apps: Vec<&config::App> = parts.settings.apps.iter().collect();
-        apps.sort_by(|one, other| {
-            known_rate(other, &recovered).total_cmp(&known_rate(one, &recovered))
-        });
+        let rates = known_rates(&recovered);
+        let rate = |app: &config::App| rates.get(&app.app_id).copied().unwrap_or(0.0);
+        apps.sort_by(|one, other| rate(other).total_cmp(&rate(one)));
         let places = apps.len();
         for ((place, app), seed) in apps.into_iter().enumerate().zip(parts.seed..) {
             let mut former = former_requests(app, &recovered, parts.clock);
@@ -311,10 +311,13 @@ fn turn(place: usize, apps: usize) -> Duration {
     BETWEEN_APPS.min(ALL_APPS / apps.max(1)) * place
 }
 
-/// Events a second of all feeds of an app, as far as a former process knew.
-fn known_rate(app: &config::App, recovered: &Recovered) -> f64 {
-    let of_app = recovered.paces.iter().filter(|(feed, _)| feed.app == app.app_id);
-    of_app.map(|(_, (pace, _))| pace.events_per_second).sum()
+/// Events a second of all feeds of each app, as far as a former process knew.
+fn known_rates(recovered: &Recovered) -> HashMap<AppId, f64> {
+    let mut rates = HashMap::new();
+    for (feed, (pace, _)) in &recovered.paces {
+        *rates.entry(feed.app.clone()).or_default() += pace.events_per_second;
+    }
+    rates
 }
 
 /// What is known of requests that a former process sent.

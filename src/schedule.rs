@@ -167,7 +167,10 @@ impl Schedule {
         Self {
             limits,
             budget: Budget::new(limits.requests_per_second, former.not_before, former.sent),
-            feeds: feeds.iter().map(|facts| FeedPlan::new(facts, &limits, now)).collect(),
+            feeds: feeds
+                .iter()
+                .map(|facts| FeedPlan::new(facts, feeds.len(), &limits, now))
+                .collect(),
             next: 0,
             random: StdRng::seed_from_u64(seed),
         }
@@ -207,7 +210,9 @@ impl Schedule {
         let due_now = due.iter().filter(|(at, ..)| *at <= now);
         let first = due_now.min_by(|one, other| one.2.compare_urgency(&other.2));
         // Who would run over before the next request may leave goes first, due or not.
-        let endangered = due.iter().filter(|(.., wish)| wish.over.is_some_and(|at| at < next_free));
+        let endangered = due.iter().filter(|(.., wish)| {
+            wish.not_before <= now && wish.over.is_some_and(|at| at < next_free)
+        });
         let first = endangered.chain(first).min_by(|one, other| one.2.compare_urgency(&other.2));
         let (_, feed, _) = first.expect("the earliest is due");
         let plan = self.feeds.get(*feed).expect("wishes are those of the feeds");
@@ -247,7 +252,7 @@ impl Schedule {
             Outcome::Throttled { retry_after } => {
                 plan.turned_away(asked);
                 let wait = retry_after.unwrap_or(WAIT_AFTER_THROTTLE);
-                budget.throttled(when.now, when.now + wait);
+                budget.throttled(sent, when.now, when.now + wait);
             }
             Outcome::Failed => plan.failed(asked, when.now, limits, random),
             Outcome::Refused => plan.refused(asked, when.now + WAIT_AFTER_REFUSAL),

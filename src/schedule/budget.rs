@@ -49,6 +49,7 @@ pub(super) struct Budget {
     /// What is dared after a 429; otherwise the limit.
     dared: usize,
     dared_since: Instant,
+    refused_at: Option<Instant>,
     not_before: Instant,
     spent: Vec<Spent>,
     fastest: Fastest,
@@ -75,6 +76,7 @@ impl Budget {
             limit,
             dared: limit,
             dared_since: not_before,
+            refused_at: None,
             not_before,
             spent: spent.collect(),
             fastest: Fastest::new(not_before),
@@ -160,12 +162,17 @@ impl Budget {
 
     /// The server counts more than we do: slower at once, and nothing before `until`. A single
     /// refusal costs one request a second, one after another more.
-    pub(super) fn throttled(&mut self, now: Instant, until: Instant) {
+    pub(super) fn throttled(&mut self, sent: Instant, now: Instant, until: Instant) {
+        self.not_before = self.not_before.max(until);
+        // What was out together is refused together: that is one refusal.
+        if self.refused_at.is_some_and(|at| sent < at) {
+            return;
+        }
+        self.refused_at = Some(now);
         let calm = self.dared == self.limit || now >= self.dared_since + RECOVERY;
         let fewer = if calm { self.dared - 1 } else { self.dared * 7 / 10 };
         self.dared = fewer.max(1);
         self.dared_since = until;
-        self.not_before = self.not_before.max(until);
     }
 
     fn slack(&self) -> Duration {

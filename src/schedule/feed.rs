@@ -36,7 +36,8 @@ use crate::model::Pace;
 /// Silent requests of a feed to one host; the next one goes to another host, or waits.
 const SILENT_AT_A_HOST: usize = 2;
 
-/// Silent requests of a feed; with more, too little of the budget would be left for others.
+/// Silent requests of a feed at the most; fewer where the feeds of an app have fewer requests a second
+/// to share. They count until they end, and others need what is left.
 const MOST_SILENT: usize = 3;
 
 /// Requests that are silent for so long are the host's silence, and no hiccup.
@@ -53,13 +54,14 @@ const ERRORS_ABOVE_A_PAGE: f64 = 1.5;
 const MOST_ABOVE_A_PAGE: f64 = 400.0;
 
 /// In a feed that is asked too rarely to know, so few events may gather that a burst still fits.
-const ROOM_FOR_A_BURST: f64 = 2.0;
+const ROOM_FOR_A_BURST: f64 = 1.0;
 
 /// The plan for one feed.
 #[derive(Debug)]
 pub(super) struct FeedPlan {
     /// Requests without an end, in the order of leaving.
     out: Vec<Out>,
+    most_silent: usize,
     last_sent: Option<Instant>,
     /// Not before: it failed, or could not be asked.
     not_before: Instant,
@@ -84,6 +86,8 @@ pub(super) struct Wish {
     /// When a request has to leave to come before the buffer runs over; `None` where that is not
     /// known.
     pub(super) over: Option<Instant>,
+    /// Nothing before: it failed, or could not be asked.
+    pub(super) not_before: Instant,
     /// Events a second.
     pub(super) rate: f64,
 }
@@ -137,9 +141,11 @@ impl Wish {
 
 impl FeedPlan {
     /// A feed that was not asked yet.
-    pub(super) fn new(facts: &FeedFacts, limits: &Limits, now: Instant) -> Self {
+    pub(super) fn new(facts: &FeedFacts, feeds: usize, limits: &Limits, now: Instant) -> Self {
+        let limit = usize::try_from(limits.requests_per_second.get()).unwrap_or(usize::MAX);
         Self {
             out: Vec::new(),
+            most_silent: (limit / feeds.max(1)).clamp(1, MOST_SILENT),
             last_sent: None,
             not_before: now,
             interval: limits.shortest_interval,
@@ -189,7 +195,7 @@ impl FeedPlan {
 
     /// What it wishes, if nothing changes; `None` where an answer has to come first.
     pub(super) fn wish(&self, fresh_interval: Duration, now: Instant) -> Option<Wish> {
-        if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= MOST_SILENT {
+        if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= self.most_silent {
             return None;
         }
         let not_before = match self.silent_at_host(now).count() {
@@ -198,7 +204,8 @@ impl FeedPlan {
         };
         let rate = self.forecast.rate();
         let Some(last_sent) = self.last_sent else {
-            return Some(Wish { fresh: not_before, needed: Some(not_before), over: None, rate });
+            let needed = Some(not_before);
+            return Some(Wish { fresh: not_before, needed, over: None, not_before, rate });
         };
         let silence = self.trip.silence();
         let heard = self.out.iter().map(|it| it.sent + silence).max().unwrap_or(last_sent);
@@ -213,7 +220,8 @@ impl FeedPlan {
             full
         };
         let over = self.reaches(BUFFER_LIMIT as f64 - self.forecast.error(), now);
-        Some(Wish { fresh, needed: needed.map(|at| at.max(not_before)), over, rate })
+        let needed = needed.map(|at| at.max(not_before));
+        Some(Wish { fresh, needed, over, not_before, rate })
     }
 
     /// Notes that a request leaves.
@@ -248,7 +256,8 @@ impl FeedPlan {
         self.backoff.succeeded(out.host, when.now);
         // What broke off may have been a full page.
         let seen = if seen.torn { Seen { events: PAGE_LIMIT, times: None, ..seen } } else { seen };
-        let overtook = self.out.iter().any(|it| it.sent < out.sent);
+        let overtook =
+            self.out.iter().any(|it| it.sent < out.sent && !self.is_silent(it, when.now));
         self.forecast.observe(Observation {
             arrived: out.sent + took / 2,
             seen,

@@ -66,6 +66,9 @@ const DENSER: f64 = 1.3;
 /// The last event of a page that emptied its feed happened just before the request arrived.
 const PROMPT: Duration = Duration::from_millis(20);
 
+/// An arrival is guessed too early by no more than this.
+const EARLY: Duration = Duration::from_millis(100);
+
 /// The fastest that is believed, in events a second: ten full pages.
 const FASTEST: f64 = 10_000.0;
 
@@ -243,6 +246,8 @@ impl Forecast {
             let events = if full { page } else { 0.0 };
             return Left { at: arrived, arrived, events, sure: !full };
         };
+        // An event of the future, or a clock that jumped, says nothing of the level.
+        let lag = lag.max(-EARLY.as_secs_f64());
         let span = seen.times.map_or(Duration::ZERO, |(first, last)| last.since(first));
         let of_page = seen.events as f64 / span.as_secs_f64();
         if full && of_page > DENSER * self.rate {
@@ -345,4 +350,37 @@ fn shifted(at: Instant, seconds: f64) -> Instant {
     let by = Duration::try_from_secs_f64(seconds.abs()).unwrap_or_default();
     let earlier = || at.checked_sub(by).unwrap_or(at);
     if seconds < 0.0 { earlier() } else { at + by }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    /// Asked every 250 ms; what the 100th page says of its last event is off by so much, or what all
+    /// from then on say.
+    fn rate_after(off: i64, from_then_on: bool) -> f64 {
+        let start = Instant::now();
+        let mut forecast = Forecast::new(start, None);
+        for page in 1_u32..300 {
+            let last = 1_700_000_000_000 + 250 * i64::from(page);
+            let events = if page < 200 { 250 } else { 750 };
+            let off = if page == 100 || page > 100 && from_then_on { off } else { 0 };
+            let [first, last] = [last - 250, last + off].map(Timestamp::from_millis);
+            let seen = Seen { events, times: Some((first, last)), torn: false };
+            let arrived = start + Duration::from_millis(250) * page;
+            forecast.observe(Observation { arrived, seen, expected: None, overtook: false });
+        }
+        forecast.rate()
+    }
+
+    #[test]
+    fn no_time_in_an_event_stops_the_measuring() {
+        for off in [0, 3_600_000, -3_600_000] {
+            for from_then_on in [false, true] {
+                let rate = rate_after(off, from_then_on);
+                assert!((2_800.0..3_200.0).contains(&rate), "{off} {from_then_on}: {rate}");
+            }
+        }
+    }
 }

@@ -272,7 +272,9 @@ impl Emptying {
     /// Whether it was taken before a page that came to us earlier.
     fn precedes(&self, other: &Self) -> bool {
         match (self.times, other.times) {
-            (Some((_, last)), Some((first, _))) => last < first,
+            (Some((_, last)), Some((first, _))) => {
+                last < first && self.arrived.saturating_sub(other.arrived) <= LONG_PATIENCE
+            }
             _ => self.arrived < other.arrived,
         }
     }

@@ -164,6 +164,82 @@ fn a_refused_app_is_asked_once_a_minute() {
     assert_eq!(intervals(&[Outcome::Refused; 3]), [60_030, 60_030]);
 }
 
+#[test]
+fn what_is_refused_together_is_one_refusal() {
+    let mut now = Instant::now();
+    let mut schedule = schedule(4, now);
+    let asked: Vec<Asked> = (0..4)
+        .map(|_| match schedule.next(now) {
+            Decision::Ask { feed, .. } => schedule.asked(feed, now),
+            decision => panic!("{decision:?}"),
+        })
+        .collect();
+    for asked in asked {
+        now += MILLISECOND;
+        schedule.answered(asked, at(now), Outcome::Throttled { retry_after: None });
+    }
+    let begin = now;
+    let mut asks = 0;
+    while now < begin + 5 * SECOND {
+        ask(&mut schedule, &mut now, MILLISECOND, page(1_000));
+        asks += 1;
+    }
+    assert!(asks >= 40, "{asks} in five seconds: slower than nine a second");
+}
+
+/// A feed that fails has run over long ago, as far as can be told: that gives it no right to be
+/// asked before its time.
+#[test]
+fn a_busy_feed_that_fails_leaves_the_budget_to_the_other() {
+    let mut now = Instant::now();
+    let mut schedule = schedule(2, now);
+    let mut asks = [0; 2];
+    let begin = now;
+    while now < begin + 40 * SECOND {
+        match schedule.next(now) {
+            Decision::Ask { feed, .. } => {
+                let asked = schedule.asked(feed, now);
+                now += 20 * MILLISECOND;
+                let fails = feed == 0 && now > begin + 20 * SECOND;
+                let outcome = if fails { Outcome::Failed } else { page([700, 5][feed]) };
+                schedule.answered(asked, at(now), outcome);
+                asks[feed] += u32::from(now > begin + 20 * SECOND);
+            }
+            Decision::Wait(until) => now = until,
+            Decision::WaitForAnswer => panic!("no request is out"),
+        }
+    }
+    assert!(asks[0] <= 8 && asks[1] >= 60, "{asks:?}");
+}
+
+/// A request that hangs counts until it ends.
+#[test]
+fn a_feed_that_hangs_leaves_requests_to_the_other() {
+    for (limit, at_least) in [(2, 10), (4, 20), (10, 50)] {
+        let mut now = Instant::now();
+        let facts = [FeedFacts { hosts: 1, known: None }; 2];
+        let limits = Limits { requests_per_second: NonZeroU32::new(limit).unwrap(), ..limits() };
+        let former = Former { sent: Vec::new(), not_before: now };
+        let mut schedule = Schedule::new(limits, &facts, now, former, 7);
+        let begin = now;
+        let mut asks = 0;
+        while now < begin + 14 * SECOND {
+            match schedule.next(now) {
+                Decision::Ask { feed: 0, .. } => drop(schedule.asked(0, now)),
+                Decision::Ask { feed, .. } => {
+                    let asked = schedule.asked(feed, now);
+                    now += 20 * MILLISECOND;
+                    schedule.answered(asked, at(now), page(5));
+                    asks += 1;
+                }
+                Decision::Wait(until) => now = until,
+                Decision::WaitForAnswer => break,
+            }
+        }
+        assert!(asks >= at_least, "{limit} a second: {asks}");
+    }
+}
+
 /// Whatever the way is like, as long as it stays so: the server never counts more than the limit.
 /// All are full pages, and the halves of a round trip vary each for itself.
 #[test]
