@@ -15,7 +15,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The load grows to its rate in this time: a jump from rest to thousands a second is a burst.
-const RAMP: Duration = Duration::from_secs(5);
+const RAMP: Duration = Duration::from_secs(8);
 
 const RATES: [u32; 6] = [1_000, 5_000, 9_000, 9_500, 9_700, 9_900];
 const RTTS: [u64; 4] = [5, 60, 120, 300];
