@@ -54,9 +54,12 @@ struct Args {
     /// The first of them
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     from_seed: u64,
-    /// How long steady loads are measured, after 10 s of growth and rest
+    /// How long steady loads are measured, after 16 s of growth and rest
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = 1..=3_600)]
     seconds: i64,
+    /// Steady loads at even distances, not as chance has it
+    #[arg(long)]
+    even: bool,
     /// Every rate with every round trip and every split
     #[arg(long)]
     all: bool,
@@ -141,7 +144,7 @@ fn play(args: &Args, rows: &[Row]) {
             let (seed, row) = (job / rows.len().max(1) as u64, job % rows.len().max(1) as u64);
             let row = usize::try_from(row).ok().and_then(|row| rows.get(row));
             let (Some(row), true) = (row, job < jobs) else { return };
-            row.play(seeds.start + seed, seconds);
+            row.play(seeds.start + seed, seconds, args.even);
             done.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -213,8 +216,8 @@ fn report(rows: &[Row]) -> Table {
 // === impl Row ===
 
 impl Row {
-    fn play(&self, seed: u64, seconds: u32) {
-        let tally = self.player.play(&self.case.trial(seed, seconds), seed);
+    fn play(&self, seed: u64, seconds: u32, even: bool) {
+        let tally = self.player.play(&self.case.trial(seed, seconds, even), seed);
         let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
         if self.overwritten(&tally) > 0 {
             came.1.push(seed);

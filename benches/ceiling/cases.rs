@@ -120,8 +120,9 @@ impl Case {
         format!("{}–{} ms", from.as_secs_f64() * 1_000.0, to.as_secs_f64() * 1_000.0)
     }
 
-    /// It with everything drawn by this seed. Steady loads are measured for so long.
-    pub(crate) fn trial(&self, seed: u64, seconds: u32) -> Trial {
+    /// It with everything drawn by this seed. Steady loads are measured for so long; `even` ones come
+    /// at even distances, and not as chance has it.
+    pub(crate) fn trial(&self, seed: u64, seconds: u32, even: bool) -> Trial {
         let network = Network { rtt: self.rtt, ..Network::default() };
         let app = |user_events, channel_events| {
             let apps = vec![AppScript { user_events, channel_events, ..AppScript::default() }];
@@ -136,7 +137,7 @@ impl Case {
         };
         match self.kind {
             Kind::Steady { rate, split } => {
-                let load = |percent| ramped(f64::from(rate * percent) / 100.0);
+                let load = |percent| Load { even, ..ramped(f64::from(rate * percent) / 100.0) };
                 Trial { script: app(load(split), load(100 - split)), ..trial }
             }
             Kind::Burst => {
