@@ -116,8 +116,8 @@ pub(super) const KEYS: &[Key] = &[
                       over",
         }),
         absent: Absent::Default("250ms"),
-        why: "How soon a feed that has just handed over events is asked again; a full page is \
-              followed up at once in any case.",
+        why: "How soon a feed that has just handed over events is asked again; one that is about to \
+              hold a full page is asked sooner in any case.",
     },
     Key {
         name: "poll.longest_interval",
@@ -127,8 +127,9 @@ pub(super) const KEYS: &[Key] = &[
             because: "Agora keeps 2,000 events, and a burst can begin the moment after an answer",
         }),
         absent: Absent::Default("2s"),
-        why: "How long a feed that stays empty is left alone at most: the wait doubles up to this, \
-              and it bounds how old a first event can get.",
+        why: "How long a feed that stays empty is left alone: the wait doubles up to this, and it \
+              bounds how old a first event can get, unless busier feeds of the App ID need the \
+              requests.",
     },
     // --- kafka ---
     Key {
