@@ -90,8 +90,9 @@ impl Budget {
         let Some(too_many) = self.spent.len().checked_sub(self.dared) else {
             return Some(self.not_before);
         };
+        let slack = self.slack();
         let mut ends: Vec<Instant> =
-            self.spent.iter().filter_map(|it| it.counts_until(self.slack())).collect();
+            self.spent.iter().filter_map(|it| it.counts_until(slack)).collect();
         ends.sort();
         ends.get(too_many).map(|end| self.not_before.max(*end))
     }
@@ -179,8 +180,7 @@ impl Budget {
         let answers = self.fastest.answers();
         let share =
             f64::from(ANSWERS_TO_QUARTER) / f64::from(ANSWERS_TO_QUARTER.saturating_add(answers));
-        let (_, apart) = self.fastest.few();
-        let learning = FIRST_SLACK.mul_f64(share).min(4 * apart);
+        let learning = FIRST_SLACK.mul_f64(share).min(4 * self.fastest.apart());
         FIRST_SLACK.mul_f64(share * share).max(learning).max(self.fastest.doubt()).max(LEAST_SLACK)
     }
 }

@@ -28,6 +28,7 @@ use super::forecast::gathering;
 use super::overflow::Emptying;
 use super::overflow::Overflow;
 use super::skew::Skew;
+use super::skew::millis;
 use super::way::RoundTrip;
 use crate::model::BUFFER_LIMIT;
 use crate::model::PAGE_LIMIT;
@@ -364,8 +365,4 @@ impl FeedPlan {
         let at = self.forecast.reaches(events, self.takes(now))?;
         at.checked_sub(self.trip.there())
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 
 use super::Seen;
 use super::skew::Skew;
+use super::skew::millis;
 use crate::model::BUFFER_LIMIT;
 use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
@@ -332,7 +333,7 @@ impl Forecast {
     }
 
     fn millis(&self, at: Instant) -> i64 {
-        i64::try_from(at.saturating_duration_since(self.origin).as_millis()).unwrap_or(i64::MAX)
+        millis(at.saturating_duration_since(self.origin))
     }
 }
 

@@ -34,8 +34,8 @@ use crate::model::CLOCK_MARGIN;
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
-/// What the skew may be wrong by beside the arrivals, in milliseconds. It costs suspicions of buffers that were full
-/// but for so many milliseconds of events.
+/// What the skew may be wrong by beside the arrivals, in milliseconds. It costs suspicions of buffers
+/// that were full but for so many milliseconds of events.
 const MARGIN: i64 = 10;
 
 /// By how much a feed may have been empty earlier than we believe: a request arrives at the latest

@@ -14,6 +14,8 @@
 //!
 //! Pure: our clock is any count of milliseconds that only grows.
 
+use std::time::Duration;
+
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
@@ -102,6 +104,11 @@ fn is_dense(events: u64, first: Timestamp, last: Timestamp) -> bool {
     let took = last.as_millis().saturating_sub(first.as_millis());
     let spacings = i64::try_from(events.saturating_sub(1)).unwrap_or(i64::MAX);
     took >= LONGER_THAN_A_BURST && spacings.saturating_mul(1_000) >= took.saturating_mul(DENSE)
+}
+
+/// What a [`Skew`] counts in.
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -240,6 +240,26 @@ fn a_feed_that_hangs_leaves_requests_to_the_other() {
     }
 }
 
+/// What the silent one took is missing in no sum: nothing is expected of it.
+#[test]
+fn a_silent_request_does_not_keep_a_rate_from_being_measured() {
+    let mut now = Instant::now();
+    let mut schedule = schedule(1, now);
+    for _ in 0..20 {
+        ask(&mut schedule, &mut now, 20 * MILLISECOND, page(50));
+    }
+    while let Decision::Wait(until) = schedule.next(now) {
+        now = until;
+    }
+    schedule.asked(0, now);
+    let hangs_since = now;
+    while now < hangs_since + 10 * SECOND {
+        ask(&mut schedule, &mut now, 20 * MILLISECOND, page(700));
+    }
+    let rate = schedule.pace(0, now).events_per_second;
+    assert!(rate > 2_000.0, "{rate}");
+}
+
 /// Whatever the way is like, as long as it stays so: the server never counts more than the limit.
 /// All are full pages, and the halves of a round trip vary each for itself.
 #[test]

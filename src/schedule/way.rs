@@ -39,6 +39,9 @@ pub(super) struct Fastest {
     before: Span,
     since: Instant,
     all: RoundTrip,
+    /// Out of both spans: the fastest answer, and how far the fastest few lie apart. Every decision
+    /// asks for it, and only an answer changes it.
+    few: (Duration, Duration),
 }
 
 /// The answers of a span of time.
@@ -66,6 +69,7 @@ impl Fastest {
             before: Span::default(),
             since: now,
             all: RoundTrip::default(),
+            few: (Duration::ZERO, Duration::ZERO),
         }
     }
 
@@ -79,6 +83,9 @@ impl Fastest {
         self.current.answers += 1;
         self.all.learn(took);
         self.answers = self.answers.saturating_add(1);
+        if self.answers >= ANSWERS_TO_TRUST {
+            self.few = self.current.few_with(&self.before);
+        }
     }
 
     /// How many answers came.
@@ -91,7 +98,7 @@ impl Fastest {
     /// The fastest one seen is not the fastest possible: where the fastest few lie apart, there are
     /// faster ones still.
     pub(super) fn get(&self) -> Duration {
-        let (first, apart) = self.few();
+        let (first, apart) = self.few;
         first.saturating_sub(apart)
     }
 
@@ -100,19 +107,12 @@ impl Fastest {
     pub(super) fn doubt(&self) -> Duration {
         let answers = f64::from((self.current.answers + self.before.answers).max(1));
         let deviation = self.all.usual.map_or(Duration::ZERO, |(_, deviation)| deviation);
-        deviation.mul_f64(DOUBT / answers.sqrt()).min(2 * self.few().1)
+        deviation.mul_f64(DOUBT / answers.sqrt()).min(2 * self.apart())
     }
 
-    /// The fastest one, and how far the fastest few lie apart; zero where too few came.
-    pub(super) fn few(&self) -> (Duration, Duration) {
-        let mut both = self.current.clone();
-        self.before.fastest.iter().for_each(|took| both.insert(*took));
-        match (both.fastest.first(), both.fastest.last()) {
-            (Some(first), Some(last)) if self.answers >= ANSWERS_TO_TRUST => {
-                (*first, *last - *first)
-            }
-            _ => (Duration::ZERO, Duration::ZERO),
-        }
+    /// How far the fastest few lie apart; zero where too few came.
+    pub(super) fn apart(&self) -> Duration {
+        self.few.1
     }
 }
 
@@ -123,6 +123,16 @@ impl Span {
         let at = self.fastest.partition_point(|it| *it <= took);
         self.fastest.insert(at, took);
         self.fastest.truncate(FEW);
+    }
+
+    /// The fastest answer of this span and another, and how far the fastest few lie apart.
+    fn few_with(&self, other: &Self) -> (Duration, Duration) {
+        let mut both = self.clone();
+        other.fastest.iter().for_each(|took| both.insert(*took));
+        match (both.fastest.first(), both.fastest.last()) {
+            (Some(first), Some(last)) => (*first, *last - *first),
+            _ => (Duration::ZERO, Duration::ZERO),
+        }
     }
 }
 
