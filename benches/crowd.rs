@@ -19,6 +19,7 @@ mod steady {
     #[expect(dead_code, reason = "`steady` needs more of it")]
     pub(crate) mod agora;
     pub(crate) mod meter;
+    pub(crate) mod say;
     #[expect(dead_code, reason = "`steady` tells more of it")]
     pub(crate) mod score;
     pub(crate) mod table;
@@ -44,6 +45,7 @@ use crate::crowd::part::Offer;
 use crate::crowd::part::Part;
 use crate::crowd::report;
 use crate::it::support;
+use crate::steady::say;
 
 /// The bridge at the API's ceiling, and with very many App IDs, into a real Kafka
 #[derive(Debug, Parser)]
@@ -83,7 +85,7 @@ fn main() {
         return;
     }
     let seconds = Duration::from_secs(args.seconds.unsigned_abs());
-    progress("a Kafka broker");
+    say::progress("a Kafka broker");
     let bootstrap = support::broker::shared();
     let mut outcomes = Vec::new();
     for part in Part::value_variants() {
@@ -102,21 +104,5 @@ fn some_apps(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(apps @ 1..=10_000) => Ok(apps),
         _ => Err("a number from 1 to 10000".to_owned()),
-    }
-}
-
-/// Tells what takes a while now.
-fn progress(what: impl std::fmt::Display) {
-    eprintln!("── {what}");
-}
-
-/// Waits, and tells the rest of it now and then.
-fn wait(what: &str, mut rest: Duration) {
-    const EVERY: Duration = Duration::from_secs(10);
-    while !rest.is_zero() {
-        eprintln!("   {what}: {} s left", rest.as_secs_f64().round());
-        let nap = rest.min(EVERY);
-        std::thread::sleep(nap);
-        rest -= nap;
     }
 }

@@ -24,6 +24,7 @@ mod steady {
     pub(crate) mod meter;
     pub(crate) mod naive;
     pub(crate) mod report;
+    pub(crate) mod say;
     pub(crate) mod score;
     pub(crate) mod table;
     pub(crate) mod topics;
@@ -46,6 +47,7 @@ use crate::steady::load::Subject;
 use crate::steady::naive;
 use crate::steady::naive::Naive;
 use crate::steady::report::Report;
+use crate::steady::say;
 
 /// A steady load into a real Kafka, beside a naive poller
 #[derive(Debug, Parser)]
@@ -110,7 +112,7 @@ fn measure(args: &Args) {
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let seconds = Duration::from_secs(args.seconds.unsigned_abs());
     let mut report = Report::begin();
-    progress("a Kafka broker");
+    say::progress("a Kafka broker");
     let bootstrap = support::broker::shared();
     let parts = [
         (Part::Bridge, Subject::Bridge, args.rate),
@@ -131,20 +133,4 @@ fn measure(args: &Args) {
     }
     let text = report.text(args.markdown, args.threads);
     io::stdout().write_all(text.as_bytes()).expect("stdout takes the table");
-}
-
-/// Tells what takes a while now.
-fn progress(what: impl std::fmt::Display) {
-    eprintln!("── {what}");
-}
-
-/// Waits, and tells the rest of it now and then.
-fn wait(what: &str, mut rest: Duration) {
-    const EVERY: Duration = Duration::from_secs(10);
-    while !rest.is_zero() {
-        eprintln!("   {what}: {} s left", rest.as_secs_f64().round());
-        let nap = rest.min(EVERY);
-        std::thread::sleep(nap);
-        rest -= nap;
-    }
 }

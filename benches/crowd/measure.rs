@@ -12,6 +12,7 @@ use crate::steady::agora::Agora;
 use crate::steady::agora::THREAD;
 use crate::steady::meter::Meter;
 use crate::steady::meter::Usage;
+use crate::steady::say;
 use crate::steady::score::Score;
 use crate::steady::score::score;
 use crate::steady::topics;
@@ -61,7 +62,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// Measures one part.
 pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let title = offer.title();
-    crate::progress(&title);
+    say::progress(&title);
     let names = Names::unique("crowd");
     topics::create(bootstrap, &names);
     let agora = Agora::serve(offer.scripts(), offer.rtt);
@@ -82,7 +83,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let status = bridge.wait(STOP_LIMIT);
     assert!(status.success(), "the bridge ended with {status}:\n{}", bridge.log());
 
-    crate::progress(format_args!("{title}: reading all of it"));
+    say::progress(format_args!("{title}: reading all of it"));
     let records = consume::read_all(bootstrap, &[&names.user_events, &names.channel_events]);
     let measured = agora.wall_clock(before.at)..agora.wall_clock(then.at);
     Outcome {

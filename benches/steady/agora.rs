@@ -19,6 +19,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::say;
+
 /// App IDs in one region, served in this process.
 pub(crate) struct Agora {
     apps: Vec<AppScript>,
@@ -117,10 +119,7 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
     /// Where that moment has gone by: what is to be measured then would not be.
     pub(crate) fn wait_for(&self, what: &str, at: Duration) {
         let rest = at.checked_sub(self.now());
-        crate::wait(
-            what,
-            rest.unwrap_or_else(|| panic!("too late for {what}: the start took long")),
-        );
+        say::wait(what, rest.unwrap_or_else(|| panic!("too late for {what}: the start took long")));
     }
 
     /// What its ledger says.

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::agora::Agora;
+use super::say;
 use super::topics;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
@@ -54,13 +55,13 @@ const LONG_AGO: Duration = Duration::from_millis(1_500);
 
 /// Measures each kind of start.
 pub(crate) fn run(bootstrap: &str) -> Vec<Outcome> {
-    crate::progress("first request after the start");
+    say::progress("first request after the start");
     let mut outcomes = vec![
         Outcome { what: "empty data directory", after: fresh(bootstrap) },
         Outcome { what: "empty data directory, Kafka down", after: fresh(NO_KAFKA) },
         Outcome { what: "at once after kill -9", after: after_kill(bootstrap) },
     ];
-    crate::progress(format_args!("filling a journal with {PAGES} pages, twice"));
+    say::progress(format_args!("filling a journal with {PAGES} pages, twice"));
     for (what, kafka) in [
         ("10,000 pages in the journal", bootstrap),
         ("10,000 pages in the journal, Kafka down", NO_KAFKA),

@@ -6,6 +6,7 @@ use super::agora;
 use super::agora::Agora;
 use super::meter::Meter;
 use super::meter::Usage;
+use super::say;
 use super::topics;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
@@ -24,17 +25,17 @@ const WARM_UP: Duration = Duration::from_secs(10);
 
 /// Measures one App ID with two endpoints.
 pub(crate) fn run(bootstrap: &str, over: Duration) -> Outcome {
-    crate::progress("bridge, idle");
+    say::progress("bridge, idle");
     let names = Names::unique("idle");
     topics::create(bootstrap, &names);
     let agora = Agora::start(0, agora::usual_way());
     let mut bridge = Bridge::start(&(names.kafka_tables(bootstrap) + &agora.app_tables()));
     bridge.wait_ready();
     let meter = Meter::of(&bridge.data_dir());
-    crate::wait("warm-up", WARM_UP);
+    say::wait("warm-up", WARM_UP);
     let asked = || agora.ledger(|ledger| ledger.all_requests().asked);
     let (begun, before, asked_before) = (agora.now(), meter.usage(), asked());
-    crate::wait("measuring", over);
+    say::wait("measuring", over);
     Outcome {
         usage: meter.usage() - before,
         over: agora.now() - begun,

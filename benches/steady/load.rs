@@ -16,6 +16,7 @@ use super::agora::STEADY_FROM;
 use super::meter::Meter;
 use super::meter::Usage;
 use super::naive::Naive;
+use super::say;
 use super::score::Score;
 use super::score::score;
 use super::table::grouped;
@@ -76,7 +77,7 @@ enum Running {
 /// Measures one subject.
 pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let title = offer.title();
-    crate::progress(&title);
+    say::progress(&title);
     let names = Names::unique("steady");
     topics::create(bootstrap, &names);
     let agora = Agora::start(offer.rate, agora::usual_way());
@@ -97,7 +98,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let peak_memory = meter.peak_memory();
     subject.stop();
 
-    crate::progress(format_args!("{title}: reading all of it"));
+    say::progress(format_args!("{title}: reading all of it"));
     let records = consume::read_all(bootstrap, &[&names.user_events, &names.channel_events]);
     let measured = agora.wall_clock(begin)..agora.wall_clock(end);
     Outcome {
