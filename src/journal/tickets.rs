@@ -65,11 +65,7 @@ pub(super) fn settle(connection: &Connection, place: &Place) -> rusqlite::Result
          WHERE incarnation = ? AND partition = ? AND ticket = ? AND since IS NOT NULL
          ON CONFLICT DO UPDATE SET empty_at = excluded.empty_at",
     )?;
-    statement.execute(params![
-        place.incarnation.to_string(),
-        place.partition,
-        place.ticket.0.cast_signed()
-    ])?;
+    statement.execute(bound(place))?;
     delete(connection, place)
 }
 
@@ -97,16 +93,17 @@ pub(super) fn keep_pace(
     Ok(())
 }
 
+/// A place as statements take it: incarnation, partition, ticket.
+fn bound(place: &Place) -> (String, i32, i64) {
+    (place.incarnation.to_string(), place.partition, place.ticket.0.cast_signed())
+}
+
 /// Takes a ticket off the record.
 pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "DELETE FROM open_tickets WHERE incarnation = ? AND partition = ? AND ticket = ?",
     )?;
-    statement.execute(params![
-        place.incarnation.to_string(),
-        place.partition,
-        place.ticket.0.cast_signed()
-    ])?;
+    statement.execute(bound(place))?;
     Ok(())
 }
 

@@ -56,12 +56,9 @@ pub struct FeedLabels {
 /// Labels of [`PollerMetrics::requests`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// App ID.
-    pub app_id: String,
-    /// Region.
-    pub region: String,
-    /// Endpoint.
-    pub endpoint: &'static str,
+    /// Of which feed.
+    #[prometheus(flatten)]
+    pub feed: FeedLabels,
     /// What came.
     pub outcome: &'static str,
 }
@@ -81,12 +78,7 @@ impl PollerMetrics {
             Answer::Nothing(Trouble::Refused(_)) => "refused",
             Answer::Lost(_) => "lost",
         };
-        let labels = RequestLabels {
-            app_id: feed.app.to_string(),
-            region: feed.region.as_str().to_owned(),
-            endpoint: feed.endpoint.name(),
-            outcome,
-        };
+        let labels = RequestLabels { feed: FeedLabels::of(feed), outcome };
         self.requests.get_or_create(&labels).inc();
         if let Answer::Page { body, .. } = answer {
             self.page_bytes.inc_by(body.len() as u64);
