@@ -20,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::Chain;
+use crate::observe::process::COMMIT;
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h).
 const WRONG_CONFIGURATION: u8 = 78;
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
-    format!("{} (librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"))
+    format!("{} (commit {COMMIT}, librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"))
 });
 
 /// Moves Agora RTM (Signaling) events into Kafka, exactly once

@@ -36,14 +36,18 @@ struct Stat {
     resident: u64,
 }
 
+/// The commit that this program was built from, as far as the build knew it.
+pub const COMMIT: &str = env!("AGORA_RTM_BRIDGE_BUILT_FROM");
+
 /// Shows this process and this build.
 ///
 /// `librdkafka` is the version of the library as it names itself.
 pub fn register(metrics: &mut Metrics, librdkafka: &str) {
-    let versions = [("version", env!("CARGO_PKG_VERSION")), ("librdkafka", librdkafka)]
-        .map(|(name, version)| (name, version.to_owned()));
-    let build = Info::new(versions);
-    metrics.registry().register("build", "Versions of the bridge and of librdkafka", build);
+    let labels =
+        [("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT), ("librdkafka", librdkafka)]
+            .map(|(name, value)| (name, value.to_owned()));
+    let build = Info::new(labels);
+    metrics.registry().register("build", "What this program was built from", build);
     metrics.process_registry().register_collector(Box::new(Process));
 }
 
@@ -147,7 +151,7 @@ mod tests {
         register(&mut metrics, "2.12.1");
         let text = metrics.text();
         let build = format!(
-            "agora_rtm_bridge_build_info{{version=\"{}\",librdkafka=\"2.12.1\"}} 1\n",
+            "agora_rtm_bridge_build_info{{version=\"{}\",commit=\"{COMMIT}\",librdkafka=\"2.12.1\"}} 1\n",
             env!("CARGO_PKG_VERSION")
         );
         assert!(text.contains(&build), "{text}");
