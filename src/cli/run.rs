@@ -10,7 +10,10 @@ use rustix::process::Resource;
 use rustix::process::Rlimit;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -40,6 +43,9 @@ const FILES_A_FEED: usize = 2;
 /// Descriptors for everything else: journal, Kafka, status pages.
 const OTHER_FILES: usize = 256;
 
+/// How often systemd's watchdog is fed within its patience.
+const MEALS: u32 = 3;
+
 /// Run the daemon
 ///
 /// SIGTERM or SIGINT stops it in order: no new requests, answers that are out are waited for,
@@ -63,11 +69,11 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let grace = settings.shutdown_grace;
     let kafka = Cluster::new(settings.kafka.clone(), &settings.instance);
     let (daemon, _) = start(settings, kafka).await?;
-    // Outside of systemd there is nobody to tell.
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    tell_systemd(NotifyState::Ready);
+    feed_watchdog(&daemon);
     first_signal.await;
     let second_signal = asked_to_stop()?;
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    tell_systemd(NotifyState::Stopping);
     info!(waiting = %daemon.report().waiting(), ?grace, "stopping");
     let give_up = daemon.give_up();
     let accounts = daemon.report().accounts().clone();
@@ -160,6 +166,29 @@ fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, liste
              is published for each"
         );
     }
+}
+
+/// Tells systemd something; outside of it there is nobody to tell.
+fn tell_systemd(state: NotifyState<'_>) {
+    drop(sd_notify::notify(&[state]));
+}
+
+/// Keeps systemd's watchdog quiet, where there is one, until the daemon has stopped. A task like
+/// those that poll and publish: when the runtime runs none of them any more, it ends with them.
+fn feed_watchdog(daemon: &Daemon) {
+    let Some(patience) = sd_notify::watchdog_enabled() else { return };
+    let (tasks, stop) = daemon.background();
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let feed = async {
+            loop {
+                sleep(patience / MEALS).await;
+                // The call waits where systemd does not listen, and the loops must not.
+                spawn_blocking(|| tell_systemd(NotifyState::Watchdog)).await.ok();
+            }
+        };
+        stop.run_until_cancelled_owned(feed).await;
+    });
 }
 
 /// Raises the limit of open files to what so many feeds may need; many systems start a process with

@@ -11,3 +11,4 @@ mod real_broker;
 mod rooms;
 mod simulated;
 mod support;
+mod systemd;
