@@ -14,6 +14,7 @@ mod credentials;
 pub mod event;
 pub mod http;
 mod splitter;
+pub mod token;
 
 use std::future::Future;
 

@@ -242,6 +242,15 @@ pub enum Auth {
     },
 }
 
+/// The form of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenForm {
+    /// `006`.
+    AccessToken,
+    /// `007`.
+    AccessToken2,
+}
+
 /// Reads the file, where there is one, and the variables of the environment.
 ///
 /// Variables that don't begin with `AGORA_RTM_BRIDGE__` are passed over, except systemd's

@@ -1,0 +1,148 @@
+//! A token as text → what it says.
+//!
+//! Made for any text, hostile ones included: lengths are checked before anything is taken, and what
+//! a `007` token unpacks to is bounded.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
+
+use super::Holder;
+use super::LOGIN_006;
+use super::LOGIN_007;
+use super::LONGEST_LIFE;
+use super::PREFIX_006;
+use super::PREFIX_007;
+use super::RTM_SERVICE;
+use super::Token;
+use super::moment;
+use crate::config::TokenForm;
+use crate::model::Timestamp;
+
+/// A token unpacks to a few hundred bytes; what claims more is none.
+const LARGEST_BODY: usize = 16 * 1024;
+
+/// The App ID in a `006` token has no length of its own.
+const APP_ID_006: usize = 32;
+
+/// Takes a layout apart.
+struct Reader<'a>(&'a [u8]);
+
+/// Privileges, and until when each is granted.
+type Privileges = BTreeMap<u16, u32>;
+
+/// Reads a token. `None` where it is of neither form, or not whole.
+pub fn read(text: &str) -> Option<Token> {
+    if let Some(rest) = text.strip_prefix(PREFIX_007) {
+        read_007(rest)
+    } else {
+        read_006(text.strip_prefix(PREFIX_006)?)
+    }
+}
+
+fn read_007(text: &str) -> Option<Token> {
+    let packed = STANDARD.decode(text).ok()?;
+    let bytes = decompress_to_vec_zlib_with_limit(&packed, LARGEST_BODY).ok()?;
+    let mut reader = Reader(&bytes);
+    let signature = reader.string()?.to_vec();
+    let signed = reader.0.to_vec();
+    let app_id = reader.name()?;
+    let (issued_at, expire, salt) = (reader.u32()?, reader.u32()?, reader.u32()?);
+    let rtm = reader.rtm_service();
+    let (name, login) =
+        rtm.map_or((None, None), |(user, granted)| (Some(user), granted.get(&LOGIN_007).copied()));
+    // Zero stands for "no bound of its own".
+    let lasts = [Some(expire), login].into_iter().flatten().filter(|lasts| *lasts > 0);
+    let lasts = lasts.map(|seconds| std::time::Duration::from_secs(seconds.into()));
+    let lasts = lasts.chain([LONGEST_LIFE]).min().unwrap_or(LONGEST_LIFE);
+    Some(Token {
+        form: TokenForm::AccessToken2,
+        app_id,
+        issued_at: moment(issued_at),
+        ends_at: Some(moment(issued_at).after(lasts)),
+        holder: Holder::Name(name),
+        may_log_in: login.is_some(),
+        signature,
+        signed,
+        salt,
+    })
+}
+
+fn read_006(text: &str) -> Option<Token> {
+    let (app_id, rest) = text.split_at_checked(APP_ID_006)?;
+    let bytes = STANDARD.decode(rest).ok()?;
+    let mut reader = Reader(&bytes);
+    let signature = reader.string()?.to_vec();
+    let (holder, _) = (reader.u32()?, reader.u32()?);
+    let signed = reader.string()?.to_vec();
+    let mut reader = Reader(&signed);
+    let (salt, day_after) = (reader.u32()?, reader.u32()?);
+    let login = reader.privileges()?.get(&LOGIN_006).copied();
+    // A privilege without an end is one that ends with the token.
+    let ends_at = login.map(|until| if until > 0 { until } else { day_after });
+    Some(Token {
+        form: TokenForm::AccessToken,
+        app_id: app_id.to_owned(),
+        issued_at: moment(day_after).before(LONGEST_LIFE).max(Timestamp::default()),
+        ends_at: ends_at.map(moment),
+        holder: Holder::Checksum(holder),
+        may_log_in: login.is_some(),
+        signature,
+        signed,
+        salt,
+    })
+}
+
+// === impl Reader ===
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        Some(u16::from_le_bytes(self.take(2)?.try_into().ok()?))
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    /// Bytes behind their length.
+    fn string(&mut self) -> Option<&'a [u8]> {
+        let length = self.u16()?;
+        self.take(length.into())
+    }
+
+    fn name(&mut self) -> Option<String> {
+        String::from_utf8(self.string()?.to_vec()).ok()
+    }
+
+    fn privileges(&mut self) -> Option<Privileges> {
+        let count = self.u16()?;
+        (0..count).map(|_| Some((self.u16()?, self.u32()?))).collect()
+    }
+
+    /// The user and the privileges of the RTM service. What stands behind a service that we don't
+    /// know can't be found: nothing tells how long it is.
+    fn rtm_service(&mut self) -> Option<(Vec<u8>, Privileges)> {
+        for _ in 0..self.u16()? {
+            let (service, granted) = (self.u16()?, self.privileges()?);
+            match service {
+                RTM_SERVICE => return Some((self.string()?.to_vec(), granted)),
+                // RTC: channel and user.
+                1 => drop((self.string()?, self.string()?)),
+                // FPA: nothing.
+                4 => {}
+                // Chat: the user.
+                5 => drop(self.string()?),
+                _ => return None,
+            }
+        }
+        None
+    }
+}
