@@ -43,6 +43,7 @@ pub use self::ledger::Totals;
 pub use self::script::AppScript;
 pub use self::script::Burst;
 pub use self::script::DEFAULT_EPOCH;
+pub use self::script::Detour;
 pub use self::script::Dialect;
 pub use self::script::Empty;
 pub use self::script::Fault;

@@ -188,6 +188,20 @@ pub struct RandomBursts {
 pub struct RegionScript {
     /// Its name, which faults refer to.
     pub name: String,
+    /// Its host leads to other regions, each from a moment on: another address behind the name.
+    #[serde(default)]
+    pub detours: Vec<Detour>,
+}
+
+/// From a moment on another region answers at a host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detour {
+    /// When it begins. The last one that has begun counts.
+    #[serde(deserialize_with = "text::duration")]
+    pub from: Duration,
+    /// The region that answers; the host's own one ends a detour.
+    pub region: String,
 }
 
 /// The way between client and server, and what the server does with connections.
@@ -397,7 +411,14 @@ impl Default for AppScript {
 impl RegionScript {
     /// A region of that name.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into() }
+        Self { name: name.into(), detours: Vec::new() }
+    }
+
+    /// The same whose host leads to another region from then on.
+    #[must_use]
+    pub fn detour(mut self, from: Duration, region: impl Into<String>) -> Self {
+        self.detours.push(Detour { from, region: region.into() });
+        self
     }
 }
 

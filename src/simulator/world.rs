@@ -31,6 +31,7 @@ use super::faults::Faults;
 use super::ledger::AnswerRecord;
 use super::ledger::Ledger;
 use super::load::Crowds;
+use super::script::Detour;
 use super::script::Fault;
 use super::script::FaultKind;
 use super::script::FramingChoice;
@@ -141,9 +142,10 @@ impl World {
         of_region.and_then(|it| it.get(slot(app, endpoint))).map_or(0, Buffer::len)
     }
 
-    /// What becomes of an attempt to connect.
+    /// What becomes of an attempt to connect to the host of a region.
     pub fn connect(&mut self, now: Duration, region: usize) -> Connection {
         self.advance(now);
+        let region = self.behind(region);
         match self.faults.strike_connection(self.now, region) {
             Some(FaultKind::Refused) => Connection::Refused,
             Some(_) => Connection::BlackHole,
@@ -184,9 +186,10 @@ impl World {
         }
     }
 
-    /// Answers a request that arrives `now` in a region.
+    /// Answers a request that arrives `now` at the host of a region.
     pub fn answer(&mut self, now: Duration, region: usize, request: &Request) -> Answer {
         self.advance(now);
+        let region = self.behind(region);
         let (feed, reply) = match Target::of(&request.path) {
             _ if request.method != "GET" => (None, Reply::message(405, "method not allowed")),
             Target::Nothing => (None, Reply::message(404, "not found")),
@@ -220,6 +223,16 @@ impl World {
     /// From now on these faults, instead of those before.
     pub fn set_faults(&mut self, faults: Vec<Fault>) {
         self.faults.replace(faults);
+    }
+
+    /// The region that answers at a region's host.
+    fn behind(&self, host: usize) -> usize {
+        let detours = self.script.regions.get(host).map_or(&[][..], |it| &it.detours);
+        let begun = detours.iter().filter(|it| it.from <= self.now);
+        let last = begun.max_by_key(|it| it.from);
+        let named =
+            |it: &Detour| self.script.regions.iter().position(|other| other.name == it.region);
+        last.and_then(named).unwrap_or(host)
     }
 
     fn happen(&mut self, at: Duration, event: Event) {

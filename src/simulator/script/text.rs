@@ -73,6 +73,14 @@ impl Script {
         let apps: BTreeSet<&str> = self.apps.iter().map(|it| it.app_id.as_str()).collect();
         require(regions.len() == self.regions.len(), || "regions".into(), "names must differ")?;
         require(apps.len() == self.apps.len(), || "apps".into(), "App IDs must differ")?;
+        for region in &self.regions {
+            let known = region.detours.iter().all(|it| regions.contains(it.region.as_str()));
+            require(
+                known,
+                || format!("regions.{}.detours", region.name),
+                "there is no such region",
+            )?;
+        }
         self.apps.iter().try_for_each(check_app)?;
         for (index, fault) in self.faults.iter().enumerate() {
             let key = |name: &str| format!("faults[{index}].{name}");
@@ -273,6 +281,10 @@ mod tests {
             ("[[faults]]\nkind = \"cute\"", "`cute` is not a fault; there are refused,"),
             ("[[faults]]\nkind = \"cut\"\nshare = 1.5", "between 0 and 1"),
             ("[[faults]]\nkind = \"cut\"\nregion = \"eu\"", "no such region"),
+            (
+                "regions = [{ name = \"eu\", detours = [{ from = \"1s\", region = \"ap\" }] }]",
+                "`regions.eu.detours` in the script: there is no such region",
+            ),
             ("network.rtt = \"40ms..20ms\"", "not a range of time"),
             ("[[apps]]\nuser_events.rate = -1", "`apps."),
         ] {

@@ -171,6 +171,19 @@ fn a_request_with_wrong_credentials_uses_up_nobodys_limit() {
 }
 
 #[test]
+fn a_detour_leads_to_another_regions_buffer_and_back() {
+    let mut regions = regions(&["eu", "ap"]);
+    regions[0] = regions[0].clone().detour(2 * SECOND, "ap").detour(3 * SECOND, "eu");
+    let mut world = World::new(Script { regions, ..burst(100) });
+    let taken = [1_900, 2_000, 2_999, 3_000].map(|at| {
+        let taken = elements(&ask(&mut world, at * MS, 0).body).len();
+        (taken, world.ledger().answers().last().unwrap().region)
+    });
+    assert_eq!(taken, [(100, 0), (100, 1), (0, 1), (0, 0)]);
+    assert_eq!(world.ledger().total().repeats, 100);
+}
+
+#[test]
 fn regions_copy_late_and_remove_apart() {
     let copy_delay = Spread::always(300 * MS);
     let script = Script { regions: regions(&["eu", "ap"]), copy_delay, ..burst(100) };
