@@ -93,7 +93,7 @@ fn a_token_is_not_shown() {
 #[test]
 fn what_is_no_token_says_nothing() {
     let cut = |text: &str, length| text.get(..length).map(str::to_owned).unwrap();
-    // Half a gigabyte of zeros, packed.
+    // Four megabytes of zeros, packed into a few kilobytes.
     let bomb = miniz_oxide::deflate::compress_to_vec_zlib(&vec![0; 1 << 22], 9);
     use base64::Engine as _;
     let bomb = base64::engine::general_purpose::STANDARD.encode(bomb);
