@@ -200,8 +200,14 @@ impl Ledger {
     /// Each event, in the order in which they happened; without `keep_records` only those that
     /// still wait, in no order.
     pub fn events(&self) -> impl Iterator<Item = Recorded> + '_ {
+        self.events_from(0)
+    }
+
+    /// The same without the first `skipped` of them, for a judge who judges little by little.
+    pub fn events_from(&self, skipped: usize) -> impl Iterator<Item = Recorded> + '_ {
         let is_in_use = |line: &&Line| self.keeps_records || line.copies > 0;
-        self.lines.iter().filter(is_in_use).map(|line| self.recorded(line))
+        let lines = self.lines.iter().skip(skipped).filter(is_in_use);
+        lines.map(|line| self.recorded(line))
     }
 
     /// Each answer, by number; none without `keep_records`.
