@@ -4,6 +4,7 @@
 //! verifies, a judge. A test that takes its broker away lives in [`own_broker`], by which name
 //! `tests/run` leaves it out where a Kafka was given.
 
+mod campaign;
 mod fixtures;
 mod http;
 mod own_broker;

@@ -1,6 +1,8 @@
 //! Tests that take their broker away. Each starts one of its own; where a Kafka is given,
 //! `tests/run` leaves out this file, by its name.
 
+mod campaign;
+
 use std::time::Duration;
 
 use agora_rtm_bridge::simulator::AppScript;

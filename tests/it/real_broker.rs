@@ -7,7 +7,6 @@
 
 mod away;
 mod end_to_end;
-mod kills;
 mod repeats;
 mod stops;
 

@@ -9,6 +9,7 @@ pub(crate) mod judge;
 pub(crate) mod names;
 pub(crate) mod pages;
 pub(crate) mod process;
+pub(crate) mod proxy;
 
 use std::thread;
 use std::time::Duration;

@@ -60,6 +60,11 @@ impl Agora {
         Self { server, _runtime: runtime }
     }
 
+    /// Where a region listens.
+    pub(crate) fn address(&self, region: usize) -> SocketAddr {
+        *self.server.addresses.get(region).expect("the script has that region")
+    }
+
     /// The world, to look or to intervene.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.server.world()

@@ -6,6 +6,8 @@
 use std::env;
 use std::fs;
 use std::fs::File;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::Path;
@@ -29,6 +31,7 @@ use tempfile::TempDir;
 
 use super::child::Guarded;
 use super::names;
+use super::proxy::Proxy;
 use super::tail;
 use super::within;
 
@@ -44,6 +47,14 @@ pub(crate) struct Broker {
 struct Ports {
     clients: u16,
     controller: u16,
+    behind: Option<Behind>,
+}
+
+/// A second door, for clients that come through a proxy: the broker names them the proxy's port.
+#[derive(Clone, Copy)]
+struct Behind {
+    port: u16,
+    proxy: u16,
 }
 
 /// Names a Kafka that is already there, as `host:port,…`.
@@ -65,7 +76,7 @@ pub(crate) fn shared() -> &'static str {
     static SHARED: LazyLock<Result<(String, Option<Broker>), String>> =
         LazyLock::new(|| match given() {
             Some(bootstrap) => Ok((bootstrap, None)),
-            None => Broker::start().map(|broker| (broker.bootstrap(), Some(broker))),
+            None => Broker::start(None).map(|broker| (broker.bootstrap(), Some(broker))),
         });
     match &*SHARED {
         Ok((bootstrap, _broker)) => bootstrap,
@@ -97,8 +108,24 @@ impl Broker {
     /// With the end of its log, where it does not start. And where a Kafka was given: then no
     /// broker is started, and the test should have been left out.
     pub(crate) fn own() -> Self {
+        Self::own_with(None)
+    }
+
+    /// The same with a second door that `proxy` leads to.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::own`].
+    pub(crate) fn own_behind(proxy: &Proxy) -> Self {
+        let broker = Self::own_with(Some(proxy.address().port()));
+        let behind = broker.ports.behind.expect("it was asked for");
+        proxy.lead_to(SocketAddr::from((Ipv4Addr::LOCALHOST, behind.port)));
+        broker
+    }
+
+    fn own_with(proxy: Option<u16>) -> Self {
         assert!(given().is_none(), "{GIVEN} is set: run this by tests/run, which leaves it out");
-        Self::start().unwrap_or_else(|report| panic!("{report}"))
+        Self::start(proxy).unwrap_or_else(|report| panic!("{report}"))
     }
 
     /// Where its clients find it.
@@ -126,12 +153,12 @@ impl Broker {
         self.process = launch(self.home.path(), self.ports).unwrap_or_else(|why| panic!("{why}"));
     }
 
-    fn start() -> Result<Self, String> {
+    fn start(proxy: Option<u16>) -> Result<Self, String> {
         // Somebody may take a port between our look and the broker's bind.
         const TRIES: usize = 3;
         let mut reports = Vec::new();
         while reports.len() < TRIES {
-            let (home, ports) = (names::folder(), Ports::free());
+            let (home, ports) = (names::folder(), Ports::free(proxy));
             fs::write(home.path().join(SETTINGS), properties(ports, home.path()))
                 .expect("a fresh folder can be written to");
             format_storage(home.path())?;
@@ -148,8 +175,9 @@ impl Broker {
 // === impl Ports ===
 
 impl Ports {
-    fn free() -> Self {
-        Self { clients: free_port(), controller: free_port() }
+    fn free(proxy: Option<u16>) -> Self {
+        let behind = proxy.map(|proxy| Behind { port: free_port(), proxy });
+        Self { clients: free_port(), controller: free_port(), behind }
     }
 
     fn bootstrap(self) -> String {
@@ -220,7 +248,10 @@ fn java(class: &str, home: &Path) -> Command {
 }
 
 fn properties(ports: Ports, home: &Path) -> String {
-    let Ports { clients, controller } = ports;
+    let Ports { clients, controller, behind } = ports;
+    let listener = |port| format!(",BEHIND://127.0.0.1:{port}");
+    let listens = behind.map(|it| listener(it.port)).unwrap_or_default();
+    let advertises = behind.map(|it| listener(it.proxy)).unwrap_or_default();
     let data = home.join("data");
     let data = names::text(&data);
     format!(
@@ -228,10 +259,10 @@ fn properties(ports: Ports, home: &Path) -> String {
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{clients}
+listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}{listens}
+advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertises}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT
 log.dirs={data}
 # As strict clusters have it: the bridge creates its topics or says that they are missing.
 auto.create.topics.enable=false

@@ -58,6 +58,11 @@ impl Guarded {
         }
     }
 
+    /// Its number, by which the kernel tells what it uses.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How the child ended, if it did.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().expect("it is our child");

@@ -121,6 +121,11 @@ impl Consumer {
         }
     }
 
+    /// What was read since this was last asked, in the order of reading.
+    pub(crate) fn take(&self) -> Vec<Record> {
+        mem::take(&mut *self.shared.records.lock().expect("no reader panics holding it"))
+    }
+
     /// Reads on to what is the end of every partition now, as a `read_committed` consumer sees it,
     /// and hands over all records, by topic, partition and offset.
     ///

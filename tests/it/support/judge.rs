@@ -114,6 +114,11 @@ impl Verdict {
     /// Nothing is missing that no gap tells of, nothing is twice, nothing is made up.
     #[track_caller]
     pub(crate) fn assert_exactly_once(&self) {
+        assert!(self.is_exactly_once(), "\n{self}");
+    }
+
+    /// What [`Self::assert_exactly_once`] asserts.
+    pub(crate) fn is_exactly_once(&self) -> bool {
         let faults = [
             &self.twice,
             &self.unknown,
@@ -122,7 +127,7 @@ impl Verdict {
             &self.missing_dead_letters,
         ];
         let well = self.missing.is_empty() && self.untold.is_empty();
-        assert!(well && faults.iter().all(|list| list.is_empty()), "\n{self}");
+        well && faults.iter().all(|list| list.is_empty())
     }
 
     /// And nothing was lost at all, whether told or not.

@@ -96,6 +96,20 @@ impl Bridge {
         self.process.wait(limit)
     }
 
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// The most memory that it had resident at a time since its start, in bytes; `None` where it
+    /// has ended. proc_pid_status(5)
+    pub(crate) fn peak_memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kibibytes * 1_024)
+    }
+
     /// Waits until it calls itself ready.
     ///
     /// # Panics

@@ -1,0 +1,28 @@
+//! The short form of the campaign (`tests/campaign`): each kind of harm that takes little time, and
+//! some at once.
+
+use std::time::Duration;
+
+use crate::campaign;
+use crate::campaign::Plan;
+use crate::campaign::kind::Kind;
+
+/// They take ten seconds and more.
+const SLOW: [Kind; 3] = [Kind::StopAway, Kind::BrokerKill, Kind::AgoraStall];
+
+#[test]
+fn harm_of_many_kinds_loses_nothing_but_answers_in_flight_and_repeats_nothing() {
+    let kinds = Kind::usual().into_iter().filter(|kind| !SLOW.contains(kind));
+    let mut plan = Plan {
+        seed: 5,
+        rounds: 0..6,
+        kinds: kinds.collect(),
+        at_once: 3,
+        rate: 1_000.0,
+        away: Duration::ZERO,
+    };
+    plan.leave_out_what_cannot_be();
+    let (tally, wrong) = campaign::run(&plan, |_, _| {});
+    eprintln!("{}", tally.text());
+    assert_eq!(wrong, None);
+}

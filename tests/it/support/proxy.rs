@@ -1,0 +1,214 @@
+//! A TCP proxy that is treated as a network is: cut, stalled, whole again.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
+use tokio::net::tcp::WriteHalf;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+/// Listens on loopback and hands over to one address. It goes with the value.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    state: watch::Sender<State>,
+    /// Its thread is the proxy.
+    _runtime: Runtime,
+}
+
+/// What becomes of bytes that come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// They go on.
+    Open,
+    /// They stay where they are, in both directions; connections stay, too.
+    Stalled,
+    /// Every connection is reset, and so is each new one.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    target: SocketAddr,
+    way: Way,
+    /// A connection that has seen fewer is reset, even if the way is open again by then.
+    cuts: u64,
+}
+
+const BUFFER: usize = 64 * 1024;
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Begins to listen. Whoever comes before [`Self::lead_to`] is reset.
+    pub(crate) fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("proxy")
+            .enable_all()
+            .build()
+            .expect("a runtime can be built");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (state, told) = watch::channel(State { target: any, way: Way::Cut, cuts: 0 });
+        let listener = runtime.block_on(TcpListener::bind(any)).expect("loopback has free ports");
+        let address = listener.local_addr().expect("it listens");
+        runtime.spawn(accept(listener, told));
+        Self { address, state, _runtime: runtime }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on connections lead there, and the way is open.
+    pub(crate) fn lead_to(&self, target: SocketAddr) {
+        self.state.send_modify(|state| (state.target, state.way) = (target, Way::Open));
+    }
+
+    /// Changes the way for all connections, those that are there and those that come.
+    pub(crate) fn set(&self, way: Way) {
+        self.state.send_modify(|state| {
+            state.way = way;
+            state.cuts += u64::from(way == Way::Cut);
+        });
+    }
+}
+
+async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
+    let tracker = TaskTracker::new();
+    loop {
+        // A client that left at once is no trouble of ours.
+        let Ok((client, _)) = listener.accept().await else { continue };
+        let state = state.clone();
+        tracker.spawn(async move {
+            // Broken connections are what this is for.
+            join(client, state).await.ok();
+        });
+    }
+}
+
+/// One connection until its end, or until it is cut.
+async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Result<()> {
+    let State { target, way, cuts } = *state.borrow();
+    if way == Way::Cut {
+        return client.set_zero_linger();
+    }
+    let mut server = TcpStream::connect(target).await?;
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+    }
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    let mut cut = state.clone();
+    let both = async {
+        tokio::try_join!(
+            pump(from_client, to_server, state.clone()),
+            pump(from_server, to_client, state.clone()),
+        )
+    };
+    let ended = tokio::select! {
+        biased;
+        _ = cut.wait_for(|state| state.cuts != cuts) => Err(io::ErrorKind::ConnectionReset.into()),
+        ended = both => ended.map(drop),
+    };
+    if ended.is_err() {
+        // Not an orderly end: what is on its way is gone.
+        client.set_zero_linger()?;
+        server.set_zero_linger()?;
+    }
+    ended
+}
+
+/// One direction.
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut state: watch::Receiver<State>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        // The sender is part of the value that keeps this task running.
+        state.wait_for(|state| state.way != Way::Stalled).await.ok();
+        match buffer.get(..length) {
+            None | Some([]) => return to.shutdown().await,
+            Some(bytes) => to.write_all(bytes).await?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::io::Read as _;
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Long enough for whatever comes to come, where something does.
+    const LIMIT: Duration = Duration::from_secs(30);
+    /// So long nothing came where nothing must come.
+    const NOTHING: Duration = Duration::from_millis(100);
+
+    /// Both ends of a connection through a proxy that is open.
+    fn connected() -> (Proxy, TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let proxy = Proxy::start();
+        proxy.lead_to(listener.local_addr().unwrap());
+        let client = TcpStream::connect(proxy.address()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+        }
+        (proxy, client, server)
+    }
+
+    fn receive(stream: &mut TcpStream) -> std::io::Result<u8> {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        Ok(byte[0])
+    }
+
+    #[test]
+    fn an_open_way_leads_there_and_back_and_to_the_end() {
+        let (_proxy, mut client, mut server) = connected();
+        client.write_all(b"q").unwrap();
+        assert_eq!(receive(&mut server).unwrap(), b'q');
+        server.write_all(b"a").unwrap();
+        assert_eq!(receive(&mut client).unwrap(), b'a');
+        drop(server);
+        assert_eq!(receive(&mut client).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_stalled_way_holds_what_comes_and_hands_it_over_when_it_opens() {
+        let (proxy, mut client, mut server) = connected();
+        proxy.set(Way::Stalled);
+        client.write_all(b"q").unwrap();
+        server.set_read_timeout(Some(NOTHING)).unwrap();
+        assert_eq!(receive(&mut server).unwrap_err().kind(), ErrorKind::WouldBlock);
+        server.set_read_timeout(Some(LIMIT)).unwrap();
+        proxy.set(Way::Open);
+        assert_eq!(receive(&mut server).unwrap(), b'q');
+    }
+
+    #[test]
+    fn a_cut_resets_both_ends_even_if_the_way_opens_at_once() {
+        let (proxy, mut client, mut server) = connected();
+        proxy.set(Way::Cut);
+        proxy.set(Way::Open);
+        for end in [&mut client, &mut server] {
+            assert_eq!(receive(end).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+    }
+}
