@@ -10,24 +10,28 @@ use rdkafka::client::DefaultClientContext;
 use crate::support::names::Names;
 
 /// As many as the bridge would make.
-const PARTITIONS: i32 = 6;
+pub(crate) const PARTITIONS: i32 = 6;
 
 /// Creates the two event topics. The bridge creates the others.
 pub(crate) fn create(bootstrap: &str, names: &Names) {
+    create_stamped(bootstrap, &[&names.user_events, &names.channel_events], PARTITIONS);
+}
+
+/// Creates these topics.
+pub(crate) fn create_stamped(bootstrap: &str, names: &[&str], partitions: i32) {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .create()
         .expect("the settings are right");
-    let topics = [&names.user_events, &names.channel_events].map(|name| {
-        NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1))
+    let topics = names.iter().map(|name| {
+        NewTopic::new(name, partitions, TopicReplication::Fixed(-1))
             .set("message.timestamp.type", "LogAppendTime")
     });
+    let topics: Vec<_> = topics.collect();
     let created = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime needs nothing")
         .block_on(admin.create_topics(&topics, &AdminOptions::new()));
-    match created.as_deref() {
-        Ok([Ok(_), Ok(_)]) => {}
-        refused => panic!("create the event topics: {refused:?}"),
-    }
+    let created = created.expect("the broker answers");
+    assert!(created.iter().all(Result::is_ok), "create {names:?}: {created:?}");
 }

@@ -14,6 +14,8 @@ pub(crate) mod kind;
 mod load;
 mod round;
 mod stage;
+#[path = "../../benches/steady/table.rs"]
+mod table;
 pub(crate) mod tally;
 
 use std::ops::Range;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::Order;
 use super::round::Report;
+use super::table::Table;
+use super::table::grouped;
 
 /// All rounds together.
 #[derive(Default)]
@@ -64,6 +66,23 @@ struct Row {
     peak_memory: u64,
 }
 
+const TITLES: [&str; 14] = [
+    "kind",
+    "rounds",
+    "events",
+    "published",
+    "missing",
+    "twice",
+    "out of order",
+    "answers lost in flight",
+    "events in them",
+    "gaps",
+    "true gaps",
+    "overwritten",
+    "rest p50 / max, s",
+    "peak memory, MB",
+];
+
 // === impl Tally ===
 
 impl Tally {
@@ -118,49 +137,14 @@ impl Tally {
     }
 
     fn table(&self) -> String {
-        const TITLES: [&str; 14] = [
-            "kind",
-            "rounds",
-            "events",
-            "published",
-            "missing",
-            "twice",
-            "out of order",
-            "answers lost in flight",
-            "events in them",
-            "gaps",
-            "true gaps",
-            "overwritten",
-            "rest p50 / max, s",
-            "peak memory, MB",
-        ];
-        let mut rows = vec![TITLES.map(str::to_owned)];
-        rows.extend(self.rows.iter().map(|(name, row)| row.cells(name)));
+        let mut table = Table::new(TITLES);
+        for (name, row) in &self.rows {
+            table.add(row.cells(name));
+        }
         if self.rows.len() > 1 {
-            rows.push(self.total().cells("all"));
+            table.add(self.total().cells("all"));
         }
-        let mut widths = TITLES.map(|_| 0);
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        let line = |row: &[String; 14]| {
-            let cell = |(at, (cell, width)): (usize, (&String, &usize))| match at {
-                0 => format!(" {cell:<width$} "),
-                _ => format!(" {cell:>width$} "),
-            };
-            let cells: Vec<_> = row.iter().zip(&widths).enumerate().map(cell).collect();
-            format!("|{}|\n", cells.join("|"))
-        };
-        let rule = |(at, width): (usize, &usize)| match at {
-            0 => format!(" {} ", "-".repeat(*width)),
-            _ => format!(" {}: ", "-".repeat(width - 1)),
-        };
-        let rules: Vec<_> = widths.iter().enumerate().map(rule).collect();
-        let mut lines = rows.iter().map(line);
-        let head = lines.next().unwrap_or_default();
-        format!("{head}|{}|\n{}", rules.join("|"), lines.collect::<String>())
+        table.text(true)
     }
 
     fn write_remarks(&self, out: &mut String) -> std::fmt::Result {
@@ -257,18 +241,18 @@ impl Row {
         let missing = self.made - self.overwritten - self.published - self.lost_events;
         [
             name.to_owned(),
-            self.rounds.to_string(),
-            self.made.to_string(),
-            self.published.to_string(),
-            missing.to_string(),
+            grouped(self.rounds),
+            grouped(self.made),
+            grouped(self.published),
+            grouped(missing),
             // Ends the campaign: what is added up has none.
             "0".to_owned(),
             "0".to_owned(),
-            self.lost_answers.to_string(),
-            self.lost_events.to_string(),
-            self.gaps.to_string(),
-            self.true_gaps.to_string(),
-            self.overwritten.to_string(),
+            grouped(self.lost_answers),
+            grouped(self.lost_events),
+            grouped(self.gaps),
+            grouped(self.true_gaps),
+            grouped(self.overwritten),
             format!("{p50:.1} / {max:.1}"),
             format!("{:.1}", self.peak_memory as f64 / 1e6),
         ]
