@@ -4,7 +4,9 @@
 
 mod demo;
 mod health;
+mod pages;
 mod plan;
+mod progress;
 mod run;
 mod simulate;
 
@@ -48,6 +50,7 @@ Examples:
   agora-rtm-bridge simulate                          play Agora on this machine
   agora-rtm-bridge plan --rate 3000                  will it keep up with us?
   agora-rtm-bridge run --config agora-rtm-bridge.toml
+  agora-rtm-bridge pages show 5f0c…/1842             Agora's answer that an event came in
   agora-rtm-bridge health                            ask the running daemon (for containers)
 
 Exit codes: 0 stopped as asked; 1 failed, or stopped with something undelivered; 2 wrong usage;
@@ -59,6 +62,7 @@ enum Command {
     Simulate(simulate::Simulate),
     Demo(demo::Demo),
     Plan(plan::Plan),
+    Pages(pages::Pages),
     Health(health::Health),
 }
 
@@ -76,6 +80,7 @@ pub async fn main() -> ExitCode {
         Command::Health(args) => health::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Plan(args) => plan::run(args).await,
+        Command::Pages(args) => pages::run(args).await,
         Command::Simulate(args) => simulate(args).await,
     };
     match outcome {

@@ -21,8 +21,13 @@ mod progress;
 pub mod record;
 
 pub use self::batch::Batch;
+pub use self::batch::Draft;
 pub use self::batch::Record;
 pub use self::cluster::Cluster;
+pub use self::cluster::Reader;
+pub use self::cluster::Replayer;
+pub use self::cluster::Spans;
+pub use self::cluster::Stored;
 pub use self::memory::BadMemory;
 pub use self::memory::Memory;
 pub use self::memory::StateRecord;

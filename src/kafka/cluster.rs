@@ -8,6 +8,8 @@ mod clients;
 mod memory;
 mod owner;
 mod page_writer;
+mod reader;
+mod replayer;
 mod topics;
 
 use std::sync::Arc;
@@ -24,6 +26,10 @@ use self::clients::Clients;
 use self::clients::Listener;
 use self::owner::OwnedPartition;
 use self::page_writer::PageWriter;
+pub use self::reader::Reader;
+pub use self::reader::Spans;
+pub use self::reader::Stored;
+pub use self::replayer::Replayer;
 use self::topics::Facts;
 use crate::config;
 use crate::kafka::Failure;
@@ -75,6 +81,17 @@ impl Cluster {
     /// The name of a topic.
     pub fn topic(&self, topic: Topic) -> &str {
         self.shared.clients.topic(topic)
+    }
+
+    /// Reads topics beside a running bridge.
+    pub fn reader(&self) -> Result<Reader, KafkaError> {
+        Reader::new(&self.shared.clients)
+    }
+
+    /// Publishes events once more beside a running bridge.
+    pub async fn replayer(&self) -> Result<Replayer, KafkaError> {
+        let (clients, facts) = (self.shared.clients.clone(), self.facts().await?);
+        blocking(move || Replayer::new(&clients, facts)).await
     }
 
     /// One attempt at a time, and its failure is the answer to all who waited for it: each partition

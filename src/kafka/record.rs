@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use crate::agora::Event;
 use crate::dedupe::Fingerprint;
 use crate::kafka::Batch;
+use crate::kafka::Draft;
 use crate::kafka::PageRecord;
 use crate::kafka::Topic;
 use crate::kafka::pages::BadPageRecord;
@@ -76,14 +77,14 @@ impl Stamping {
     }
 }
 
-/// Writes an event.
-pub fn write_event(
-    batch: &mut Batch,
+/// Writes an event; more headers may follow.
+pub fn write_event<'a>(
+    batch: &'a mut Batch,
     source: &Source,
     event: &Event<'_>,
     id: Fingerprint,
     timestamp: Option<Timestamp>,
-) {
+) -> Draft<'a> {
     let (topic, family) = match source.endpoint {
         Endpoint::User => (Topic::UserEvents, "user"),
         Endpoint::Channel => (Topic::ChannelEvents, "channel"),
@@ -103,7 +104,7 @@ pub fn write_event(
         .header_with("ce_time", |bytes| print(bytes, format_args!("{}", event.time)))
         .header("ce_subject", key)
         .header("content-type", b"application/json")
-        .header("agora_page", source.page.as_bytes());
+        .header("agora_page", source.page.as_bytes())
 }
 
 /// Writes what is not an event, with its bytes as received.

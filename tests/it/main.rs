@@ -13,3 +13,4 @@ mod rooms;
 mod simulated;
 mod support;
 mod systemd;
+mod tools;

@@ -3,6 +3,7 @@
 //! What the promises rest on is set last, over the operator's options; the configuration refuses
 //! those keys anyway.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -107,10 +108,11 @@ impl Clients {
             .map_err(|error| self.not_made("the producer of pages", error))
     }
 
-    /// Writes events: in transactions, or idempotent only where the operator chose so.
+    /// Writes events: in transactions, or idempotent only where the operator chose so. Of all who
+    /// are the same `owner` (a partition, as a rule) the last one fences the others.
     pub(super) fn event_producer(
         &self,
-        partition: i32,
+        owner: impl Display,
         listener: Listener,
     ) -> Result<BaseProducer<Listener>, KafkaError> {
         let mut config = self.common()?;
@@ -124,7 +126,7 @@ impl Clients {
             .set("delivery.report.only.error", "true");
         if self.settings.delivery == config::Delivery::ExactlyOnce {
             config
-                .set("transactional.id", format!("{}.{partition}", self.settings.group))
+                .set("transactional.id", format!("{}.{owner}", self.settings.group))
                 .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
                 .set("message.timeout.ms", TRANSACTION_TIMEOUT_MS);
         }

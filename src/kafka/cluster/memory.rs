@@ -27,10 +27,10 @@ use crate::kafka::Topic;
 
 /// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
 /// is ended by the broker within this.
-const STABLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const STABLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks at the last stable offset.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Reads the records; blocks. `uncommitted` is a `read_uncommitted` client.
 pub(super) fn read(

@@ -384,7 +384,7 @@ impl Worker {
     }
 }
 
-fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
+pub(super) fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
     let headers = message.headers().map(|headers| {
         let header = |header: Header<'_, &[u8]>| {
             (header.key.to_owned(), header.value.unwrap_or_default().to_vec())
@@ -399,7 +399,7 @@ fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
 }
 
 /// Errors that a consumer reports and gets over by itself.
-fn is_passing(error: &ClientError) -> bool {
+pub(super) fn is_passing(error: &ClientError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -412,7 +412,7 @@ fn is_passing(error: &ClientError) -> bool {
     )
 }
 
-fn failure_of(error: &ClientError) -> Failure {
+pub(super) fn failure_of(error: &ClientError) -> Failure {
     match error.rdkafka_error_code() {
         Some(
             RDKafkaErrorCode::Fenced

@@ -45,7 +45,7 @@ fn answer(mut stream: TcpStream, body: Option<&str>) -> std::io::Result<()> {
     let body = body.unwrap_or(EMPTY);
     write!(
         stream,
-        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 200 OK\r\nX-Request-ID: made-up-id\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }

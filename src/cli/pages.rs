@@ -1,0 +1,252 @@
+//! `pages`: Agora's answers as they were received, in the pages topic.
+//!
+//! A consumer that doubts an event has its `agora_page`; from there one command leads to the answer
+//! and to Agora's request id. Reading goes beside a running bridge, which notices nothing.
+
+mod replay;
+mod selection;
+mod shown;
+
+use std::io;
+use std::io::Write as _;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::Subcommand;
+use tokio::task::spawn_blocking;
+
+use self::selection::Found;
+use self::selection::Selection;
+use self::selection::When;
+use super::Failure;
+use super::run;
+use crate::kafka::Cluster;
+use crate::kafka::Reader;
+use crate::model::AppId;
+use crate::model::Content;
+use crate::model::PageId;
+
+/// Agora's answers in the pages topic: list them, show one, publish their events again
+#[derive(Debug, Args)]
+#[command(after_long_help = TEACH)]
+pub(super) struct Pages {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(List),
+    Show(Show),
+    Replay(replay::Replay),
+}
+
+/// One line for each page and each gap
+#[derive(Debug, Args)]
+struct List {
+    #[command(flatten)]
+    selection: Selection,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    bridge: Bridge,
+}
+
+/// The answer as received; what is known of it goes to stderr
+#[derive(Debug, Args)]
+struct Show {
+    /// The header `agora_page` of an event, a dead letter or a gap
+    #[arg(value_name = "PAGE", value_parser = selection::page_id)]
+    page: PageId,
+    /// The App ID of that record: pages of several apps may have the same name
+    #[arg(long, value_name = "APP_ID")]
+    app: Option<String>,
+    #[command(flatten)]
+    when: When,
+    /// What it decodes to, one line for each element, instead of the bytes
+    #[arg(long)]
+    events: bool,
+    /// JSON: everything that is known of the page and its body, or one object for each element
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    bridge: Bridge,
+}
+
+/// Whose topics.
+#[derive(Debug, Args)]
+struct Bridge {
+    /// The configuration of the bridge; the environment counts too
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+const TEACH: &str = "\
+Examples:
+  agora-rtm-bridge pages list --config bridge.toml --since 10m
+  agora-rtm-bridge pages list --app 876922… --from 2026-03-01T08:00:00Z --to 2026-03-01T08:05:00Z
+  agora-rtm-bridge pages show 5f0c…/1842 --app 876922…            the answer, byte for byte
+  agora-rtm-bridge pages show 5f0c…/1842 --app 876922… --events   what it decodes to
+  agora-rtm-bridge pages replay --app 876922… --since 1h          once more, after asking
+
+An event's header agora_page names its page. Without --app every partition is searched, from the
+beginning of the topic unless --since or --from say otherwise.
+
+`replay` publishes events again, past the removal of repeats: the same key, value and ce_id, and a
+header `replayed` that says when. It runs beside the bridge and changes nothing in its memory.
+
+Exit codes: 0 done; 1 failed, or there is no such page; 2 wrong usage; 78 wrong configuration.";
+
+pub(super) async fn run(args: Pages) -> Result<(), Failure> {
+    match args.action {
+        Action::List(list) => {
+            let cluster = list.bridge.cluster()?;
+            blocking(move || list.run(&cluster)).await
+        }
+        Action::Show(show) => {
+            let cluster = show.bridge.cluster()?;
+            blocking(move || show.run(&cluster)).await
+        }
+        Action::Replay(replay) => replay.run().await,
+    }
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    fn cluster(&self) -> Result<Cluster, Failure> {
+        let settings = run::load(self.config.as_deref())?;
+        Ok(Cluster::new(settings.kafka, &settings.instance))
+    }
+}
+
+// === impl List ===
+
+impl List {
+    fn run(self, cluster: &Cluster) -> Result<(), Failure> {
+        let reader = cluster.reader().map_err(|error| Failure::of(&error))?;
+        let mut output = Output::new();
+        if !self.json && output.is_watched() {
+            output.line(shown::HEAD);
+        }
+        self.selection.read(&reader, |found| {
+            output.line(&if self.json { shown::json(found) } else { shown::line(found) });
+            output.goes_on()
+        })?;
+        output.end()
+    }
+}
+
+// === impl Show ===
+
+impl Show {
+    fn run(self, cluster: &Cluster) -> Result<(), Failure> {
+        let reader = cluster.reader().map_err(|error| Failure::of(&error))?;
+        let found = self.find(&reader)?;
+        let mut output = Output::new();
+        match (&found.entry.content, self.events) {
+            (Content::Page(page), true) => {
+                let elements = shown::elements(&reader, found.entry.id, page, self.json);
+                elements.iter().for_each(|element| output.line(element));
+            }
+            _ if self.json => output.line(&shown::envelope(&found)),
+            (Content::Page(page), false) => {
+                // Nobody may be able to read it; the body is what was asked for.
+                write!(io::stderr(), "{}", shown::facts(&found)).ok();
+                output.bytes(&page.body);
+            }
+            (Content::Gap(_), _) => {
+                write!(io::stderr(), "{}", shown::facts(&found)).ok();
+            }
+        }
+        output.end()
+    }
+
+    /// The page of that name. One that was forwarded twice is one.
+    fn find(&self, reader: &Reader) -> Result<Found, Failure> {
+        let apps = self.app.iter().cloned().collect();
+        let selection = Selection::of_page(self.page, apps, self.when.clone());
+        let mut found: Vec<Found> = Vec::new();
+        selection.read(reader, |candidate| {
+            let app = &candidate.entry.content.feed().app;
+            if found.iter().all(|known| known.entry.content.feed().app != *app) {
+                found.push(candidate.clone());
+            }
+            match self.app {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
+        })?;
+        let apps: Vec<&AppId> = found.iter().map(|page| &page.entry.content.feed().app).collect();
+        let message = match apps.as_slice() {
+            [_] => return Ok(found.remove(0)),
+            [] => format!(
+                "there is no page {} in `{}`{}: it may be older than the topic keeps, or not \
+                 forwarded yet (then it is in the journal)",
+                self.page,
+                reader.name(crate::kafka::Topic::Pages),
+                self.app.as_deref().map(|app| format!(" of the app {app}")).unwrap_or_default(),
+            ),
+            several => {
+                let names: Vec<&str> = several.iter().map(|app| app.as_str()).collect();
+                let names = names.join(", ");
+                format!(
+                    "pages of {names} have the name {}: say with --app whose is meant",
+                    self.page
+                )
+            }
+        };
+        Err(Failure { message, code: 1 })
+    }
+}
+
+/// Standard output, as long as somebody reads it.
+struct Output {
+    stdout: io::BufWriter<io::Stdout>,
+    failed: Option<io::Error>,
+}
+
+// === impl Output ===
+
+impl Output {
+    fn new() -> Self {
+        Self { stdout: io::BufWriter::new(io::stdout()), failed: None }
+    }
+
+    fn is_watched(&self) -> bool {
+        io::IsTerminal::is_terminal(self.stdout.get_ref())
+    }
+
+    fn line(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+        self.bytes(b"\n");
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        if self.failed.is_none() {
+            self.failed = self.stdout.write_all(bytes).err();
+        }
+    }
+
+    /// Until nobody reads any more.
+    fn goes_on(&self) -> ControlFlow<()> {
+        if self.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Whoever closed the pipe has what he wanted.
+    fn end(mut self) -> Result<(), Failure> {
+        let failed = self.failed.or_else(|| self.stdout.flush().err());
+        match failed {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::of(&error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+) -> Result<(), Failure> {
+    spawn_blocking(work).await.expect("what blocks does not panic")
+}

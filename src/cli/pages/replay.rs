@@ -1,0 +1,251 @@
+//! `pages replay`: the events of chosen pages once more, after asking.
+//!
+//! The topic is read twice: first to say what would be published, then to publish it. A window like
+//! the bridge's own leaves out what stands in several of the pages, so that each event comes once.
+
+use std::collections::HashMap;
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Write as _;
+use std::ops::ControlFlow;
+
+use clap::Args;
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use super::Bridge;
+use super::Failure;
+use super::blocking;
+use super::selection::Found;
+use super::selection::Selection;
+use crate::agora::event;
+use crate::agora::split;
+use crate::dedupe::Fingerprint;
+use crate::dedupe::Window;
+use crate::kafka::Batch;
+use crate::kafka::KafkaError;
+use crate::kafka::Limits;
+use crate::kafka::Reader;
+use crate::kafka::Replayer;
+use crate::kafka::Topic;
+use crate::kafka::record;
+use crate::kafka::record::Source;
+use crate::model::AppId;
+use crate::model::Clock;
+use crate::model::Content;
+use crate::model::Endpoint;
+use crate::model::Page;
+use crate::model::PageId;
+use crate::model::Timestamp;
+
+/// Regions whose repeats the window has room for: more than anybody drains.
+const REGIONS: usize = 8;
+
+/// A transaction is ended with so many events: it must not become long.
+const EVENTS_A_TRANSACTION: usize = 10_000;
+
+/// Publish the events of chosen pages again, after asking
+///
+/// The events get the key, value and `ce_id` of before, and a header `replayed` with the time. What
+/// is in several of the pages is published once. Elements that are no events are left out. The
+/// bridge may run meanwhile; consumers see the events again.
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    #[command(flatten)]
+    selection: Selection,
+    /// Don't ask
+    #[arg(long)]
+    yes: bool,
+    /// The result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    bridge: Bridge,
+}
+
+/// What is or would be published.
+#[derive(Debug, Default, Serialize)]
+struct Sum {
+    pages: u64,
+    user_events: u64,
+    channel_events: u64,
+    /// Events that stand in an earlier page of them, too.
+    repeats: u64,
+    not_events: u64,
+    too_large: u64,
+}
+
+/// From pages to a batch.
+struct Decoder<'a> {
+    limits: &'a dyn Fn(Topic) -> Limits,
+    now: Timestamp,
+    windows: HashMap<(AppId, Endpoint), Window>,
+    batch: Batch,
+    sum: Sum,
+}
+
+// === impl Replay ===
+
+impl Replay {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        if self.selection.is_everything() {
+            let message = "say which pages, by --app, --endpoint, --page, --since, --from or --to";
+            return Err(Failure { message: message.to_owned(), code: 2 });
+        }
+        let cluster = self.bridge.cluster()?;
+        let failed = |error| Failure::of(&error);
+        let replayer = cluster.replayer().await.map_err(failed)?;
+        let reader = cluster.reader().map_err(failed)?;
+        let (yes, json) = (self.yes, self.json);
+        let selection = self.selection.fixed(Clock::system());
+        blocking(move || {
+            let planned = read(&selection, &reader, &replayer, |_| Ok(()))?;
+            if planned.events() == 0 {
+                return say(&planned, json, "there is nothing to publish");
+            }
+            eprint!("{}", planned.announcement(&reader));
+            if !yes && !asked()? {
+                let message = "nothing was published".to_owned();
+                return Err(Failure { message, code: 1 });
+            }
+            let done = read(&selection, &reader, &replayer, |batch| replayer.publish(batch))?;
+            say(&done, json, "published again")
+        })
+        .await
+    }
+}
+
+/// Reads the pages and hands their events over, batch by batch.
+fn read(
+    selection: &Selection,
+    reader: &Reader,
+    replayer: &Replayer,
+    mut publish: impl FnMut(&Batch) -> Result<(), KafkaError>,
+) -> Result<Sum, Failure> {
+    let mut decoder = Decoder {
+        limits: &|topic| replayer.limits(topic),
+        now: Clock::system().now(),
+        windows: HashMap::new(),
+        batch: Batch::default(),
+        sum: Sum::default(),
+    };
+    let (mut published, mut outcome) = (0, Ok(()));
+    let mut hand_over = |batch: &mut Batch| {
+        let batch = std::mem::take(batch);
+        publish(&batch).map(|()| published += batch.len())
+    };
+    selection.read(reader, |Found { entry, .. }| {
+        if let Content::Page(page) = &entry.content {
+            decoder.take(entry.id, page);
+        }
+        if decoder.batch.len() >= EVENTS_A_TRANSACTION {
+            outcome = hand_over(&mut decoder.batch);
+        }
+        if outcome.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if outcome.is_ok() && !decoder.batch.is_empty() {
+        outcome = hand_over(&mut decoder.batch);
+    }
+    match outcome {
+        Ok(()) => Ok(decoder.sum),
+        Err(error) => {
+            let published = HumanCount(published as u64);
+            let message = format!("{error}; {published} events were published again before that");
+            Err(Failure { message, code: 1 })
+        }
+    }
+}
+
+/// Asks the person at the terminal.
+fn asked() -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        let message = "nothing was published: nobody can be asked; say --yes".to_owned();
+        return Err(Failure { message, code: 2 });
+    }
+    eprint!("Publish them? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| Failure::of(&error))?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
+fn say(sum: &Sum, json: bool, what: &str) -> Result<(), Failure> {
+    let text = if json {
+        serde_json::to_string(sum).expect("numbers are JSON")
+    } else {
+        format!("{what}: {} events of {} pages", HumanCount(sum.events()), HumanCount(sum.pages))
+    };
+    writeln!(io::stdout(), "{text}").map_err(|error| Failure::of(&error))
+}
+
+// === impl Decoder ===
+
+impl Decoder<'_> {
+    fn take(&mut self, id: PageId, page: &Page) {
+        let feed = &page.feed;
+        let source = Source::new(&feed.app, feed.endpoint, id);
+        let topic = Topic::of_events(feed.endpoint);
+        let limits = (self.limits)(topic);
+        let window = self
+            .windows
+            .entry((feed.app.clone(), feed.endpoint))
+            .or_insert_with(|| Window::new(REGIONS));
+        let now = self.now;
+        self.sum.pages += 1;
+        for raw in split(&page.body).elements {
+            let Ok(event) = event::read(feed.endpoint, raw) else {
+                self.sum.not_events += 1;
+                continue;
+            };
+            let fingerprint = Fingerprint::of(&feed.app, feed.endpoint, &event);
+            if !window.insert(fingerprint, page.answered_at) {
+                self.sum.repeats += 1;
+                continue;
+            }
+            let stamp = limits.stamping.stamp(event.time, now);
+            let draft = record::write_event(&mut self.batch, &source, &event, fingerprint, stamp);
+            draft.header("replayed", now.to_string().as_bytes());
+            if self.batch.last().is_some_and(|record| record.size() > limits.largest_record) {
+                self.batch.remove_last();
+                self.sum.too_large += 1;
+                continue;
+            }
+            *match feed.endpoint {
+                Endpoint::User => &mut self.sum.user_events,
+                Endpoint::Channel => &mut self.sum.channel_events,
+            } += 1;
+        }
+    }
+}
+
+// === impl Sum ===
+
+impl Sum {
+    fn events(&self) -> u64 {
+        self.user_events + self.channel_events
+    }
+
+    fn announcement(&self, reader: &Reader) -> String {
+        let mut text = format!("{} pages hold", HumanCount(self.pages));
+        for (count, topic) in
+            [(self.user_events, Topic::UserEvents), (self.channel_events, Topic::ChannelEvents)]
+        {
+            if count > 0 {
+                let line = format!("\n  {} events for {}", HumanCount(count), reader.name(topic));
+                text.push_str(&line);
+            }
+        }
+        for (count, what) in [
+            (self.repeats, "events that stand in another of these pages too: left out"),
+            (self.not_events, "elements that are no events: left out"),
+            (self.too_large, "events too large for their topic: left out"),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("\n  {} {what}", HumanCount(count)));
+            }
+        }
+        text.push_str(
+            "\nTheir consumers will see them once more, with the same ce_id and a header `replayed`.\n",
+        );
+        text
+    }
+}

@@ -1,0 +1,259 @@
+//! Which pages are meant, and the way through the topic to them.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use crate::cli::progress::Progress;
+use crate::kafka::Reader;
+use crate::kafka::Topic;
+use crate::kafka::pages;
+use crate::kafka::partition_of;
+use crate::model::CLOCK_MARGIN;
+use crate::model::Clock;
+use crate::model::Content;
+use crate::model::Endpoint;
+use crate::model::Entry;
+use crate::model::PageId;
+use crate::model::Timestamp;
+
+/// Which pages are meant.
+#[derive(Debug, Args)]
+pub(super) struct Selection {
+    /// Only pages of this App ID; may be given several times
+    #[arg(long = "app", value_name = "APP_ID")]
+    apps: Vec<String>,
+    /// Only pages of this endpoint: user_events or channel_events
+    #[arg(long, value_name = "NAME", value_parser = endpoint)]
+    endpoint: Option<Endpoint>,
+    /// Only this page: the header `agora_page` of an event; may be given several times
+    #[arg(long = "page", value_name = "PAGE", value_parser = page_id)]
+    pages: Vec<PageId>,
+    #[command(flatten)]
+    when: When,
+}
+
+/// A range of time: when Agora's answer had come.
+#[derive(Clone, Debug, Args)]
+pub(super) struct When {
+    /// Only what came in so long a time until now, as in 90s, 10m, 2h 30m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(conflicts_with = "from")]
+    since: Option<Duration>,
+    /// Only what came at this moment or later, as in 2026-03-01T08:00:00Z
+    #[arg(long, value_name = "MOMENT", value_parser = moment)]
+    from: Option<Timestamp>,
+    /// Only what came at this moment or earlier. The topic is read to its end all the same: a page
+    /// may be forwarded long after it came
+    #[arg(long, value_name = "MOMENT", value_parser = moment)]
+    to: Option<Timestamp>,
+}
+
+/// A page or a gap, and where it lies.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    /// When it was forwarded.
+    pub(super) forwarded_at: Option<Timestamp>,
+    pub(super) entry: Entry,
+}
+
+// === impl Selection ===
+
+impl Selection {
+    /// One page, of one of the apps if any are named.
+    pub(super) fn of_page(page: PageId, apps: Vec<String>, when: When) -> Self {
+        Self { apps, endpoint: None, pages: vec![page], when }
+    }
+
+    /// Whether nothing narrows it.
+    pub(super) fn is_everything(&self) -> bool {
+        let When { since, from, to } = self.when;
+        self.apps.is_empty()
+            && self.endpoint.is_none()
+            && self.pages.is_empty()
+            && (since.is_none() && from.is_none() && to.is_none())
+    }
+
+    /// The same pages whenever it is read: "since" is counted from now.
+    pub(super) fn fixed(mut self, clock: Clock) -> Self {
+        if let Some(since) = self.when.since.take() {
+            self.when.from = Some(clock.now().before(since));
+        }
+        self
+    }
+
+    /// Reads the pages, in their order within each app, until `each` breaks off. Records that are
+    /// no pages are passed over, and stderr tells how many.
+    pub(super) fn read(
+        &self,
+        reader: &Reader,
+        mut each: impl FnMut(&Found) -> ControlFlow<()>,
+    ) -> Result<(), Failure> {
+        let failed = |error| Failure::of(&error);
+        let from = self.when.beginning(Clock::system());
+        // What came at a moment was forwarded later, by a clock that may go a little wrong.
+        let forwarded = from.map(|from| from.before(CLOCK_MARGIN));
+        let mut spans = reader.spans(Topic::Pages, forwarded).map_err(failed)?;
+        if !self.apps.is_empty() {
+            let partitions = u32::try_from(spans.len()).unwrap_or(u32::MAX);
+            let meant: Vec<i32> =
+                self.apps.iter().map(|app| partition_of(app.as_bytes(), partitions)).collect();
+            spans.retain(|partition, _| meant.contains(partition));
+        }
+        let total = spans.values().map(|span| span.end.abs_diff(span.start)).sum();
+        let mut progress = Progress::begin("records of the pages topic", total);
+        let (mut unreadable, mut first) = (0_u64, None);
+        let read = reader.read(Topic::Pages, &spans, |stored| {
+            progress.step();
+            match pages::decode(&stored.page_record()) {
+                Ok(forwarded) => {
+                    let found = Found {
+                        partition: stored.partition(),
+                        offset: stored.offset(),
+                        forwarded_at: stored.stamped(),
+                        entry: forwarded.entry,
+                    };
+                    if self.means(&found, from) { each(&found) } else { ControlFlow::Continue(()) }
+                }
+                Err(reason) => {
+                    unreadable += 1;
+                    first.get_or_insert((stored.partition(), stored.offset(), reason));
+                    ControlFlow::Continue(())
+                }
+            }
+        });
+        drop(progress);
+        if let Some((partition, offset, reason)) = first {
+            eprintln!(
+                "agora-rtm-bridge: {unreadable} records of the pages topic were passed over; the \
+                 first, at offset {offset} of partition {partition}: {reason}"
+            );
+        }
+        read.map_err(failed)
+    }
+
+    fn means(&self, found: &Found, from: Option<Timestamp>) -> bool {
+        let Entry { id, content } = &found.entry;
+        let feed = content.feed();
+        let came = found.came();
+        (self.apps.is_empty() || self.apps.iter().any(|app| app == feed.app.as_str()))
+            && self.endpoint.is_none_or(|endpoint| endpoint == feed.endpoint)
+            && (self.pages.is_empty() || self.pages.contains(id))
+            && from.is_none_or(|from| came >= from)
+            && self.when.to.is_none_or(|to| came <= to)
+    }
+}
+
+// === impl When ===
+
+impl When {
+    fn beginning(&self, clock: Clock) -> Option<Timestamp> {
+        self.since.map(|since| clock.now().before(since)).or(self.from)
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    /// When it came; of a gap that is when its end was known.
+    pub(super) fn came(&self) -> Timestamp {
+        match &self.entry.content {
+            Content::Page(page) => page.answered_at,
+            Content::Gap(gap) => self.forwarded_at.map_or(gap.to, |at| at.min(gap.to)),
+        }
+    }
+}
+
+/// Reads what `agora_page` holds.
+pub(super) fn page_id(text: &str) -> Result<PageId, String> {
+    text.trim().parse().map_err(|()| {
+        "is not the name of a page: 32 hex digits, a slash and a number, as the header \
+         `agora_page` of an event has them"
+            .to_owned()
+    })
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    text.parse().map_err(|()| "must be user_events or channel_events".to_owned())
+}
+
+/// Reads a moment: RFC 3339, or milliseconds since 1970 as events have them.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(millis) = text.parse() {
+        return Ok(Timestamp::from_millis(millis));
+    }
+    let moment = humantime::parse_rfc3339_weak(text).map_err(|_| {
+        "is not a moment such as 2026-03-01T08:00:00Z (UTC), or milliseconds since 1970".to_owned()
+    })?;
+    let since = moment.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(Timestamp::default().after(since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::AppId;
+    use crate::model::Feed;
+    use crate::model::Incarnation;
+    use crate::model::Page;
+    use crate::model::Region;
+    use crate::model::Ticket;
+    use crate::model::Wholeness;
+
+    fn found(app: &str, ticket: u64, came: i64) -> Found {
+        let page = Page {
+            feed: Feed {
+                app: AppId::new(app),
+                region: Region::new("eu"),
+                endpoint: Endpoint::User,
+            },
+            since: None,
+            asked_at: Timestamp::from_millis(came - 5),
+            answered_at: Timestamp::from_millis(came),
+            status: 200,
+            wholeness: Wholeness::Whole,
+            request_id: None,
+            resource_id: None,
+            body: bytes::Bytes::new(),
+        };
+        let id = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(ticket) };
+        let entry = Entry { id, content: Content::Page(page) };
+        Found { partition: 0, offset: 0, forwarded_at: None, entry }
+    }
+
+    fn all() -> Selection {
+        let when = When { since: None, from: None, to: None };
+        Selection { apps: Vec::new(), endpoint: None, pages: Vec::new(), when }
+    }
+
+    #[test]
+    fn a_page_has_to_meet_every_condition() {
+        let page = found("a", 7, 1_000);
+        let meets = |selection: &Selection| selection.means(&page, selection.when.from);
+        assert!(meets(&all()) && all().is_everything());
+        let app = |name: &str| Selection { apps: vec!["x".to_owned(), name.to_owned()], ..all() };
+        assert!(meets(&app("a")) && !meets(&app("b")) && !app("a").is_everything());
+        let endpoint = |it| Selection { endpoint: Some(it), ..all() };
+        assert!(meets(&endpoint(Endpoint::User)) && !meets(&endpoint(Endpoint::Channel)));
+        let named = |ticket| Selection { pages: vec![found("a", ticket, 0).entry.id], ..all() };
+        assert!(meets(&named(7)) && !meets(&named(8)));
+        for (from, to, expected) in [(1_000, 1_000, true), (1_001, 2_000, false), (0, 999, false)] {
+            let [from, to] = [from, to].map(|it| Some(Timestamp::from_millis(it)));
+            let when = When { since: None, from, to };
+            assert_eq!(meets(&Selection { when, ..all() }), expected, "{from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn moments_are_read_as_people_and_as_events_write_them() {
+        let expected = Ok(Timestamp::from_millis(1_772_352_000_000));
+        for text in ["2026-03-01T08:00:00Z", "2026-03-01 08:00:00", "1772352000000"] {
+            assert_eq!(moment(text), expected, "{text}");
+        }
+        assert!(moment("yesterday").unwrap_err().contains("2026-03-01T08:00:00Z"));
+    }
+}

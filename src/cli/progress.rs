@@ -1,0 +1,57 @@
+//! How far something is that takes long: on stderr, where a person sits before it, and only after
+//! two seconds.
+
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use indicatif::HumanCount;
+use tokio::time::Instant;
+
+/// Whoever waits for longer than this wants to know how it is going.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two looks at the clock.
+const STEPS: u64 = 256;
+
+/// How far something is.
+#[derive(Debug)]
+pub(super) struct Progress {
+    what: &'static str,
+    begun: Instant,
+    is_watched: bool,
+    done: u64,
+    total: u64,
+    is_told: bool,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Begins with something that takes so many steps.
+    pub(super) fn begin(what: &'static str, total: u64) -> Self {
+        let is_watched = io::stderr().is_terminal();
+        Self { what, begun: Instant::now(), is_watched, done: 0, total, is_told: false }
+    }
+
+    /// One more step is done.
+    pub(super) fn step(&mut self) {
+        self.done += 1;
+        if self.is_watched && self.done.is_multiple_of(STEPS) && self.begun.elapsed() > PATIENCE {
+            let (what, done, total) = (self.what, HumanCount(self.done), HumanCount(self.total));
+            // Nobody may be able to read it; the work goes on.
+            write!(io::stderr(), "\r{what}: {done} of {total} …").ok();
+            self.is_told = true;
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves the line as it was.
+    fn drop(&mut self) {
+        if self.is_told {
+            write!(io::stderr(), "\r\x1b[K").ok();
+        }
+    }
+}
