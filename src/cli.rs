@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, logs and progress to stderr.
 
+mod audit;
 mod demo;
 mod health;
 mod pages;
@@ -51,6 +52,7 @@ Examples:
   agora-rtm-bridge plan --rate 3000                  will it keep up with us?
   agora-rtm-bridge run --config agora-rtm-bridge.toml
   agora-rtm-bridge pages show 5f0c…/1842             Agora's answer that an event came in
+  agora-rtm-bridge audit --since 1h                  prove it from the topics
   agora-rtm-bridge health                            ask the running daemon (for containers)
 
 Exit codes: 0 stopped as asked; 1 failed, or stopped with something undelivered; 2 wrong usage;
@@ -63,6 +65,7 @@ enum Command {
     Demo(demo::Demo),
     Plan(plan::Plan),
     Pages(pages::Pages),
+    Audit(audit::Audit),
     Health(health::Health),
 }
 
@@ -81,6 +84,7 @@ pub async fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Plan(args) => plan::run(args).await,
         Command::Pages(args) => pages::run(args).await,
+        Command::Audit(args) => audit::run(args).await,
         Command::Simulate(args) => simulate(args).await,
     };
     match outcome {

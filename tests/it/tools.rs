@@ -1,10 +1,19 @@
-//! The tools that look into Kafka, as a person runs them: `pages` over what a bridge left there.
+//! The tools that look into Kafka, as a person runs them: `pages` and `audit` over what a bridge left
+//! there.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
+use std::time::Duration;
 
+use rdkafka::ClientConfig;
+use rdkafka::message::Header;
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::BaseProducer;
+use rdkafka::producer::BaseRecord;
+use rdkafka::producer::Producer as _;
 use serde_json::Value;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::real_broker::stop;
@@ -144,4 +153,49 @@ fn events_are_published_again_with_their_ids_and_only_after_asking() {
         values
     };
     assert_eq!(values(&again), values(&before));
+}
+
+/// Publishes a record once more, as no bridge would.
+fn publish_again(record: &Record) {
+    let mut config = ClientConfig::new();
+    let producer: BaseProducer =
+        config.set("bootstrap.servers", broker::shared()).create().expect("the settings are right");
+    let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    });
+    let copy = BaseRecord::to(&record.topic)
+        .partition(record.partition)
+        .key(record.key.as_deref().expect("events have keys"))
+        .payload(record.value.as_deref().expect("events have values"))
+        .headers(headers);
+    producer.send(copy).expect("its queue is empty");
+    producer.flush(Duration::from_secs(30)).expect("the broker is there");
+}
+
+#[test]
+fn an_audit_proves_what_a_bridge_delivered_and_finds_a_copy_among_it() {
+    let left = Left::by_a_bridge("audit");
+    let audit = |code| {
+        let output = left.run(&["audit", "--json"]);
+        serde_json::from_str::<Value>(&text(&output, code)).unwrap()
+    };
+    let verdict = audit(0);
+    assert_eq!((&verdict["proved"], &verdict["pages"]), (&json!(true), &json!(2)));
+    let account = json!({
+        "app_id": "a1", "endpoint": "user_events", "received": 5, "delivered": 3,
+        "delivered_earlier": 0, "repeats": 1, "dead_letters": 1, "set_aside": 0,
+        "not_provable": 0, "missing": 0,
+    });
+    assert_eq!(verdict["accounts"], json!([account]));
+
+    text(&left.run(&["pages", "replay", "--app", "a1", "--yes"]), 0);
+    let verdict = audit(0);
+    assert_eq!((&verdict["proved"], &verdict["replayed"]), (&json!(true), &json!(3)));
+
+    publish_again(&left.events()[0]);
+    let verdict = audit(1);
+    assert_eq!(verdict["faults"]["twice"]["count"], 1, "{verdict:#}");
+    assert_eq!(verdict["faults"].as_object().unwrap().len(), 1, "{verdict:#}");
+    let said = text(&left.run(&["audit"]), 1);
+    assert!(said.starts_with("NOT PROVED: 1 twice.\n"), "{said}");
 }

@@ -1,0 +1,274 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::model::Entry;
+use crate::model::Gap;
+use crate::model::Region;
+use crate::model::Wholeness;
+
+const SINCE: Timestamp = Timestamp::from_millis(1_000_000);
+const INCARNATION: Incarnation = Incarnation::from_u128(7);
+
+/// A ledger of one partition, and what a bridge would have written about it.
+struct Case(Ledger);
+
+fn feed() -> Feed {
+    Feed { app: AppId::new("a"), region: Region::new("eu"), endpoint: Endpoint::User }
+}
+
+fn id(ticket: u64) -> PageId {
+    PageId { incarnation: INCARNATION, ticket: Ticket(ticket) }
+}
+
+/// The login of a user, at a second of his own.
+fn login(user: u32) -> String {
+    format!(
+        r#"{{"user_id":"u{user}","type":"Login","ms":{}}}"#,
+        1_600_000_000_000_i64 + i64::from(user) * 1_000
+    )
+}
+
+fn fingerprint(user: u32) -> [u8; 16] {
+    let element = login(user);
+    let event = event::read(Endpoint::User, element.as_bytes()).unwrap();
+    Fingerprint::of(&AppId::new("a"), Endpoint::User, &event).to_bytes()
+}
+
+// === impl Case ===
+
+impl Case {
+    fn new() -> Self {
+        Self(Ledger::new(1, SINCE))
+    }
+
+    /// A page of the window with these elements, asked for and answered one second after the other.
+    fn page(&mut self, ticket: u64, elements: &[String]) -> &mut Self {
+        let asked = i64::try_from(ticket).unwrap() * 1_000;
+        self.page_of(ticket, asked, asked + 500, elements)
+    }
+
+    fn page_of(
+        &mut self,
+        ticket: u64,
+        asked: i64,
+        answered: i64,
+        elements: &[String],
+    ) -> &mut Self {
+        let at =
+            |millis| SINCE.after(std::time::Duration::from_millis(u64::try_from(millis).unwrap()));
+        self.body(
+            ticket,
+            at(asked),
+            at(answered),
+            &format!(r#"{{"events":[{}]}}"#, elements.join(",")),
+        )
+    }
+
+    fn body(
+        &mut self,
+        ticket: u64,
+        asked_at: Timestamp,
+        answered_at: Timestamp,
+        body: &str,
+    ) -> &mut Self {
+        let page = Page {
+            feed: feed(),
+            since: None,
+            asked_at,
+            answered_at,
+            status: 200,
+            wholeness: Wholeness::Whole,
+            request_id: None,
+            resource_id: None,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        };
+        self.entry(ticket, Content::Page(page))
+    }
+
+    fn entry(&mut self, ticket: u64, content: Content) -> &mut Self {
+        let entry = Entry { id: id(ticket), content };
+        self.0.page(0, &Forwarded { entry, settled: Ticket(ticket.saturating_sub(3)) });
+        self
+    }
+
+    fn event(&mut self, user: u32, ticket: u64) -> &mut Self {
+        self.record(fingerprint(user), ticket, false)
+    }
+
+    fn record(&mut self, id_of_event: [u8; 16], ticket: u64, is_replayed: bool) -> &mut Self {
+        self.0.event(&Published {
+            endpoint: Endpoint::User,
+            partition: 0,
+            offset: 0,
+            app: Some(AppId::new("a")),
+            id: Some(id_of_event),
+            page: Some(id(ticket)),
+            is_replayed,
+        });
+        self
+    }
+
+    fn letter(&mut self, ticket: u64, index: Option<&str>) -> &mut Self {
+        let letter = Letter { app: AppId::new("a"), page: Some(id(ticket)) };
+        self.0.dead_letter(&letter, index.map(str::as_bytes));
+        self
+    }
+
+    fn gap_record(&mut self, ticket: u64) -> &mut Self {
+        let letter = Letter { app: AppId::new("a"), page: Some(id(ticket)) };
+        self.0.gap(&letter, br#"{"cause":"overflow","at_least":1,"at_most":null}"#);
+        self
+    }
+
+    fn gap(&mut self, ticket: u64) -> &mut Self {
+        self.entry(
+            ticket,
+            Content::Gap(Gap {
+                feed: feed(),
+                cause: GapCause::Overflow,
+                from: None,
+                to: SINCE,
+                at_least: 1,
+                at_most: None,
+            }),
+        )
+    }
+
+    /// The counts, and the faults with their numbers.
+    fn judged(&mut self) -> (Counts, Vec<(Fault, u64)>) {
+        let (accounts, _) = self.0.close();
+        let mut counts = Counts::default();
+        accounts.iter().for_each(|account| counts.add(account.counts));
+        let faults = self.0.faults.0.iter().map(|(fault, (count, _))| (*fault, *count)).collect();
+        (counts, faults)
+    }
+
+    #[track_caller]
+    fn assert_faults(&mut self, expected: &[(Fault, u64)]) {
+        assert_eq!(self.judged().1, expected, "{:?}", self.0.faults);
+    }
+}
+
+#[test]
+fn what_is_delivered_once_and_in_order_balances() {
+    let mut case = Case::new();
+    case.letter(2, Some("1")).gap_record(3);
+    case.page(1, &[login(1), login(2)]).page(2, &[login(2), "17".to_owned(), login(3)]).gap(3);
+    case.event(1, 1).event(2, 1).event(3, 2);
+    let (counts, faults) = case.judged();
+    assert_eq!(faults, []);
+    let expected =
+        Counts { received: 5, delivered: 3, repeats: 1, dead_letters: 1, ..Counts::default() };
+    assert_eq!(counts, expected);
+}
+
+#[test]
+fn each_way_to_be_wrong_is_found() {
+    let two = [login(1), login(2)];
+    Case::new().page(1, &two).event(1, 1).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new()
+        .page(1, &two)
+        .event(1, 1)
+        .event(2, 1)
+        .event(1, 1)
+        .assert_faults(&[(Fault::Twice, 1)]);
+    // Also where no page of the window had it.
+    Case::new().event(1, 9).event(1, 8).assert_faults(&[(Fault::Twice, 1)]);
+    Case::new()
+        .page(1, &two)
+        .event(1, 1)
+        .event(2, 1)
+        .event(3, 1)
+        .assert_faults(&[(Fault::Unknown, 1)]);
+    Case::new().page(1, &two).event(2, 1).event(1, 1).assert_faults(&[(Fault::OutOfOrder, 1)]);
+    Case::new()
+        .page(1, &two[..1])
+        .page(2, &two[1..])
+        .event(2, 2)
+        .event(1, 1)
+        .assert_faults(&[(Fault::OutOfOrder, 1)]);
+    let other = ["17".to_owned()];
+    Case::new().page(1, &other).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new()
+        .letter(1, Some("0"))
+        .letter(1, Some("0"))
+        .page(1, &other)
+        .assert_faults(&[(Fault::Twice, 1)]);
+    Case::new()
+        .letter(1, Some("0"))
+        .letter(1, Some("1"))
+        .page(1, &other)
+        .assert_faults(&[(Fault::Unknown, 1)]);
+    Case::new().gap(1).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new().gap_record(1).gap_record(1).gap(1).assert_faults(&[(Fault::Twice, 1)]);
+}
+
+#[test]
+fn pages_have_to_stand_in_the_order_of_asking_only_where_they_did_not_overlap() {
+    for (second, faults) in [((600, 900), 0), ((400, 900), 0), ((0, 100), 1)] {
+        let mut case = Case::new();
+        case.page_of(1, 200, 500, &[]).page_of(2, second.0, second.1, &[]);
+        let found: u64 = case.judged().1.iter().map(|(_, count)| count).sum();
+        assert_eq!(found, faults, "{second:?}");
+    }
+}
+
+#[test]
+fn what_repeats_an_event_of_before_the_window_was_delivered_earlier() {
+    let mut case = Case::new();
+    case.page(5, &[login(1), login(2)]).event(1, 1).event(2, 5);
+    let (counts, faults) = case.judged();
+    assert_eq!(faults, []);
+    assert_eq!((counts.delivered_earlier, counts.delivered), (1, 1));
+}
+
+#[test]
+fn what_is_older_than_its_topic_is_not_provable() {
+    let mut case = Case::new();
+    case.page(1, &[login(1), login(2)]);
+    case.0.topic_begins(Endpoint::User, Some(Timestamp::from_millis(1_600_000_001_999)));
+    let (counts, faults) = case.judged();
+    assert_eq!((counts.not_provable, counts.missing), (1, 1));
+    assert_eq!(faults, [(Fault::Missing, 1)]);
+}
+
+#[test]
+fn a_page_that_was_forwarded_again_and_what_was_replayed_are_no_faults() {
+    let mut case = Case::new();
+    case.page(1, &[login(1)]).page(1, &[login(1)]);
+    case.event(1, 1).record(fingerprint(1), 1, true);
+    case.assert_faults(&[]);
+    assert_eq!((case.0.tally.pages_again, case.0.tally.replayed), (1, 1));
+    // Its ticket had its end when a later page was forwarded: it stood before the window.
+    let mut case = Case::new();
+    case.page(9, &[]).page(4, &[login(1)]);
+    case.assert_faults(&[]);
+    assert_eq!(case.0.tally.pages_again, 1);
+}
+
+#[test]
+fn an_event_or_a_page_that_was_set_aside_is_not_missing() {
+    let mut case = Case::new();
+    case.letter(1, Some("1")).letter(2, None);
+    case.page(1, &[login(1), login(2)]).page(2, &[login(3), login(4)]).event(1, 1);
+    let (counts, faults) = case.judged();
+    assert_eq!(faults, []);
+    assert_eq!((counts.delivered, counts.set_aside), (1, 3));
+}
+
+#[test]
+fn what_came_before_the_window_need_not_have_its_dead_letters_in_it() {
+    let mut case = Case::new();
+    let before = Timestamp::from_millis(5);
+    case.body(1, before, before, r#"{"events":[17]}"#);
+    let (counts, faults) = case.judged();
+    assert_eq!((counts.not_provable, faults), (1, vec![]));
+}
+
+#[test]
+fn a_body_that_broke_off_has_a_gap() {
+    let torn = format!(r#"{{"events":[{},"#, login(1));
+    let mut case = Case::new();
+    case.body(1, SINCE, SINCE, &torn).event(1, 1);
+    case.assert_faults(&[(Fault::Missing, 1)]);
+}

@@ -1,0 +1,170 @@
+//! The verdict of an audit, for people and for programs.
+
+use std::collections::BTreeMap;
+
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use super::ledger::Account;
+use super::ledger::Counts;
+use super::ledger::Ledger;
+use super::ledger::Tally;
+use super::ledger::Told;
+use crate::model::Timestamp;
+
+/// The verdict.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    since: Timestamp,
+    until: Timestamp,
+    pages: u64,
+    /// Forwarded and not delivered yet.
+    waiting: u64,
+    accounts: Vec<Account>,
+    total: Counts,
+    gaps: BTreeMap<&'static str, Told>,
+    tally: Tally,
+    /// Each kind of fault with its number and the first of them.
+    faults: Vec<(&'static str, u64, Vec<String>)>,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    pub(super) fn new(mut ledger: Ledger, until: Timestamp, waiting: u64) -> Self {
+        let (accounts, gaps) = ledger.close();
+        let mut total = Counts::default();
+        accounts.iter().for_each(|account| total.add(account.counts));
+        let faults = std::mem::take(&mut ledger.faults).0.into_iter();
+        Self {
+            since: ledger.since,
+            until,
+            pages: ledger.page_count() as u64,
+            waiting,
+            accounts,
+            total,
+            gaps,
+            tally: ledger.tally,
+            faults: faults.map(|(fault, (count, first))| (fault.name(), count, first)).collect(),
+        }
+    }
+
+    /// Whether nothing contradicts.
+    pub(super) fn is_proved(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// For programs. Times are in milliseconds since 1970.
+    pub(super) fn json(&self) -> String {
+        #[derive(Serialize)]
+        struct OfApp<'a> {
+            app_id: &'a str,
+            endpoint: &'static str,
+            #[serde(flatten)]
+            counts: Counts,
+        }
+        let of_app = |account: &Account| {
+            let (app_id, endpoint) = (account.app.as_str(), account.endpoint.name());
+            serde_json::json!(OfApp { app_id, endpoint, counts: account.counts })
+        };
+        let gap = |(cause, told): (&&str, &Told)| {
+            let Told { records, at_least, at_most } = told;
+            let told = serde_json::json!({
+                "records": records, "at_least": at_least, "at_most": at_most
+            });
+            ((*cause).to_owned(), told)
+        };
+        let fault = |(name, count, first): &(&'static str, u64, Vec<String>)| {
+            let name = name.replace(' ', "_");
+            (name, serde_json::json!({ "count": count, "first": first }))
+        };
+        let mut text = serde_json::to_string_pretty(&serde_json::json!({
+            "proved": self.is_proved(),
+            "since": self.since.as_millis(),
+            "until": self.until.as_millis(),
+            "pages": self.pages,
+            "pages_waiting": self.waiting,
+            "pages_again": self.tally.pages_again,
+            "pages_unreadable": self.tally.unreadable_pages,
+            "accounts": self.accounts.iter().map(of_app).collect::<Vec<_>>(),
+            "events_of_other_pages": self.tally.events_outside,
+            "replayed": self.tally.replayed,
+            "gaps": self.gaps.iter().map(gap).collect::<serde_json::Map<_, _>>(),
+            "faults": self.faults.iter().map(fault).collect::<serde_json::Map<_, _>>(),
+        }))
+        .expect("numbers and texts are JSON");
+        text.push('\n');
+        text
+    }
+
+    /// For people: the verdict in the first line.
+    pub(super) fn text(&self) -> String {
+        let Self { since, until, total, tally, .. } = self;
+        let mut text = format!("{}\n\n", self.sentence());
+        text.push_str(&row(
+            "forwarded",
+            self.pages,
+            &format!("pages and gaps from {since} to {until}"),
+        ));
+        text.push_str(&row("received", total.received, "elements in these pages"));
+        text.push_str(&row("delivered", total.delivered, "each in its topic once"));
+        for (name, count, note) in [
+            ("delivered earlier", total.delivered_earlier, "repeats of events of before"),
+            ("repeats", total.repeats, "within these pages; dropped"),
+            ("dead letters", total.dead_letters, "elements that are no events; kept"),
+            ("set aside", total.set_aside, "events that their topic does not take; kept"),
+            ("not provable", total.not_provable, "older than their topic, or than these pages"),
+            ("missing", total.missing, ""),
+            ("waiting", self.waiting, "pages that are forwarded and not delivered yet"),
+            ("forwarded again", tally.pages_again, "pages, after a crash; dropped"),
+            ("unreadable", tally.unreadable_pages, "records of the pages topic"),
+            ("replayed", tally.replayed, "published once more by `pages replay`"),
+        ] {
+            if count > 0 {
+                text.push_str(&row(name, count, note));
+            }
+        }
+        for (cause, told) in &self.gaps {
+            let at_most =
+                told.at_most.map_or("unknown".to_owned(), |it| HumanCount(it).to_string());
+            let bounds = format!(
+                "{cause}: at least {}, at most {at_most} events",
+                HumanCount(told.at_least)
+            );
+            text.push_str(&row("gaps", told.records, &bounds));
+        }
+        for (name, count, first) in &self.faults {
+            text.push_str(&format!("\n{name}:\n"));
+            first.iter().for_each(|one| text.push_str(&format!("  {one}\n")));
+            if let Some(more @ 1..) = count.checked_sub(first.len() as u64) {
+                text.push_str(&format!("  … and {} more\n", HumanCount(more)));
+            }
+        }
+        text
+    }
+
+    fn sentence(&self) -> String {
+        if !self.is_proved() {
+            let faults = self.faults.iter();
+            let faults: Vec<String> =
+                faults.map(|(name, count, _)| format!("{} {name}", HumanCount(*count))).collect();
+            return format!("NOT PROVED: {}.", faults.join(", "));
+        }
+        let gaps: u64 = self.gaps.values().map(|told| told.records).sum();
+        let gaps = match gaps {
+            0 => "there are no gaps",
+            _ => "what may be missing before it is told by gaps",
+        };
+        match self.pages {
+            0 => "Nothing to prove: no page of this time is delivered.".to_owned(),
+            _ => {
+                format!("Proved: what was drained is delivered exactly once and in order; {gaps}.")
+            }
+        }
+    }
+}
+
+fn row(name: &str, count: u64, note: &str) -> String {
+    let count = HumanCount(count).to_string();
+    format!("{}\n", format!("  {name:<18}{count:>12}   {note}").trim_end())
+}
