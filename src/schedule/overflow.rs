@@ -213,9 +213,14 @@ impl Overflow {
             Some((first, _)) => first,
             None => last.page.wall.after(CLOCK_MARGIN),
         };
+        self.acquit();
+        if from.is_some_and(|from| to < from.before(LATE)) {
+            // Another region answers: its buffer reaches behind what the former one handed over, so
+            // what it lost had been handed over before.
+            return;
+        }
         let to = self.found.map_or(to, |found| found.to.max(to));
         self.found = Some(Bounds { from, to });
-        self.acquit();
     }
 
     fn acquit(&mut self) {

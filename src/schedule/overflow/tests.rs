@@ -226,3 +226,35 @@ fn what_was_overwritten_lies_within_a_suspicion() {
     assert!(overwritten > 1_000_000, "{overwritten}");
     assert!(missed * 10_000 <= overwritten, "{missed} of {overwritten}");
 }
+
+/// Two full pages that reach so far back, behind a minute in which a page every 250 ms emptied the
+/// feed.
+fn two_full_pages(reach_back: i64, times_are_readable: bool) -> Option<Suspected> {
+    let (mut overflow, mut skew) = (Overflow::default(), Skew::default());
+    let mut observe = |now: i64, events, first, last| {
+        let stated = |time: i64| Timestamp::from_millis(time);
+        let times = times_are_readable.then(|| (stated(first), stated(last)));
+        let emptying =
+            Emptying { arrived: now + AHEAD, uncertain: JITTER, wall: stated(now), events, times };
+        if let Some(times) = times {
+            skew.observe(emptying.arrived, events, times);
+        }
+        overflow.observe(emptying, &skew)
+    };
+    for page in 1..240 {
+        assert_eq!(observe(250 * page, 10, 250 * page - 200, 250 * page - 1), None);
+    }
+    let half = reach_back / 2;
+    let found = observe(60_000, 1_000, 60_000 - reach_back, 60_000 - half - 1);
+    let found = found.or(observe(60_050, 1_000, 60_000 - half, 60_000 - 10));
+    found.or(observe(60_300, 10, 60_200, 60_290))
+}
+
+#[test]
+fn a_full_buffer_that_reaches_behind_what_was_handed_over_lost_nothing() {
+    for (reach_back, suspected) in [(200, true), (240, true), (2_000, false), (1_000_000, false)] {
+        let found = two_full_pages(reach_back, true);
+        assert_eq!(found.is_some(), suspected, "{reach_back} ms: {found:?}");
+    }
+    assert!(two_full_pages(1_000_000, false).is_some(), "times that can't be read acquit nobody");
+}
