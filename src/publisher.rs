@@ -12,6 +12,7 @@
 mod decode;
 mod metrics;
 mod pairs;
+mod switches;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use self::metrics::PublisherMetrics;
 use self::decode::Draft;
 use self::pairs::Pairs;
 use self::pairs::Turn;
+use self::switches::Switches;
 use crate::error::Chain;
 use crate::kafka::BadMemory;
 use crate::kafka::Failure;
@@ -89,6 +91,12 @@ pub struct Publisher<K> {
     pub metrics: PublisherMetrics,
 }
 
+/// What pages tell of Agora besides their events.
+struct Signs {
+    pairs: Pairs,
+    switches: Switches,
+}
+
 /// Why a partition was let go.
 #[derive(Debug, thiserror::Error)]
 enum LetGo {
@@ -113,11 +121,14 @@ impl<K: Kafka> Publisher<K> {
         }
         condition.pending("not claimed yet");
         let mut pending = None;
-        let mut pairs = Pairs::new(self.regions.clone());
+        let mut signs = Signs {
+            pairs: Pairs::new(self.regions.clone()),
+            switches: Switches::new(self.regions.clone()),
+        };
         let mut wait = SHORTEST_WAIT;
         loop {
             let begun = Instant::now();
-            let Err(cause) = self.own(&mut pending, &mut pairs, &condition, &stop, &give_up).await
+            let Err(cause) = self.own(&mut pending, &mut signs, &condition, &stop, &give_up).await
             else {
                 return;
             };
@@ -161,7 +172,7 @@ impl<K: Kafka> Publisher<K> {
     async fn own(
         &self,
         pending: &mut Option<(i64, Draft)>,
-        pairs: &mut Pairs,
+        signs: &mut Signs,
         condition: &Condition,
         stop: &CancellationToken,
         give_up: &CancellationToken,
@@ -174,10 +185,10 @@ impl<K: Kafka> Publisher<K> {
         if let Some((position, draft)) = pending.take()
             && memory.position() >= Some(position)
         {
-            self.count(draft);
+            self.count(draft, &mut signs.switches);
         }
         condition.ok();
-        pairs.forget_all_users();
+        signs.pairs.forget_all_users();
         loop {
             let pages = tokio::select! {
                 biased;
@@ -187,7 +198,7 @@ impl<K: Kafka> Publisher<K> {
             };
             let Some((last, _)) = pages.last() else { continue };
             let position = last + 1;
-            let mut draft = self.decode(&owned, &mut memory, pairs, pages)?;
+            let mut draft = self.decode(&owned, &mut memory, &mut signs.pairs, pages)?;
             let batch = std::mem::take(&mut draft.batch);
             let (_, draft) = pending.insert((position, draft));
             let begun = Instant::now();
@@ -198,7 +209,7 @@ impl<K: Kafka> Publisher<K> {
                 delivered = owned.deliver(batch, position) => delivered?,
             }
             self.metrics.transaction_duration.observe(begun.elapsed().as_secs_f64());
-            self.count(std::mem::take(draft));
+            self.count(std::mem::take(draft), &mut signs.switches);
             *pending = None;
             self.progress.note_delivered(self.partition, position);
         }
@@ -246,7 +257,7 @@ impl<K: Kafka> Publisher<K> {
     }
 
     /// Enters a delivered transaction everywhere where somebody counts.
-    fn count(&self, draft: Draft) {
+    fn count(&self, draft: Draft, switches: &mut Switches) {
         for ((app, endpoint), counts) in draft.counts {
             let account = self.accounts.open(&app, endpoint);
             account.add(Column::Received, counts.received);
@@ -263,6 +274,15 @@ impl<K: Kafka> Publisher<K> {
                 feed = %gap.feed, cause = %gap.cause, from, %to, at_least = gap.at_least,
                 at_most = gap.at_most, "events may be missing"
             );
+        }
+        for held in draft.held {
+            let switch = switches.observe(&held);
+            let Some(oldest) = held.oldest_age() else { continue };
+            self.metrics.repeated(&held.feed, held.repeats, oldest, switch.is_some());
+            if switch.is_some_and(|switch| switch.begins) {
+                let (feed, repeats) = (&held.feed, held.repeats);
+                warn!(%feed, repeats, ?oldest, "another region of Agora answers; repeats are dropped");
+            }
         }
         self.metrics.transactions.inc();
         self.metrics.pages_delivered.inc_by(draft.pages);

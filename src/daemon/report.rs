@@ -185,6 +185,7 @@ impl fmt::Display for Waiting {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use super::*;
     use crate::config;
@@ -234,6 +235,7 @@ mod tests {
         report.poller().answer(&feed, &crate::agora::Answer::Empty);
         report.poller().show_feed(&feed, 1.0, 1.0);
         report.poller().overflow(&feed);
+        report.publisher().repeated(&feed, 1, Duration::ZERO, true);
         report.publisher().unpaired(&feed.app, true);
         report.publisher().suspect_second_consumer(&feed.app, true);
         report.publisher().gap(&Gap {

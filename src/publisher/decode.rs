@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::pairs::Pairs;
 use super::pairs::Told;
+use super::switches::Held;
 use crate::agora::Ending;
 use crate::agora::event;
 use crate::agora::split;
@@ -42,6 +43,8 @@ pub(super) struct Draft {
     pub(super) bad_pages: u64,
     /// What users' logins and logouts tell of a second consumer.
     pub(super) told: Vec<(AppId, Told)>,
+    /// What each page held.
+    pub(super) held: Vec<Held>,
 }
 
 /// What became of the elements of one app's endpoint.
@@ -111,6 +114,16 @@ struct PageReader<'a> {
     page: &'a Page,
 }
 
+/// What was taken from a page so far.
+#[derive(Default)]
+struct Taken {
+    counts: Counts,
+    /// Its events that are new.
+    new: Vec<Fingerprint>,
+    newest: Option<Timestamp>,
+    oldest_repeat: Option<Timestamp>,
+}
+
 // === impl Draft ===
 
 impl Draft {
@@ -129,11 +142,13 @@ impl PageReader<'_> {
         let feed = &page.feed;
         let source = Source::new(&feed.app, feed.endpoint, self.id);
         let split = split(&page.body);
-        let mut counts = Counts { received: split.elements.len() as u64, ..Counts::default() };
-        let mut taken = Vec::with_capacity(split.elements.len());
+        let mut taken = Taken { new: Vec::with_capacity(split.elements.len()), ..Taken::default() };
+        taken.counts.received = split.elements.len() as u64;
         for (index, element) in split.elements.iter().enumerate() {
-            self.take_element(&source, index, element, &mut taken, &mut counts);
+            self.take_element(&source, index, element, &mut taken);
         }
+        self.draft.held.extend(taken.held(page));
+        let mut counts = taken.counts;
         if let Some((reason, raw)) = split.leftover(page.wholeness) {
             counts.received += 1;
             counts.dead_letters += 1;
@@ -149,15 +164,9 @@ impl PageReader<'_> {
         total.add(counts);
     }
 
-    fn take_element(
-        &mut self,
-        source: &Source,
-        index: usize,
-        element: &[u8],
-        taken: &mut Vec<Fingerprint>,
-        counts: &mut Counts,
-    ) {
+    fn take_element(&mut self, source: &Source, index: usize, element: &[u8], taken: &mut Taken) {
         let feed = &self.page.feed;
+        let counts = &mut taken.counts;
         let event = match event::read(feed.endpoint, element) {
             Ok(event) => event,
             Err(reason) => {
@@ -166,17 +175,20 @@ impl PageReader<'_> {
                 return;
             }
         };
+        taken.newest = taken.newest.max(Some(event.time));
         let id = Fingerprint::of(&feed.app, feed.endpoint, &event);
         let window = self.memory.window(&feed.app, feed.endpoint);
         if !window.insert(id, self.page.answered_at) {
-            if taken.contains(&id) {
+            if taken.new.contains(&id) {
                 counts.repeats_in_page += 1;
             } else {
                 counts.repeats += 1;
+                let oldest = taken.oldest_repeat.get_or_insert(event.time);
+                *oldest = event.time.min(*oldest);
             }
             return;
         }
-        taken.push(id);
+        taken.new.push(id);
         if feed.endpoint == Endpoint::User {
             let told = self.pairs.observe(&feed.app, &event.user_id, &event.kind, event.time);
             if told != Told::default() {
@@ -200,6 +212,21 @@ impl PageReader<'_> {
     fn dead_letter(&mut self, source: &Source, index: Option<usize>, reason: &str, raw: &[u8]) {
         let largest = (self.context.limits)(Topic::DeadLetter).largest_record;
         record::write_dead_letter(&mut self.draft.batch, source, index, reason, raw, largest);
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    /// Nothing where the page held no event.
+    fn held(&self, page: &Page) -> Option<Held> {
+        Some(Held {
+            feed: page.feed.clone(),
+            answered_at: page.answered_at,
+            newest: self.newest?,
+            repeats: self.counts.repeats,
+            oldest_repeat: self.oldest_repeat,
+        })
     }
 }
 
@@ -317,6 +344,10 @@ mod tests {
         );
         assert_eq!(draft.pages_again, 1);
         assert_eq!(draft.batch.len(), 2);
+        let of_pages = draft.held.iter().map(|held| (held.repeats, held.oldest_repeat));
+        let login = Timestamp::from_millis(1_578_027_420_761);
+        assert_eq!(of_pages.collect::<Vec<_>>(), [(0, None), (1, Some(login))]);
+        assert_eq!(draft.held[1].newest, Timestamp::from_millis(1_578_027_420_762));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What the publisher counts.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,6 +13,7 @@ use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 
 use crate::model::AppId;
+use crate::model::Feed;
 use crate::model::Gap;
 
 /// Counters of all partitions together. Cheap to clone; clones share.
@@ -35,6 +39,23 @@ pub struct PublisherMetrics {
     pub unpaired_events: Family<AppLabels, Counter>,
     /// Whether somebody else seems to drain the app.
     pub second_consumer_suspected: Family<AppLabels, Gauge>,
+    /// Events that a feed handed over although they were delivered before.
+    pub feed_repeats: Family<FeedLabels, Counter>,
+    /// The age of the oldest of them.
+    pub oldest_repeat: Family<FeedLabels, Gauge<f64, AtomicU64>>,
+    /// How often another region of Agora began to answer.
+    pub region_switches: Family<FeedLabels, Counter>,
+}
+
+/// Labels of what is counted for a feed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FeedLabels {
+    /// App ID.
+    pub app_id: String,
+    /// Region.
+    pub region: String,
+    /// Endpoint.
+    pub endpoint: &'static str,
 }
 
 /// Labels of what is counted for an app.
@@ -66,6 +87,19 @@ impl PublisherMetrics {
             cause: gap.cause.name(),
         };
         self.gaps.get_or_create(&labels).inc();
+    }
+
+    /// Counts what a page repeated, with the age of the oldest, and whether a switch shows in it.
+    pub fn repeated(&self, feed: &Feed, events: u64, oldest: Duration, switched: bool) {
+        let labels = FeedLabels {
+            app_id: feed.app.to_string(),
+            region: feed.region.as_str().to_owned(),
+            endpoint: feed.endpoint.name(),
+        };
+        self.feed_repeats.get_or_create(&labels).inc_by(events);
+        self.region_switches.get_or_create(&labels).inc_by(u64::from(switched));
+        let gauge = self.oldest_repeat.get_or_create(&labels);
+        gauge.set(gauge.get().max(oldest.as_secs_f64()));
     }
 
     /// Counts an event that may have broken a pair.
@@ -121,6 +155,22 @@ impl PublisherMetrics {
             "Whether somebody else seems to drain the app",
             self.second_consumer_suspected.clone(),
         );
+        registry.register(
+            "feed_repeats",
+            "Events that a feed handed over although they were delivered before",
+            self.feed_repeats.clone(),
+        );
+        registry.register_with_unit(
+            "feed_oldest_repeat",
+            "Age of the oldest event that a feed handed over again",
+            Unit::Seconds,
+            self.oldest_repeat.clone(),
+        );
+        registry.register(
+            "region_switches",
+            "How often another region of Agora began to answer, as far as repeats tell",
+            self.region_switches.clone(),
+        );
     }
 }
 
@@ -137,6 +187,9 @@ impl Default for PublisherMetrics {
             forgotten_early: Counter::default(),
             unpaired_events: Family::default(),
             second_consumer_suspected: Family::default(),
+            feed_repeats: Family::default(),
+            oldest_repeat: Family::default(),
+            region_switches: Family::default(),
         }
     }
 }
