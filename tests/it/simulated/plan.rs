@@ -77,6 +77,8 @@ pub(crate) struct Life {
 pub(crate) enum End {
     /// By an orderly stop.
     Stopped,
+    /// The same, and the next life begins with an empty data directory: on another machine.
+    StoppedAndMoved,
     /// In the middle of whatever it does.
     Killed,
     /// The same, and the next life begins with an empty data directory.
@@ -126,7 +128,7 @@ impl Plan {
             ..Script::default()
         };
         let hosts = draw.one_of(&[Hosts::ARegionEach, Hosts::ARegionEach, Hosts::OneRegion]);
-        Self {
+        let mut plan = Self {
             hosts,
             trouble: draw.trouble(busy),
             stale: draw.one_of(&[0.0, 0.0, 0.01, 0.1]),
@@ -135,7 +137,12 @@ impl Plan {
             clock_ahead_ms: draw.one_of(&[0, 0, 0, 700, 4_000]),
             lives: draw.lives(busy),
             ..Self::calm(script, busy)
+        };
+        // Where each region is drained, nobody would be left to drain it.
+        if hosts == Hosts::OneRegion && regions > 1 && draw.chance(0.5) {
+            draw.detours(&mut plan.script.regions, busy);
         }
+        plan
     }
 }
 
@@ -283,6 +290,13 @@ impl Draw {
         faults
     }
 
+    /// The preferred host leads to the next region and back.
+    fn detours(&mut self, regions: &mut [RegionScript], busy: Duration) {
+        let (from, until) = self.window(busy, 6_000);
+        let preferred = regions[0].clone();
+        regions[0] = preferred.detour(from, region(1)).detour(until, region(0));
+    }
+
     fn trouble(&mut self, busy: Duration) -> Trouble {
         let away = match self.one_of(&[0, 0, 0, 1, 2]) {
             0 => Vec::new(),
@@ -319,7 +333,7 @@ impl Draw {
             ]);
             // A machine is not replaced in an instant, nor a process started.
             let shortest = match end {
-                End::Stopped | End::Killed => 200,
+                End::Stopped | End::StoppedAndMoved | End::Killed => 200,
                 End::KilledAndDiskLost => 350,
                 // What was asked since is not in the backup.
                 End::KilledAndRestored => 1_100,

@@ -180,6 +180,9 @@ impl<'a> Run<'a> {
             self.disk = Disk::new();
             self.lives.iter_mut().for_each(|life| life.disk_lost = true);
         }
+        if ends.is_some_and(|(_, end)| end == End::StoppedAndMoved) {
+            self.disk = Disk::new();
+        }
     }
 
     async fn live_inside(&mut self, ends: Option<(Duration, End)>) -> Duration {
@@ -192,7 +195,8 @@ impl<'a> Run<'a> {
             Some((lasts, _)) => now.reaches(self.now + lasts).await,
             None => self.come_to_rest(now, std::iter::once(&bridge).chain(&twin)).await,
         }
-        let killed = ends.is_some_and(|(_, end)| end != End::Stopped);
+        let is_order = |end| matches!(end, End::Stopped | End::StoppedAndMoved);
+        let killed = ends.is_some_and(|(_, end)| !is_order(end));
         let metrics = bridge.metrics.text();
         let gate_refusals = sum(&metrics, "gate_refusals_total");
         self.lives.push(Past { began_at: self.now, disk_lost: false, killed, gate_refusals });
