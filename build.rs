@@ -13,13 +13,10 @@ const GIVEN: &str = "AGORA_RTM_BRIDGE_COMMIT";
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed={GIVEN}");
-    let given = env::var(GIVEN).ok().filter(|commit| !commit.trim().is_empty());
+    let given = env::var(GIVEN).ok().filter(|commit| !commit.is_empty());
     let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
-    let commit = match given {
-        Some(commit) => commit.trim().to_owned(),
-        None if is_release => commit_of_repository().unwrap_or_else(|| "unknown".to_owned()),
-        None => "a development build".to_owned(),
-    };
+    let found = || if is_release { commit_of_repository() } else { None };
+    let commit = given.or_else(found).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=AGORA_RTM_BRIDGE_BUILT_FROM={commit}");
 }
 

@@ -60,25 +60,33 @@ pub(super) struct Audit {
 const TEACH: &str = "\
 WHAT IS PROVED
 
-  The pages of the window (by when they were forwarded, up to the last that is delivered) are decoded
-  anew, and the other topics are held to them, as a read_committed consumer sees them:
+  The pages of the window (by when they were forwarded, up to the last that is
+  delivered) are decoded anew, and the other topics are held to them, as a
+  read_committed consumer sees them:
 
-  * each event is in its topic once: nothing missing, nothing twice (by ce_id), and nothing that its
-    page does not hold;
-  * in the partition of a topic the events of an App ID, and so those of each key, stand in the order
-    of their pages and of their places in them; and pages of a feed stand in the order of asking
-    where one was answered before the other was asked;
-  * each element that is no event is in the dead-letter topic once, each known gap in the gaps topic.
+  * Each event is in its topic once: nothing missing, nothing twice (by ce_id),
+    and nothing that its page does not hold.
+  * In a partition of its topic the events of an App ID, and so those of each
+    key, stand in the order of their pages and of their places in them; and
+    pages of a feed stand in the order of asking where one was answered before
+    the other was asked for.
+  * Each element that is no event is in the dead-letter topic once, and each
+    known gap in the gaps topic.
 
-  So received = delivered + repeats + dead letters + set aside, for each App ID and endpoint. Gaps are
-  told and are no fault: they say what Agora may have dropped before anybody had it. What was published
-  by `pages replay` is counted apart.
+  So received = delivered + repeats + dead letters + set aside, for each App ID
+  and endpoint. Gaps are told and are no fault: they say what Agora may have
+  dropped before anybody had it. What `pages replay` published is counted apart.
 
 WHAT IS NOT
 
-  An event that repeats one of before the window is found in its topic, however old, as long as the
-  topic still holds it; else it is counted as not provable. The audit reads; a bridge may run beside it.
-  It needs up to 70 bytes of memory for each event that it reads.
+  A repeat of an event of before the window is found in its topic, however old,
+  as long as the topic still holds it; else it is counted as not provable. An
+  App ID that another bridge publishes with another group can't be told apart.
+  With kafka.delivery = \"at-least-once\" events may be there twice after a
+  crash, and the audit says so.
+
+  The audit only reads; a bridge may run beside it. It needs up to 70 bytes of
+  memory for each event that it reads.
 
 EXAMPLES
 
@@ -87,7 +95,8 @@ EXAMPLES
 
 EXIT CODES
 
-  0 proved; 1 not proved, or Kafka could not be read; 2 wrong usage; 78 wrong configuration.";
+  0 proved; 1 not proved, or Kafka could not be read; 2 wrong usage;
+  78 wrong configuration.";
 
 pub(super) async fn run(args: Audit) -> Result<(), Failure> {
     let settings = run::load(args.config.as_deref())?;

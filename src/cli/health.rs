@@ -14,11 +14,21 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// It never fails because of Agora, Kafka or a full disk: restarting would not help.
 #[derive(Debug, Args)]
+#[command(after_long_help = TEACH)]
 pub(super) struct Health {
     /// The configuration of the daemon; the environment counts too
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
+
+const TEACH: &str = "\
+EXAMPLES
+
+  agora-rtm-bridge health --config /etc/agora-rtm-bridge/agora-rtm-bridge.toml
+  HEALTHCHECK CMD [\"agora-rtm-bridge\", \"health\"]     in a Dockerfile
+
+  Whether events flow is another question, for which a container must not be
+  restarted: curl 127.0.0.1:9464/ready";
 
 pub(super) async fn run(args: Health) -> Result<(), Failure> {
     let settings = run::load(args.config.as_deref())?;

@@ -84,20 +84,28 @@ struct Bridge {
 }
 
 const TEACH: &str = "\
-Examples:
-  agora-rtm-bridge pages list --config bridge.toml --since 10m
-  agora-rtm-bridge pages list --app 876922… --from 2026-03-01T08:00:00Z --to 2026-03-01T08:05:00Z
-  agora-rtm-bridge pages show 5f0c…/1842 --app 876922…            the answer, byte for byte
-  agora-rtm-bridge pages show 5f0c…/1842 --app 876922… --events   what it decodes to
-  agora-rtm-bridge pages replay --app 876922… --since 1h          once more, after asking
+EXAMPLES
 
-An event's header agora_page names its page. Without --app every partition is searched, from the
-beginning of the topic unless --since or --from say otherwise.
+  What came in the last ten minutes:
+    agora-rtm-bridge pages list --config bridge.toml --since 10m
+  The answer that an event came in, byte for byte; then what it decodes to:
+    agora-rtm-bridge pages show 5f0c…/1842 --app 876922…
+    agora-rtm-bridge pages show 5f0c…/1842 --app 876922… --events
+  The events of a time once more, after asking:
+    agora-rtm-bridge pages replay --app 876922… --from 2026-03-01T08:00:00Z \\
+        --to 2026-03-01T08:05:00Z
 
-`replay` publishes events again, past the removal of repeats: the same key, value and ce_id, and a
-header `replayed` that says when. It runs beside the bridge and changes nothing in its memory.
+  An event's header agora_page names its page. Without --app every partition is
+  searched; from the beginning, unless --since or --from say otherwise.
 
-Exit codes: 0 done; 1 failed, or there is no such page; 2 wrong usage; 78 wrong configuration.";
+  `replay` publishes events past the removal of repeats: the same key, value and
+  ce_id, and a header `replayed` that says when. It runs beside the bridge and
+  changes nothing in its memory.
+
+EXIT CODES
+
+  0 done; 1 failed, or there is no such page; 2 wrong usage; 78 wrong
+  configuration.";
 
 pub(super) async fn run(args: Pages) -> Result<(), Failure> {
     match args.action {

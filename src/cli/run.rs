@@ -52,11 +52,32 @@ const MEALS: u32 = 3;
 /// everything is delivered within `shutdown_grace`. A second signal gives up only the wait for
 /// Kafka; what is not delivered then waits on disk or in Kafka for the next start.
 #[derive(Debug, Args)]
+#[command(after_long_help = TEACH)]
 pub(super) struct Run {
     /// The configuration; optional where the environment says it all
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
+
+const TEACH: &str = "\
+EXAMPLES
+
+  agora-rtm-bridge run --config agora-rtm-bridge.toml
+
+  Without a file, and with one key over what a file says:
+    export AGORA_RTM_BRIDGE__KAFKA__BOOTSTRAP_SERVERS=kafka:9092
+    export AGORA_RTM_BRIDGE__APPS__0__APP_ID=876922cbca0098dff4323566daa89675
+    export AGORA_RTM_BRIDGE__APPS__0__AUTH__CUSTOMER_ID=…
+    export AGORA_RTM_BRIDGE__APPS__0__AUTH__CUSTOMER_SECRET_FILE=/run/secrets/agora
+    agora-rtm-bridge run
+
+  Is all well, and if not, why?
+    curl 127.0.0.1:9464/ready
+
+EXIT CODES
+
+  0 stopped as asked; 1 failed, or stopped with something undelivered (the next
+  start goes on with it); 2 wrong usage; 78 wrong configuration.";
 
 pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let settings = load(args.config.as_deref())?;
