@@ -44,7 +44,7 @@ use crate::model::AppId;
 use crate::model::Endpoint;
 use crate::model::Region;
 
-pub use fault::{Fault, Faults, Origin};
+pub use fault::{Fault, Faults, Origin, Origins};
 pub use host::{Host, Proxy};
 pub use secret::{Secret, SecretError};
 
@@ -264,6 +264,18 @@ pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Settings, Faults> {
+    load_with_origins(file, environment).map(|(settings, _)| settings)
+}
+
+/// The same, with where each value was written.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_with_origins(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<(Settings, Origins), Faults> {
     let mut variables: Vec<_> = environment.into_iter().collect();
     variables.sort();
     let from_environment = environment::read(&variables);
@@ -283,7 +295,10 @@ pub fn load(
     };
     let settings = general::settings(&mut reader);
     match Faults::found(reader.faults) {
-        None => Ok(settings.expect("what can't be read leaves a fault")),
+        None => {
+            let settings = settings.expect("what can't be read leaves a fault");
+            Ok((settings, Origins::of_all(&reader.merged)))
+        }
         Some(faults) => Err(faults),
     }
 }

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration: all of it, each with where it stands.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 
@@ -28,6 +29,10 @@ pub struct Fault {
     /// Where it was written.
     pub origin: Origin,
 }
+
+/// Where each value was written, by its path.
+#[derive(Debug, Default)]
+pub struct Origins(BTreeMap<String, Origin>);
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +95,41 @@ impl fmt::Display for Fault {
             Some(value) => write!(f, "{key} = {value}: {reason}"),
             None if key.is_empty() => f.write_str(reason),
             None => write!(f, "{key}: {reason}"),
+        }
+    }
+}
+
+// === impl Origins ===
+
+impl Origins {
+    /// Those of everything that was written.
+    pub(super) fn of_all(merged: &Value) -> Self {
+        let mut origins = Self::default();
+        origins.note(String::new(), merged);
+        origins
+    }
+
+    /// Where the value at this path was written. An array is where its first element is.
+    pub fn of(&self, path: &str) -> &Origin {
+        let first = || self.0.get(&format!("{path}[0]"));
+        self.0.get(path).or_else(first).unwrap_or(&Origin::Default)
+    }
+
+    fn note(&mut self, path: String, value: &Value) {
+        match &value.kind {
+            ValueKind::Table(table) => {
+                for (name, value) in table {
+                    self.note(keys::child(&path, name), value);
+                }
+            }
+            ValueKind::Array(elements) => {
+                for (index, value) in elements.iter().enumerate() {
+                    self.note(format!("{path}[{index}]"), value);
+                }
+            }
+            _ => {
+                self.0.insert(path, Origin::of(value));
+            }
         }
     }
 }

@@ -8,17 +8,31 @@ use super::fault::quoted;
 use super::general::LOG_FORMATS;
 use super::kafka::DELIVERIES;
 use super::units;
-use super::{App, Auth, EndpointPath, Host, OptionValue, RegionHosts, Secret, Settings};
+use super::{App, Auth, EndpointPath, Host, OptionValue, Origins, RegionHosts, Secret, Settings};
 
 /// TOML in the making.
 #[derive(Debug, Default)]
-struct Page(String);
+struct Page<'a> {
+    text: String,
+    /// The path of the group that is being shown, with its dot.
+    group: String,
+    /// Where values come from, where that is to be told.
+    origins: Option<&'a Origins>,
+}
 
 impl Settings {
     /// What is in force, file, environment and defaults together, as TOML that would give the
     /// same. Secrets are `"***"`; of a secret in a file the path is shown.
     pub fn shown(&self) -> String {
-        let mut page = Page::default();
+        self.show(Page::default())
+    }
+
+    /// The same, each value with a comment that tells where it was written.
+    pub fn shown_with(&self, origins: &Origins) -> String {
+        self.show(Page { origins: Some(origins), ..Page::default() })
+    }
+
+    fn show(&self, mut page: Page<'_>) -> String {
         page.text("data_dir", self.data_dir.display());
         page.text("instance", &self.instance);
         page.duration("shutdown_grace", self.shutdown_grace);
@@ -31,13 +45,13 @@ impl Settings {
         page.text("max_size", units::show_size(self.journal.max_size));
         self.show_agora(&mut page);
         self.show_kafka(&mut page);
-        for app in &self.apps {
-            app.show(&mut page);
+        for (index, app) in self.apps.iter().enumerate() {
+            app.show(&mut page, index);
         }
-        page.0
+        page.text
     }
 
-    fn show_agora(&self, page: &mut Page) {
+    fn show_agora(&self, page: &mut Page<'_>) {
         let agora = &self.agora;
         page.group("[agora]");
         page.duration("connect_timeout", agora.connect_timeout);
@@ -53,7 +67,7 @@ impl Settings {
         page.duration("longest_interval", self.poll.longest_interval);
     }
 
-    fn show_kafka(&self, page: &mut Page) {
+    fn show_kafka(&self, page: &mut Page<'_>) {
         let (kafka, topics) = (&self.kafka, &self.kafka.topics);
         page.group("[kafka]");
         page.text("bootstrap_servers", &kafka.bootstrap_servers);
@@ -84,10 +98,11 @@ impl Settings {
 }
 
 impl App {
-    fn show(&self, page: &mut Page) {
+    fn show(&self, page: &mut Page<'_>, index: usize) {
         let mut hosts = self.regions.iter().flat_map(|region| &region.hosts);
         let endpoints: Vec<_> = self.endpoints.iter().map(|it| it.endpoint).collect();
         page.group("[[apps]]");
+        page.group = format!("apps[{index}].");
         page.text("app_id", &self.app_id);
         if let Some(only) = self.only_hosts() {
             page.texts("hosts", only);
@@ -99,10 +114,12 @@ impl App {
         page.bare("requests_per_second", self.requests_per_second);
         page.bare("allow_plain_http", hosts.any(Host::is_exposed));
         page.group("[apps.auth]");
+        page.group = format!("apps[{index}].auth.");
         self.auth.show(page);
         if self.only_hosts().is_none() {
-            for region in &self.regions {
+            for (number, region) in self.regions.iter().enumerate() {
                 page.group("[[apps.regions]]");
+                page.group = format!("apps[{index}].regions[{number}].");
                 page.text("name", &region.name);
                 page.texts("hosts", &region.hosts);
             }
@@ -119,7 +136,7 @@ impl App {
 }
 
 impl Auth {
-    fn show(&self, page: &mut Page) {
+    fn show(&self, page: &mut Page<'_>) {
         match self {
             Self::Basic { customer_id, customer_secret } => {
                 page.text("customer_id", customer_id);
@@ -137,15 +154,19 @@ impl Auth {
 
 // === impl Page ===
 
-impl Page {
+impl Page<'_> {
+    /// Begins a group. Where it stands in a list, the caller says its path.
     fn group(&mut self, head: &str) {
-        self.0.push_str(&format!("\n{head}\n"));
+        self.text.push_str(&format!("\n{head}\n"));
+        self.group = format!("{}.", head.trim_matches(['[', ']']));
     }
 
     fn bare(&mut self, name: &str, value: impl Display) {
+        let path = format!("{}{name}", self.group);
         // A setting of librdkafka has dots in its name, and TOML would take them for levels.
         let name = if name.contains('.') { quoted(name) } else { name.to_owned() };
-        self.0.push_str(&format!("{name} = {value}\n"));
+        let origin = self.origins.map(|origins| format!("  # {}", origins.of(&path)));
+        self.text.push_str(&format!("{name} = {value}{}\n", origin.unwrap_or_default()));
     }
 
     fn text(&mut self, name: &str, value: impl Display) {

@@ -249,6 +249,34 @@ fn what_is_shown_is_what_is_in_force() {
 }
 
 #[test]
+fn each_value_is_shown_with_where_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, password) = (dir.path().join("bridge.toml"), dir.path().join("password"));
+    fs::write(&file, RIGHT).unwrap();
+    fs::write(&password, "hunter2").unwrap();
+    let variables = [
+        ("AGORA_RTM_BRIDGE__POLL__LONGEST_INTERVAL", "3s"),
+        ("AGORA_RTM_BRIDGE__APPS__1__REGIONS__0__HOSTS__0", "https://c.example"),
+        ("AGORA_RTM_BRIDGE__KAFKA__OPTIONS__SASL_PASSWORD_FILE", password.to_str().unwrap()),
+    ];
+    let (settings, origins) = load_with_origins(Some(&file), owned(&variables)).unwrap();
+    let shown = settings.shown_with(&origins);
+    let line = |start: &str| {
+        let found = shown.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("no {start} in\n{shown}")).replace("bridge.toml", "")
+    };
+    assert!(line("data_dir").ends_with("/:2"), "{shown}");
+    assert!(line("longest").ends_with("\"3s\"  # AGORA_RTM_BRIDGE__POLL__LONGEST_INTERVAL"));
+    assert!(
+        line("hosts = [\"https://c").ends_with("# AGORA_RTM_BRIDGE__APPS__1__REGIONS__0__HOSTS__0")
+    );
+    assert!(line("\"sasl.password_file\"").ends_with("KAFKA__OPTIONS__SASL_PASSWORD_FILE"));
+    assert!(line("page_partitions").ends_with("# default"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert_eq!(load_both(&shown, &[]).unwrap().shown(), settings.shown());
+}
+
+#[test]
 fn the_example_works_against_the_simulator() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config/agora-rtm-bridge.toml");
     let settings = load(Some(Path::new(example)), []).unwrap();
