@@ -95,7 +95,7 @@ impl<K: Kafka> Forwarder<K> {
                 forwarded = self.forward(&condition, &mut backlog, &mut wait, &stop) => forwarded,
             };
             let Err(error) = forwarded else { return };
-            condition.failing(Chain(&error));
+            condition.failing_alike(Chain(&error));
             debug!(partition = self.partition, error = %Chain(&error), ?wait, "forwarding failed");
             tokio::select! {
                 biased;

@@ -138,7 +138,7 @@ impl<K: Kafka> Publisher<K> {
                 _ if begun.elapsed() > LONGEST_WAIT => SHORTEST_WAIT,
                 _ => (wait * 2).min(LONGEST_WAIT),
             };
-            condition.failing(Chain(&cause));
+            condition.failing_alike(Chain(&cause));
             debug!(partition = self.partition, error = %Chain(&cause), ?wait, "partition let go");
             tokio::select! {
                 biased;

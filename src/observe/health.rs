@@ -102,6 +102,15 @@ struct Failure {
     pending: bool,
 }
 
+/// What of a failure is news.
+#[derive(Clone, Copy, Debug)]
+struct News {
+    /// Nothing was failing before.
+    begins: bool,
+    /// Another condition fails for the same reason.
+    told: bool,
+}
+
 // === impl Health ===
 
 impl Health {
@@ -206,22 +215,32 @@ impl Condition {
     /// Says what is wrong. Said again while it lasts, only the reason is replaced.
     pub fn failing(&self, reason: impl Display) {
         let reason = reason.to_string();
-        if self.replace(reason.clone(), false) {
+        if self.replace(reason.clone(), false).begins {
             let Key { name, subject } = &self.key;
             warn!(condition = name, %subject, reason, "condition failing");
         }
     }
 
-    /// Whether this is news: nothing was failing before.
-    fn replace(&self, reason: String, pending: bool) -> bool {
+    /// The same where one cause makes many fail and the reason names it: one of them logs it.
+    pub fn failing_alike(&self, reason: impl Display) {
+        let reason = reason.to_string();
+        if matches!(self.replace(reason.clone(), false), News { begins: true, told: false }) {
+            let Key { name, subject } = &self.key;
+            warn!(condition = name, %subject, reason, "condition failing");
+        }
+    }
+
+    fn replace(&self, reason: String, pending: bool) -> News {
         let now = self.health.clock.now();
         let mut state = self.health.lock();
         let Kept { failure, .. } = state.conditions.entry(self.key.clone()).or_default();
         let failed = failure.as_ref().filter(|failure| !failure.pending);
         let (begins, since) = (failed.is_none(), failed.map_or(now, |failure| failure.since));
-        *failure = Some(Failure { reason, since, pending });
+        *failure = Some(Failure { reason: reason.clone(), since, pending });
         self.fails.store(true, Ordering::Release);
-        begins
+        let same = |kept: &Kept| kept.failure.as_ref().is_some_and(|it| it.reason == reason);
+        let told = state.conditions.iter().any(|(key, kept)| *key != self.key && same(kept));
+        News { begins, told }
     }
 }
 
@@ -312,6 +331,20 @@ mod tests {
                 "INFO  condition recovered condition=kafka subject=pages lasted=0s",
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_cause_makes_fail_is_logged_once_and_all_of_it_is_a_reason() {
+        let health = health();
+        health.polling_begun();
+        let log = captured(Format::Text, "info", || {
+            for partition in ["partition 0", "partition 1", "partition 2"] {
+                health.condition("publishing", partition).failing_alike("no broker");
+            }
+            health.condition("publishing", "partition 3").failing_alike("not authorised");
+        });
+        assert_eq!(log.lines().count(), 2, "{log}");
+        assert_eq!(health.readiness().reasons.len(), 4);
     }
 
     #[tokio::test(start_paused = true)]
