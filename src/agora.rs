@@ -63,6 +63,8 @@ pub struct Raw {
     pub status: u16,
     /// `Retry-After`.
     pub retry_after: Option<String>,
+    /// `Date`: the server's clock.
+    pub date: Option<String>,
     /// `X-Request-ID`.
     pub request_id: Option<String>,
     /// `X-Resource-ID`.

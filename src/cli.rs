@@ -3,6 +3,7 @@
 //! Results go to stdout, logs and progress to stderr.
 
 mod audit;
+mod check;
 mod demo;
 mod health;
 mod pages;
@@ -50,6 +51,7 @@ Examples:
   agora-rtm-bridge demo                              see it work, with nothing else installed
   agora-rtm-bridge simulate                          play Agora on this machine
   agora-rtm-bridge plan --rate 3000                  will it keep up with us?
+  agora-rtm-bridge check --config agora-rtm-bridge.toml    is all well before a start?
   agora-rtm-bridge run --config agora-rtm-bridge.toml
   agora-rtm-bridge pages show 5f0c…/1842             Agora's answer that an event came in
   agora-rtm-bridge audit --since 1h                  prove it from the topics
@@ -61,6 +63,7 @@ Exit codes: 0 stopped as asked; 1 failed, or stopped with something undelivered;
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Check(check::Check),
     Simulate(simulate::Simulate),
     Demo(demo::Demo),
     Plan(plan::Plan),
@@ -80,6 +83,7 @@ struct Failure {
 pub async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args).await,
+        Command::Check(args) => check::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Plan(args) => plan::run(args).await,

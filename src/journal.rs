@@ -26,6 +26,8 @@ mod schema;
 mod store;
 mod tickets;
 
+pub use self::files::is_in_use;
+
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;

@@ -19,15 +19,21 @@ pub mod pages;
 mod partition;
 mod progress;
 pub mod record;
+mod remedy;
 
 pub use self::batch::Batch;
 pub use self::batch::Draft;
 pub use self::batch::Record;
 pub use self::cluster::Cluster;
+pub use self::cluster::Found;
+pub use self::cluster::Inspection;
+pub use self::cluster::LARGEST_PAGE;
 pub use self::cluster::Reader;
 pub use self::cluster::Replayer;
+pub use self::cluster::Right;
 pub use self::cluster::Spans;
 pub use self::cluster::Stored;
+pub use self::cluster::TopicSettings;
 pub use self::memory::BadMemory;
 pub use self::memory::Memory;
 pub use self::memory::StateRecord;
@@ -180,11 +186,25 @@ impl KafkaError {
     pub fn failure(&self) -> Failure {
         self.failure
     }
+
+    /// What a person can do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        remedy::remedy(&self.reason)
+    }
+
+    /// What happened, without the remedy.
+    pub fn finding(&self) -> String {
+        format!("{} `{}`: {}", self.operation, self.subject, self.reason)
+    }
 }
 
 impl fmt::Display for KafkaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`: {}", self.operation, self.subject, self.reason)
+        f.write_str(&self.finding())?;
+        match self.remedy() {
+            Some(remedy) => write!(f, "; {remedy}"),
+            None => Ok(()),
+        }
     }
 }
 

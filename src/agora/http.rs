@@ -135,6 +135,7 @@ impl Transport for Http {
         Reply::Answered(Raw {
             status: response.status().as_u16(),
             retry_after: text("retry-after"),
+            date: text("date"),
             request_id: text("x-request-id"),
             resource_id: text("x-resource-id"),
             body: body.freeze(),

@@ -1,5 +1,6 @@
 //! `run`: the daemon.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use tracing::warn;
 
 use super::Failure;
 use super::VERSION;
+use super::WRONG_CONFIGURATION;
 use super::asked_to_stop;
 use crate::agora::http::Http;
 use crate::config;
@@ -89,6 +91,11 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let first_signal = asked_to_stop()?;
     let grace = settings.shutdown_grace;
     let kafka = Cluster::new(settings.kafka.clone(), &settings.instance);
+    // What librdkafka does not take it never will: better told now than after hours of draining.
+    kafka.check_settings().map_err(|error| Failure {
+        message: format!("the configuration is wrong: {error}"),
+        code: WRONG_CONFIGURATION,
+    })?;
     let (daemon, _) = start(settings, kafka).await?;
     tell_systemd(NotifyState::Ready);
     feed_watchdog(&daemon);
@@ -156,9 +163,15 @@ pub(super) async fn start(
 
 /// Reads the configuration.
 pub(super) fn load(file: Option<&Path>) -> Result<Settings, Failure> {
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    config::load(file, environment).map_err(|faults| Failure::configuration(&faults))
+    config::load(file, environment()).map_err(|faults| Failure::configuration(&faults))
+}
+
+/// The variables that are text.
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text)
 }
 
 /// The line that says what will be done.

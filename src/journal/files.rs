@@ -34,6 +34,20 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// Whether a process has the data directory. Looking takes the lock for a moment.
+///
+/// # Errors
+///
+/// The lock can't be opened; as `NotFound` where nobody has ever had the directory.
+pub fn is_in_use(data_dir: &Path) -> std::io::Result<bool> {
+    let file = File::open(data_dir.join("lock"))?;
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(cause)) => Err(cause),
+    }
+}
+
 /// Makes sure that the database and what SQLite puts beside it is made with our rights: SQLite
 /// gives its other files those of the database.
 pub(super) fn make_private(database: &Path) -> Result<(), OpenError> {

@@ -5,9 +5,11 @@
 //! shared idempotent producer ([`PageWriter`]). What the topics allow is read once ([`topics`]).
 
 mod clients;
+mod inspect;
 mod memory;
 mod owner;
 mod page_writer;
+mod reach;
 mod reader;
 mod replayer;
 mod topics;
@@ -23,7 +25,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::clients::Clients;
+pub use self::clients::LARGEST_PAGE;
 use self::clients::Listener;
+pub use self::inspect::Found;
+pub use self::inspect::Inspection;
+pub use self::inspect::Right;
+pub use self::inspect::TopicSettings;
 use self::owner::OwnedPartition;
 use self::page_writer::PageWriter;
 pub use self::reader::Reader;
@@ -76,6 +83,16 @@ impl Cluster {
         preparation.facts = Some(Arc::default());
         drop(preparation);
         cluster
+    }
+
+    /// Whether librdkafka takes the settings; nobody is asked for that.
+    pub fn check_settings(&self) -> Result<(), KafkaError> {
+        self.shared.clients.admin().map(drop)
+    }
+
+    /// What there is, and what this process may do with it. Nothing is written or created.
+    pub async fn inspect(&self) -> Result<Inspection, KafkaError> {
+        inspect::inspect(&self.shared.clients).await
     }
 
     /// The name of a topic.

@@ -27,6 +27,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("poller", &["model", "error", "schedule", "agora", "journal", "observe"]),
     ("forwarder", &["model", "error", "journal", "kafka", "observe"]),
     ("publisher", &["model", "error", "agora", "dedupe", "kafka", "observe"]),
+    // Looks at everything before a start.
+    ("check", &["model", "error", "config", "agora", "journal", "kafka"]),
     // Where it all comes together.
     (
         "daemon",
@@ -63,6 +65,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "forwarder",
             "publisher",
             "daemon",
+            "check",
         ],
     ),
     // The doors: `lib.rs` lists the rooms, `main.rs` calls one.

@@ -6,21 +6,24 @@
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::Message as _;
 use rdkafka::admin::AdminClient;
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::BaseProducer;
 use rdkafka::producer::DeliveryResult;
 use rdkafka::producer::ProducerContext;
+use tokio::time::Instant;
 
 use super::page_writer::Confirming;
 use crate::config;
@@ -30,7 +33,7 @@ use crate::kafka::KafkaError;
 use crate::kafka::Topic;
 
 /// The largest page record, in bytes: a body, its headers, and room.
-pub(super) const LARGEST_PAGE: usize = 10 * 1024 * 1024;
+pub const LARGEST_PAGE: usize = 10 * 1024 * 1024;
 
 /// Broker time after which an open transaction is ended: long enough for a slow broker, short
 /// enough that consumers are not held back for long by a dead bridge.
@@ -48,9 +51,29 @@ pub(super) struct Clients {
 /// nobody else. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listener {
-    said: Arc<Mutex<Option<String>>>,
+    said: Arc<Mutex<Option<Said>>>,
     undelivered: Arc<Mutex<Option<ClientError>>>,
 }
+
+/// What librdkafka said.
+#[derive(Debug)]
+struct Said {
+    text: String,
+    weight: Weight,
+    at: Instant,
+}
+
+/// How much a message of librdkafka tells. It says `all brokers down` after the reason for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    Echo,
+    Reason,
+    /// Waiting does not help.
+    Refusal,
+}
+
+/// A reason gives way to an echo when it is so old.
+const STALE: Duration = Duration::from_secs(30);
 
 // === impl Clients ===
 
@@ -86,8 +109,32 @@ impl Clients {
     }
 
     /// Makes topics and reads their settings.
-    pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
-        self.common()?.create().map_err(|error| self.not_made("an administration client", error))
+    pub(super) fn admin(&self) -> Result<AdminClient<Listener>, KafkaError> {
+        AdminClient::from_config_and_context(&self.common()?, self.listener.clone())
+            .map_err(|error| self.not_made("an administration client", error))
+    }
+
+    /// Asks for what no broker ever does, a confirmation by two: whoever may write is told so
+    /// (`INVALID_REQUIRED_ACKS`) and nothing is written, who may not is refused for that.
+    pub(super) fn probing_producer<C: ProducerContext>(
+        &self,
+        context: C,
+    ) -> Result<BaseProducer<C>, KafkaError> {
+        let mut config = self.common()?;
+        config.set("acks", "2").set("retries", "0").set("message.timeout.ms", "10000");
+        BaseProducer::from_config_and_context(&config, context)
+            .map_err(|error| self.not_made("a producer", error))
+    }
+
+    /// Opens transactions under an id that no partition has, so that no owner is fenced.
+    pub(super) fn probing_transactions(&self) -> Result<BaseProducer<Listener>, KafkaError> {
+        let mut config = self.common()?;
+        config
+            .set("transactional.id", format!("{}.check", self.settings.group))
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+            .set("message.timeout.ms", TRANSACTION_TIMEOUT_MS);
+        BaseProducer::from_config_and_context(&config, Listener::default())
+            .map_err(|error| self.not_made("a producer", error))
     }
 
     /// Writes pages: idempotent, for as long as it takes.
@@ -206,7 +253,20 @@ impl Clients {
     }
 
     fn not_made(&self, what: &'static str, error: ClientError) -> KafkaError {
-        KafkaError::new(Failure::Refused, "make", what, error)
+        // Its own text ends with the value, which may be a secret under a misspelt name.
+        let mut reason = match &error {
+            ClientError::ClientConfig(_, reason, key, _) if reason.contains(key) => reason.clone(),
+            ClientError::ClientConfig(_, reason, key, _) => format!("{reason} ({key})"),
+            other => other.to_string(),
+        };
+        for value in self.settings.options.values() {
+            if let OptionValue::Secret(secret) = value
+                && let Ok(secret) = secret.reveal()
+            {
+                reason = reason.replace(&secret, "***");
+            }
+        }
+        KafkaError::new(Failure::Refused, "make", what, reason)
     }
 }
 
@@ -215,7 +275,21 @@ impl Clients {
 impl Listener {
     /// What was said since this was last asked.
     pub(super) fn take_said(&self) -> Option<String> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.said().take().map(|said| said.text)
+    }
+
+    /// Whether what was said is a refusal: of a password, a certificate, a protocol.
+    pub(super) fn is_refused(&self) -> bool {
+        self.said().as_ref().is_some_and(|said| said.weight == Weight::Refusal)
+    }
+
+    /// Whether something was said that tells why.
+    pub(super) fn has_reason(&self) -> bool {
+        self.said().as_ref().is_some_and(|said| said.weight >= Weight::Reason)
+    }
+
+    fn said(&self) -> MutexGuard<'_, Option<Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why a record was not delivered, since this was last asked.
@@ -226,10 +300,42 @@ impl Listener {
 
 impl ClientContext for Listener {
     fn error(&self, error: ClientError, reason: &str) {
-        let said = format!("{error}: {reason}");
-        tracing::debug!(said, "librdkafka reports");
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
+        tracing::debug!(%error, reason, "librdkafka reports");
+        let weight = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => Weight::Echo,
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => Weight::Refusal,
+            _ => Weight::Reason,
+        };
+        let now = Instant::now();
+        let mut said = self.said();
+        let outweighed =
+            |known: &Said| known.weight > weight && now.duration_since(known.at) < STALE;
+        if !said.as_ref().is_some_and(outweighed) {
+            *said = Some(Said { text: bare(reason), weight, at: now });
+        }
     }
+
+    /// A failed connection is heard above and told as a condition, once. Here it comes again with
+    /// each attempt.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            _ if facility == "FAIL" => tracing::debug!(target: "librdkafka", "{text}"),
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", "{facility} {text}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(target: "librdkafka", "{facility} {text}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", "{facility} {text}"),
+            _ => tracing::error!(target: "librdkafka", "{facility} {text}"),
+        }
+    }
+}
+
+/// `sasl_ssl://kafka:9094/bootstrap: why (after 315ms in state AUTH_REQ)` → `why`: the address
+/// stands beside it, and how long it took is different each time.
+fn bare(reason: &str) -> String {
+    let after_address = reason.split_once("/bootstrap: ").map_or(reason, |(_, rest)| rest);
+    let before_time = after_address.split(" (after ").next().unwrap_or(after_address);
+    before_time.to_owned()
 }
 
 impl ConsumerContext for Listener {}

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::Message as _;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::Header;
@@ -129,6 +130,10 @@ fn poll(producer: &Weak<BaseProducer<Confirming>>) {
 impl ClientContext for Confirming {
     fn error(&self, error: ClientError, reason: &str) {
         self.0.error(error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.0.log(level, facility, text);
     }
 }
 

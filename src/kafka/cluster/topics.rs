@@ -9,7 +9,7 @@ use rdkafka::admin::ConfigResource;
 use rdkafka::admin::NewTopic;
 use rdkafka::admin::ResourceSpecifier;
 use rdkafka::admin::TopicReplication;
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::TopicResult;
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::info;
 use tracing::warn;
@@ -18,6 +18,8 @@ use super::ANSWER_TIMEOUT;
 use super::blocking;
 use super::clients::Clients;
 use super::clients::LARGEST_PAGE;
+use super::clients::Listener;
+use super::reach::reach;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::Limits;
@@ -79,14 +81,9 @@ async fn partitions(clients: &Clients) -> Result<HashMap<Topic, usize>, KafkaErr
     let reader = clients.page_reader()?;
     let names: Vec<(Topic, String)> =
         Topic::ALL.iter().map(|topic| (*topic, clients.topic(*topic).to_owned())).collect();
-    let listener = clients.listener().clone();
     let servers = clients.settings().bootstrap_servers.clone();
     blocking(move || {
-        use rdkafka::consumer::Consumer as _;
-        let metadata = reader.fetch_metadata(None, ANSWER_TIMEOUT).map_err(|error| {
-            let reason = listener.take_said().unwrap_or_else(|| error.to_string());
-            KafkaError::new(Failure::Unavailable, "reach Kafka at", servers, reason)
-        })?;
+        let metadata = reach(&reader, &servers, None)?;
         let partitions = |name: &str| {
             let topic = metadata.topics().iter().find(|topic| topic.name() == name)?;
             Some(topic.partitions().len()).filter(|count| *count > 0)
@@ -98,15 +95,38 @@ async fn partitions(clients: &Clients) -> Result<HashMap<Topic, usize>, KafkaErr
 
 async fn make(
     clients: &Clients,
-    admin: &AdminClient<DefaultClientContext>,
+    admin: &AdminClient<Listener>,
     missing: &[Topic],
 ) -> Result<(), KafkaError> {
     let topics = &clients.settings().topics;
     if !topics.create {
         let names: Vec<&str> = missing.iter().map(|topic| clients.topic(*topic)).collect();
-        let reason = "missing, and kafka.topics.create is false; create it or set the key to true";
+        let reason = "missing, or hidden from this user (who needs the right Describe), and \
+                      kafka.topics.create is false; create it or set the key to true";
         return Err(KafkaError::new(Failure::Refused, "use", names.join("`, `"), reason));
     }
+    let results = create(clients, admin, missing, false).await?;
+    for result in results {
+        match result {
+            Ok(name) => info!(topic = name, "topic created"),
+            // Another bridge was faster.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, error)) => {
+                return Err(KafkaError::new(Failure::Refused, "create", name, error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Creates topics as they have to be, or only asks whether the brokers would.
+pub(super) async fn create(
+    clients: &Clients,
+    admin: &AdminClient<Listener>,
+    missing: &[Topic],
+    only_ask: bool,
+) -> Result<Vec<TopicResult>, KafkaError> {
+    let topics = &clients.settings().topics;
     let retention = topics.page_retention.as_millis().to_string();
     let largest_page = LARGEST_PAGE.to_string();
     let new: Vec<NewTopic<'_>> = missing
@@ -134,28 +154,18 @@ async fn make(
         })
         .collect();
     let options = AdminOptions::new()
+        .validate_only(only_ask)
         .operation_timeout(Some(ANSWER_TIMEOUT))
         .request_timeout(Some(ANSWER_TIMEOUT));
-    let results = admin.create_topics(&new, &options).await.map_err(|error| {
+    admin.create_topics(&new, &options).await.map_err(|error| {
         KafkaError::new(Failure::Unavailable, "create", "the missing topics", error)
-    })?;
-    for result in results {
-        match result {
-            Ok(name) => info!(topic = name, "topic created"),
-            // Another bridge was faster.
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((name, error)) => {
-                return Err(KafkaError::new(Failure::Refused, "create", name, error));
-            }
-        }
-    }
-    Ok(())
+    })
 }
 
 /// What the topics allow; the defaults where we may not know.
 async fn limits(
     clients: &Clients,
-    admin: &AdminClient<DefaultClientContext>,
+    admin: &AdminClient<Listener>,
 ) -> Result<HashMap<Topic, Limits>, KafkaError> {
     let resources: Vec<ResourceSpecifier<'_>> =
         Topic::ALL.iter().map(|topic| ResourceSpecifier::Topic(clients.topic(*topic))).collect();

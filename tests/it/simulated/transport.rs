@@ -287,6 +287,7 @@ impl Way {
         Reply::Answered(Raw {
             status: answer.status,
             retry_after: header("retry-after"),
+            date: header("date"),
             request_id: header("x-request-id"),
             resource_id: header("x-resource-id"),
             body: Bytes::from(answer.body).slice(..bytes),

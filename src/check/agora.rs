@@ -1,0 +1,276 @@
+//! Agora: its hosts, the clock, and what its Console says of credentials and App IDs.
+//!
+//! Nothing here names an endpoint of events. A host is asked for its root, which proves name, way
+//! and certificates by the bridge's own client. The Console lists an account's projects with their
+//! certificates: of its answer only App ID and status are read, and nothing is kept or shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio::time::timeout;
+
+use super::Finding;
+use super::Waiting;
+use crate::agora::Credentials;
+use crate::agora::Raw;
+use crate::agora::Reply;
+use crate::agora::Request;
+use crate::agora::Transport as _;
+use crate::agora::http::Http;
+use crate::config::App;
+use crate::config::Auth;
+use crate::config::Settings;
+use crate::error::Chain;
+
+/// A resolver may be silent, and nobody else gives it a time.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Times in heads are whole seconds, and the answer was on its way.
+const CLOCK_OFF: Duration = Duration::from_secs(5);
+
+const CONSOLE: &str = "/dev/v1/projects";
+
+const CREDENTIALS: &str = "compare with Developer Toolkit → RESTful API in Agora's console: \
+                           customer_id, and customer_secret without spaces around it";
+
+/// The Console's list, as far as it is anybody's business.
+#[derive(Deserialize)]
+struct Projects {
+    projects: Vec<Project>,
+}
+
+#[derive(Deserialize)]
+struct Project {
+    vendor_key: String,
+    #[serde(default)]
+    status: i64,
+}
+
+/// Hosts first, then the accounts on those that answer.
+pub(super) async fn look(
+    http: &Http,
+    settings: &Settings,
+    console: bool,
+    waiting: &Waiting,
+) -> Vec<Finding> {
+    let mut hosts = Vec::new();
+    for app in &settings.apps {
+        for host in app.regions.iter().flat_map(|region| &region.hosts) {
+            if !hosts.contains(&host.as_str()) {
+                hosts.push(host.as_str());
+            }
+        }
+    }
+    let (hosts, accounts) = tokio::join!(
+        all(hosts.into_iter().map(|host| waiting.during(host, look_at(http, host)))),
+        async { if console { accounts(http, &settings.apps, waiting).await } else { Vec::new() } },
+    );
+    hosts.into_iter().flatten().chain(accounts).collect()
+}
+
+/// Side by side, in their order.
+async fn all<T>(work: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut work: Vec<_> = work.map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = work.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        let mut pending = false;
+        for (work, done) in work.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            match work.as_mut().poll(context) {
+                std::task::Poll::Ready(result) => *done = Some(result),
+                std::task::Poll::Pending => pending = true,
+            }
+        }
+        if pending { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+async fn look_at(http: &Http, host: &str) -> Vec<Finding> {
+    let asked = Instant::now();
+    let request = Request { url: format!("{host}/"), proof: Vec::new() };
+    match ask(http, request).await {
+        Ok(raw) => {
+            let took = asked.elapsed().as_millis();
+            let found = Finding::ok(host, format!("answers, in {took} ms"));
+            let clock = raw.date.as_deref().and_then(|date| clock(host, date, SystemTime::now()));
+            std::iter::once(found).chain(clock).collect()
+        }
+        Err(reason) => vec![Finding::failed(host, &reason, Some(remedy(&reason)))],
+    }
+}
+
+async fn ask(http: &Http, request: Request) -> Result<Raw, String> {
+    match timeout(LIMIT, http.ask(request)).await {
+        Ok(Reply::Answered(raw)) => Ok(raw),
+        Ok(Reply::NotSent(error) | Reply::Lost(error)) => Err(error.0),
+        Err(_) => Err(format!("no answer within {LIMIT:?}; it timed out")),
+    }
+}
+
+/// What to do about a host that does not answer, by the words of the layers below.
+fn remedy(reason: &str) -> &'static str {
+    let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if says(&["dns error", "lookup address"]) {
+        "check the spelling of the host, and whether this machine resolves it (a proxy is \
+         agora.proxy)"
+    } else if says(&["UnknownIssuer", "certificate"]) {
+        "if a proxy opens TLS on the way, name its CA as agora.ca_file; else this is not Agora"
+    } else if says(&["tunnel", "proxy"]) {
+        "check agora.proxy, its password, and whether it lets this host through"
+    } else {
+        "check the host and the way there: firewall, network policy, agora.proxy"
+    }
+}
+
+/// How far this machine's clock is off; nothing where it is not.
+fn clock(host: &str, date: &str, now: SystemTime) -> Option<Finding> {
+    let there = httpdate::parse_http_date(date).ok()?;
+    let (off, way) = match now.duration_since(there) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    };
+    let says = format!("this machine's is {} s {way} {host}'s", off.as_secs());
+    let remedy = "let a time service (chrony, systemd-timesyncd) set it: tokens and the times of \
+                  gaps rest on it";
+    (off > CLOCK_OFF).then(|| Finding::warning("clock", says, remedy))
+}
+
+// === the Console ===
+
+/// One question for each pair of credentials; a finding for each app.
+async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> {
+    let mut answers = BTreeMap::new();
+    let mut findings = Vec::new();
+    for app in apps {
+        let subject = format!("account of {}", app.app_id);
+        let Auth::Basic { customer_id, customer_secret } = &app.auth else {
+            let says = "has a token, which only a request for events proves";
+            findings.push(Finding::ok(subject, says));
+            continue;
+        };
+        let proof = match Credentials::new(app.auth.clone()).headers() {
+            Ok(proof) => proof,
+            Err(error) => {
+                let remedy = "make the file readable for the user that the bridge runs as";
+                findings.push(Finding::failed(subject, Chain(&error), Some(remedy)));
+                continue;
+            }
+        };
+        let hosts: Vec<String> =
+            app.regions.iter().flat_map(|it| &it.hosts).map(ToString::to_string).collect();
+        let key = (customer_id.clone(), customer_secret.reveal().ok(), hosts);
+        if !answers.contains_key(&key) {
+            let asked = waiting.during(&*subject, projects(http, &key.2, &proof)).await;
+            answers.insert(key.clone(), asked);
+        }
+        findings.extend(answers.get(&key).map(|answer| judged(subject, app, answer)));
+    }
+    findings
+}
+
+/// What an account's Console said: its projects, or the status and why that is no list.
+enum Answer {
+    Projects(Vec<Project>),
+    Status(u16),
+    Nobody,
+}
+
+/// The first host that has a Console answers.
+async fn projects(http: &Http, hosts: &[String], proof: &[(&'static str, String)]) -> Answer {
+    let mut last = Answer::Nobody;
+    for host in hosts {
+        let request = Request { url: format!("{host}{CONSOLE}"), proof: proof.to_vec() };
+        let Ok(raw) = ask(http, request).await else { continue };
+        last = match (raw.status, serde_json::from_slice::<Projects>(&raw.body)) {
+            (200, Ok(list)) => return Answer::Projects(list.projects),
+            (status @ (401 | 403), _) => return Answer::Status(status),
+            (status, _) => Answer::Status(status),
+        };
+    }
+    last
+}
+
+fn judged(subject: String, app: &App, answer: &Answer) -> Finding {
+    let unknown = "asked for nothing more; --no-console leaves this out";
+    match answer {
+        Answer::Projects(projects) => {
+            let of_app = projects.iter().find(|it| it.vendor_key == app.app_id.as_str());
+            match of_app.map(|project| project.status) {
+                Some(1) => Finding::ok(subject, "the credentials are right and own the App ID"),
+                Some(_) => {
+                    let remedy = "enable the project in Agora's console";
+                    Finding::failed(subject, "the project is disabled", Some(remedy))
+                }
+                None => {
+                    let count = projects.len();
+                    let says = format!("the App ID is none of the account's {count} projects");
+                    let remedy = "correct app_id, or use the credentials of the account that owns \
+                                  it";
+                    Finding::failed(subject, says, Some(remedy))
+                }
+            }
+        }
+        Answer::Status(status @ (401 | 403)) => {
+            let says = format!("Agora refuses the credentials (status {status})");
+            Finding::failed(subject, says, Some(CREDENTIALS))
+        }
+        Answer::Status(status) => {
+            let says = format!("the hosts have no Console that lists projects (status {status})");
+            Finding::warning(subject, says, unknown)
+        }
+        Answer::Nobody => Finding::warning(subject, "no host answers for the Console", unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told_with_its_direction() {
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let at = |seconds: i64| {
+            let there = httpdate::parse_http_date(date).unwrap();
+            let off = Duration::from_secs(seconds.unsigned_abs());
+            let now = if seconds < 0 { there - off } else { there + off };
+            clock("https://api.agora.io", date, now).map(|it| it.says)
+        };
+        assert_eq!(at(4), None);
+        assert_eq!(at(-4), None);
+        assert!(at(90).unwrap().contains("90 s ahead of"));
+        assert!(at(-90).unwrap().contains("90 s behind"));
+        assert_eq!(clock("h", "yesterday", SystemTime::now()), None);
+    }
+
+    #[test]
+    fn a_host_that_does_not_answer_leads_to_the_key_to_change() {
+        for (reason, words) in [
+            ("error sending request: client error (Connect): dns error: failed", "spelling"),
+            ("client error (Connect): invalid peer certificate: UnknownIssuer", "agora.ca_file"),
+            ("client error (Connect): unsuccessful tunnel", "agora.proxy, its password"),
+            ("tcp connect error: Connection refused (os error 111)", "firewall"),
+        ] {
+            assert!(remedy(reason).contains(words), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_runs_side_by_side_keeps_its_order() {
+        let wait = |millis: u64| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            millis
+        };
+        assert_eq!(all([2, 1, 0].into_iter().map(wait)).await, [2, 1, 0]);
+    }
+
+    #[test]
+    fn the_consoles_answer_is_read_without_its_certificates() {
+        let body = br#"{"projects":[{"vendor_key":"a","sign_key":"canary","status":1}]}"#;
+        let list: Projects = serde_json::from_slice(body).unwrap();
+        assert_eq!((list.projects[0].vendor_key.as_str(), list.projects[0].status), ("a", 1));
+    }
+}

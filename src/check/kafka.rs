@@ -1,0 +1,264 @@
+//! Kafka: whether it is there, its topics and their settings, and the rights.
+
+use super::Finding;
+use super::Verdict;
+use super::Waiting;
+use crate::config::Settings;
+use crate::config::Topics;
+use crate::kafka::Cluster;
+use crate::kafka::Found;
+use crate::kafka::Inspection;
+use crate::kafka::KafkaError;
+use crate::kafka::LARGEST_PAGE;
+use crate::kafka::Right;
+use crate::kafka::Topic;
+use crate::kafka::TopicSettings;
+
+/// Events can be as old as an outage that nobody was called for, and some are older.
+const OLD_EVENT_MS: u64 = 24 * 3_600_000;
+
+/// Topics are judged, and nothing else is.
+struct Judge<'a> {
+    cluster: &'a Cluster,
+    topics: &'a Topics,
+    brokers: usize,
+}
+
+/// What is amiss with a topic: how bad, what, and the setting or the deed that mends it.
+type Fault = (Verdict, String, String);
+
+/// Asks, and judges what comes.
+pub(super) async fn look(
+    cluster: &Cluster,
+    settings: &Settings,
+    waiting: &Waiting,
+) -> Vec<Finding> {
+    let servers = &settings.kafka.bootstrap_servers;
+    let subject = format!("kafka {servers}");
+    match waiting.during(&*subject, cluster.inspect()).await {
+        Ok(inspection) => judged(cluster, settings, subject, &inspection),
+        Err(error) => vec![failed(subject, &error)],
+    }
+}
+
+fn judged(
+    cluster: &Cluster,
+    settings: &Settings,
+    subject: String,
+    inspection: &Inspection,
+) -> Vec<Finding> {
+    let brokers = inspection.brokers;
+    let plural = if brokers == 1 { "" } else { "s" };
+    let reached = Finding::ok(subject, format!("{brokers} broker{plural}, and it lets us in"));
+    let judge = Judge { cluster, topics: &settings.kafka.topics, brokers };
+    let topics = inspection.topics.iter().map(|(topic, found)| {
+        let may_create = inspection.rights.iter().find(|(it, _)| *it == Right::Create(*topic));
+        judge.topic(*topic, *found, inspection.settings.get(topic), may_create)
+    });
+    let others = inspection.rights.iter().filter(|(it, _)| !matches!(it, Right::Create(_)));
+    std::iter::once(reached).chain(topics).chain(rights(others)).collect()
+}
+
+/// One line for all that are there, and one for each that is not.
+fn rights<'a>(tried: impl Iterator<Item = &'a (Right, Result<(), KafkaError>)>) -> Vec<Finding> {
+    let mut granted = Vec::new();
+    let mut findings = Vec::new();
+    for (right, outcome) in tried {
+        let name = match right {
+            Right::Write(_) => "write",
+            Right::Read(_) => "read",
+            Right::Look(_) => "see settings",
+            Right::Create(_) => "create",
+            Right::Transact => "open transactions",
+            Right::Note => "note positions",
+        };
+        match outcome {
+            Ok(()) if granted.contains(&name) => {}
+            Ok(()) => granted.push(name),
+            Err(error) if matches!(right, Right::Look(_)) => {
+                let says = format!("{}; Kafka's defaults are assumed", error.finding());
+                findings.push(Finding::warning("rights", says, "grant DescribeConfigs on it"));
+            }
+            Err(error) => findings.push(failed("rights".to_owned(), error)),
+        }
+    }
+    if !granted.is_empty() {
+        findings.insert(0, Finding::ok("rights", granted.join(", ")));
+    }
+    findings
+}
+
+fn failed(subject: String, error: &KafkaError) -> Finding {
+    Finding::failed(subject, error.finding(), error.remedy())
+}
+
+// === impl Judge ===
+
+impl Judge<'_> {
+    fn topic(
+        &self,
+        topic: Topic,
+        found: Found,
+        settings: Option<&TopicSettings>,
+        may_create: Option<&(Right, Result<(), KafkaError>)>,
+    ) -> Finding {
+        let subject = format!("topic {}", self.cluster.topic(topic));
+        let (partitions, replicas) = match (found, may_create) {
+            (Found::There { partitions, replicas }, _) => (partitions, replicas),
+            (Found::Hidden, _) => {
+                let remedy = "grant Describe, Write and DescribeConfigs on it, and Read on the \
+                              pages and the state topic";
+                return Finding::failed(subject, "hidden from this user", Some(remedy));
+            }
+            (Found::Missing, Some((_, Err(error)))) => return failed(subject, error),
+            (Found::Missing, Some((_, Ok(())))) => {
+                return Finding::ok(subject, "missing; the start creates it");
+            }
+            (Found::Missing, None) => {
+                let remedy =
+                    format!("create it{}, or set kafka.topics.create to true", self.needed(topic));
+                let says = "missing, and kafka.topics.create is false";
+                return Finding::failed(subject, says, Some(&remedy));
+            }
+        };
+        let mut faults = self.copies(replicas, settings);
+        faults.extend(self.partitions(topic, partitions));
+        if let Some(settings) = settings {
+            faults.extend(self.settings(topic, settings));
+        }
+        let there = format!("{partitions} partitions in {replicas} copies");
+        let Some(verdict) = faults.iter().map(|(verdict, ..)| *verdict).max() else {
+            return Finding::ok(subject, there);
+        };
+        let says: Vec<_> = faults.iter().map(|(_, says, _)| says.as_str()).collect();
+        let remedies: Vec<_> = faults.iter().map(|(_, _, remedy)| remedy.as_str()).collect();
+        Finding::of(verdict, subject, says.join("; "), Some(remedies.join("; ")))
+    }
+
+    /// What a topic that is created by hand has to be set to.
+    fn needed(&self, topic: Topic) -> String {
+        let partitions = self.topics.page_partitions;
+        match topic {
+            Topic::Pages => {
+                format!(" with {partitions} partitions and max.message.bytes={LARGEST_PAGE}")
+            }
+            Topic::State => format!(" with {partitions} partitions and cleanup.policy=compact"),
+            _ => String::new(),
+        }
+    }
+
+    fn copies(&self, replicas: usize, settings: Option<&TopicSettings>) -> Vec<Fault> {
+        let in_sync = settings.and_then(|it| it.number("min.insync.replicas")).unwrap_or(1);
+        let copies = u64::try_from(replicas).unwrap_or(u64::MAX);
+        if in_sync > copies {
+            return vec![(
+                Verdict::Failed,
+                format!("min.insync.replicas is {in_sync} and there are {replicas} copies"),
+                "lower it or add copies: no write is taken".to_owned(),
+            )];
+        }
+        if self.brokers > 1 && replicas == 1 {
+            return vec![(
+                Verdict::Warning,
+                "one copy: what is in it goes with its broker".to_owned(),
+                "add copies (kafka-reassign-partitions), or set \
+                 kafka.topics.replication_factor before it is created"
+                    .to_owned(),
+            )];
+        }
+        if replicas > 1 && in_sync < 2 {
+            return vec![(
+                Verdict::Warning,
+                "min.insync.replicas is 1: a write may be confirmed by one broker alone".to_owned(),
+                "set min.insync.replicas=2".to_owned(),
+            )];
+        }
+        Vec::new()
+    }
+
+    fn partitions(&self, topic: Topic, partitions: usize) -> Option<Fault> {
+        let expected = self.topics.page_partitions.get();
+        let fixed = matches!(topic, Topic::Pages | Topic::State);
+        (fixed && usize::try_from(expected) != Ok(partitions)).then(|| {
+            (
+                Verdict::Failed,
+                format!("{partitions} partitions and kafka.topics.page_partitions is {expected}"),
+                format!("set the key to {partitions}: an app must not move between partitions"),
+            )
+        })
+    }
+
+    fn settings(&self, topic: Topic, settings: &TopicSettings) -> Vec<Fault> {
+        match topic {
+            Topic::State => state(settings),
+            Topic::Pages => self.pages(settings),
+            Topic::UserEvents | Topic::ChannelEvents => events(settings).into_iter().collect(),
+            Topic::DeadLetter | Topic::Gaps => Vec::new(),
+        }
+    }
+
+    fn pages(&self, settings: &TopicSettings) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if settings.get("cleanup.policy").is_some_and(|it| it.contains("compact")) {
+            faults.push((
+                Verdict::Failed,
+                "it is compacted: of an app's pages only the newest would be kept".to_owned(),
+                "set cleanup.policy=delete".to_owned(),
+            ));
+        }
+        let largest = u64::try_from(LARGEST_PAGE).unwrap_or(u64::MAX);
+        if let Some(bytes) = settings.number("max.message.bytes").filter(|it| *it < largest) {
+            faults.push((
+                Verdict::Warning,
+                format!("max.message.bytes is {bytes}: a larger answer of Agora would not fit"),
+                format!("set max.message.bytes={LARGEST_PAGE}"),
+            ));
+        }
+        let wanted = u64::try_from(self.topics.page_retention.as_millis()).unwrap_or(u64::MAX);
+        if let Some(kept) = settings.number("retention.ms").filter(|it| *it < wanted) {
+            faults.push((
+                Verdict::Warning,
+                format!(
+                    "retention.ms is {kept}, less than kafka.topics.page_retention ({wanted}): \
+                     what is not published by then is lost"
+                ),
+                format!("set retention.ms={wanted}"),
+            ));
+        }
+        faults
+    }
+}
+
+fn state(settings: &TopicSettings) -> Vec<Fault> {
+    match settings.get("cleanup.policy") {
+        None | Some("compact") => Vec::new(),
+        Some(policy) => vec![(
+            Verdict::Failed,
+            format!("cleanup.policy is {policy}: the memory of what was delivered would expire"),
+            "set cleanup.policy=compact".to_owned(),
+        )],
+    }
+}
+
+/// Half of what the topic allows is how old a time of an event may be to stamp its record.
+fn events(settings: &TopicSettings) -> Option<Fault> {
+    let bounds = ["retention.ms", "message.timestamp.before.max.ms", "segment.ms"];
+    let (bound, kept) = bounds
+        .into_iter()
+        .filter_map(|name| Some((name, settings.number(name)?)))
+        .min_by_key(|(_, value)| *value)?;
+    (kept / 2 < OLD_EVENT_MS).then(|| {
+        let hours = kept / 2 / 3_600_000;
+        (
+            Verdict::Warning,
+            format!(
+                "{bound} is {kept}: events older than {hours} h, as after an outage, are stamped \
+                 with the time of sending lest they expire at once (ce_time keeps theirs)"
+            ),
+            format!("set {bound} to {} or more", 2 * OLD_EVENT_MS),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Topics as data, and what is said about them.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::*;
+use crate::config::Delivery;
+use crate::config::Kafka;
+
+fn topics() -> Topics {
+    Topics {
+        user_events: "users".to_owned(),
+        channel_events: "channels".to_owned(),
+        dead_letter: "dead".to_owned(),
+        gaps: "gaps".to_owned(),
+        pages: "pages".to_owned(),
+        state: "state".to_owned(),
+        create: true,
+        partitions: NonZeroU32::new(6).unwrap(),
+        page_partitions: NonZeroU32::new(8).unwrap(),
+        replication_factor: -1,
+        page_retention: Duration::from_secs(86_400),
+    }
+}
+
+fn found(topic: Topic, brokers: usize, there: (usize, usize), set: &[(&str, &str)]) -> Finding {
+    let kafka = Kafka {
+        bootstrap_servers: "unused".to_owned(),
+        group: "bridge".to_owned(),
+        delivery: Delivery::ExactlyOnce,
+        topics: topics(),
+        options: [].into(),
+    };
+    let cluster = Cluster::new(kafka, "test");
+    let topics = topics();
+    let judge = Judge { cluster: &cluster, topics: &topics, brokers };
+    let settings: TopicSettings =
+        set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (partitions, replicas) = there;
+    judge.topic(topic, Found::There { partitions, replicas }, Some(&settings), None)
+}
+
+#[test]
+fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
+    let (ok, warning, failed) = (Verdict::Ok, Verdict::Warning, Verdict::Failed);
+    let (short, week) = (("retention.ms", "3600000"), ("retention.ms", "604800000"));
+    let policy = |value: &'static str| [("cleanup.policy", value)];
+    for (topic, brokers, there, set, verdict, words) in [
+        (Topic::State, 1, (8, 1), &policy("compact")[..], ok, "8 partitions"),
+        (Topic::State, 1, (8, 1), &policy("delete"), failed, "cleanup.policy=compact"),
+        (Topic::State, 1, (8, 1), &policy("compact,delete"), failed, "would expire"),
+        (Topic::State, 1, (4, 1), &policy("compact"), failed, "set the key to 4"),
+        (Topic::Pages, 1, (8, 1), &policy("compact"), failed, "cleanup.policy=delete"),
+        (Topic::Pages, 1, (8, 1), &[("max.message.bytes", "9")], warning, "bytes=10485760"),
+        (Topic::Pages, 1, (8, 1), &[short], warning, "retention.ms=86400000"),
+        (Topic::Pages, 1, (8, 1), &[("retention.ms", "-1")], ok, ""),
+        (Topic::UserEvents, 1, (6, 1), &[week], ok, ""),
+        (Topic::UserEvents, 1, (6, 1), &[short], warning, "retention.ms to 172800000"),
+        (Topic::UserEvents, 1, (6, 1), &[week, ("segment.ms", "9")], warning, "segment.ms to"),
+        (Topic::Gaps, 3, (1, 1), &[], warning, "one copy"),
+        (Topic::Gaps, 3, (1, 3), &[], warning, "min.insync.replicas=2"),
+        (Topic::Gaps, 3, (1, 3), &[("min.insync.replicas", "2")], ok, ""),
+        (Topic::Gaps, 3, (1, 2), &[("min.insync.replicas", "3")], failed, "no write"),
+    ] {
+        let finding = found(topic, brokers, there, set);
+        assert_eq!(finding.verdict, verdict, "{set:?}: {finding}");
+        assert!(finding.to_string().contains(words), "{set:?}: {finding}");
+    }
+}

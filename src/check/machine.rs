@@ -1,0 +1,205 @@
+//! This machine: the data directory and the port of the status pages.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use rustix::fs::Access;
+use rustix::fs::access;
+use rustix::fs::statfs;
+use rustix::fs::statvfs;
+use tokio::net::TcpListener;
+
+use super::Finding;
+use crate::config::Settings;
+use crate::journal;
+
+/// With less room than this nothing is asked: the journal's reserve and the first pages.
+const LEAST_ROOM: u64 = 64 << 20;
+
+const RUNNING: &str = "if a bridge runs here already that is the reason and all is well; a second \
+                       one needs another";
+
+/// File systems by their magic number in `statfs`.
+const FILE_SYSTEMS: &[(i64, &str, Kind)] = &[
+    (0x6969, "NFS", Kind::Remote),
+    (0xff53_4d42, "CIFS", Kind::Remote),
+    (0xfe53_4d42, "SMB", Kind::Remote),
+    (0x517b, "SMB", Kind::Remote),
+    (0x0102_1997, "9P", Kind::Remote),
+    (0x00c3_6400, "Ceph", Kind::Remote),
+    (0x5346_414f, "AFS", Kind::Remote),
+    (0x6573_5546, "FUSE", Kind::Remote),
+    (0x0102_1994, "tmpfs", Kind::Passing),
+    (0x8584_58f6, "ramfs", Kind::Passing),
+    (0x794c_7630, "overlayfs", Kind::Passing),
+    (0xef53, "ext4", Kind::Local),
+    (0x5846_5342, "XFS", Kind::Local),
+    (0x9123_683e, "Btrfs", Kind::Local),
+    (0x2fc1_2fc1, "ZFS", Kind::Local),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Local,
+    /// Its locks and syncs are another machine's promises.
+    Remote,
+    /// It does not outlive a boot, or a container.
+    Passing,
+}
+
+/// The data directory, and the port.
+pub(super) async fn look(settings: &Settings) -> Vec<Finding> {
+    vec![data_dir(&settings.data_dir, settings.journal.max_size), port(settings).await]
+}
+
+fn data_dir(path: &Path, max_size: u64) -> Finding {
+    let subject = format!("data_dir {}", path.display());
+    match journal::is_in_use(path) {
+        Ok(true) => {
+            let says = "in use by another process";
+            return Finding::failed(subject, says, Some(&format!("{RUNNING} data_dir")));
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            let says = format!("its lock can't be opened: {error}");
+            let remedy = "give the directory and its files to the user that the bridge runs as";
+            return Finding::failed(subject, says, Some(remedy));
+        }
+        Ok(false) | Err(_) => {}
+    }
+    let there = path.ancestors().map(or_here).find(|it| it.exists()).unwrap_or(Path::new("/"));
+    if !there.is_dir() {
+        let says = format!("{} is not a directory", there.display());
+        return Finding::failed(subject, says, Some("name a directory, or a place for one"));
+    }
+    if let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
+        let says = format!("{} can't be written to: {error}", there.display());
+        let remedy = "let the user that the bridge runs as write there, or name another directory";
+        return Finding::failed(subject, says, Some(remedy));
+    }
+    match (statfs(there), statvfs(there)) {
+        (Ok(kind), Ok(room)) => {
+            let free = room.f_bavail.saturating_mul(room.f_frsize);
+            // The type differs between architectures.
+            #[expect(clippy::unnecessary_cast, reason = "not everywhere is it an i64")]
+            let magic = kind.f_type as i64 & 0xffff_ffff;
+            judged(subject, magic, free, taken(path), max_size)
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            let remedy = "make sure that it is on a local disk with room for journal.max_size";
+            Finding::warning(subject, format!("its file system does not tell: {error}"), remedy)
+        }
+    }
+}
+
+/// A relative path ends with an empty ancestor: the working directory.
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// What the journal has already taken of its room.
+fn taken(data_dir: &Path) -> u64 {
+    let files = fs::read_dir(data_dir).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+fn judged(subject: String, magic: i64, free: u64, taken: u64, max_size: u64) -> Finding {
+    let known = FILE_SYSTEMS.iter().find(|(number, ..)| *number == magic);
+    let (name, kind) = known.map_or(("local", Kind::Local), |(_, name, kind)| (*name, *kind));
+    let [free_text, most] = [free, max_size].map(size);
+    if free < LEAST_ROOM && taken < LEAST_ROOM {
+        let says = format!("the disk is full: {free_text} free, and nothing is asked below 64 MiB");
+        let remedy = "make room, or name a directory on another disk";
+        return Finding::failed(subject, says, Some(remedy));
+    }
+    match kind {
+        Kind::Remote => {
+            let says = format!("on {name}: a page that is written there may not be kept");
+            return Finding::warning(subject, says, "name a directory on a local disk");
+        }
+        Kind::Passing => {
+            let says = format!("on {name}: what waits there is gone with the container or a boot");
+            return Finding::warning(subject, says, "name a directory on a disk or a volume");
+        }
+        Kind::Local => {}
+    }
+    if free.saturating_add(taken) < max_size {
+        let says = format!("{free_text} free, and the journal may grow to {most}");
+        let remedy = "make room, or lower journal.max_size: on a full disk polling pauses";
+        return Finding::warning(subject, says, remedy);
+    }
+    Finding::ok(subject, format!("{name} file system, {free_text} free for at most {most}"))
+}
+
+/// In the largest unit, with a digit behind the point.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let place = (bytes.max(1).ilog2() / 10).min(4);
+    let whole = bytes >> (10 * place);
+    let tenth = ((bytes >> (10 * place.saturating_sub(1))) & 1_023) * 10 / 1_024;
+    let unit = units.get(usize::try_from(place).unwrap_or(0)).copied().unwrap_or("B");
+    if place == 0 || tenth == 0 {
+        return format!("{whole} {unit}");
+    }
+    format!("{whole}.{tenth} {unit}")
+}
+
+async fn port(settings: &Settings) -> Finding {
+    let listen = settings.http.listen;
+    let subject = format!("http.listen {listen}");
+    match TcpListener::bind(listen).await {
+        Ok(_) if !listen.ip().is_loopback() => {
+            let says = "free; everybody who reaches this machine may read the status pages";
+            Finding::ok(subject, says)
+        }
+        Ok(_) => Finding::ok(subject, "free"),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            Finding::failed(subject, error, Some(&format!("{RUNNING} port")))
+        }
+        Err(error) => {
+            let remedy = "use an address of this machine and a port above 1023";
+            Finding::failed(subject, error, Some(remedy))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Verdict;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_data_directory_is_judged_by_its_room_and_its_file_system() {
+        for (magic, free, taken, verdict, words) in [
+            (0xef53, 9 * GIB, 0, Verdict::Ok, "9 GiB free for at most 4 GiB"),
+            (0xef53, GIB, 3 * GIB, Verdict::Ok, "1 GiB free"),
+            (0xef53, GIB, 0, Verdict::Warning, "lower journal.max_size"),
+            (0xef53, 1 << 20, 0, Verdict::Failed, "disk is full: 1 MiB free"),
+            (0xef53, 1 << 20, GIB, Verdict::Warning, "make room"),
+            (0x6969, 9 * GIB, 0, Verdict::Warning, "on NFS"),
+            (0x6969, 0, 0, Verdict::Failed, "disk is full: 0 B free"),
+            (0x0102_1994, 9 * GIB, 0, Verdict::Warning, "gone with the container"),
+            (0x1234, 9 * GIB, 0, Verdict::Ok, "local file system"),
+        ] {
+            let found = judged("data_dir".to_owned(), magic, free, taken, 4 * GIB);
+            assert_eq!(found.verdict, verdict, "{found}");
+            assert!(found.to_string().contains(words), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_written_in_its_largest_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1_023, "1023 B"),
+            (1_536, "1.5 KiB"),
+            (64 << 20, "64 MiB"),
+            (4 << 30, "4 GiB"),
+            (5_000 << 40, "5000 TiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `check`: everything that can be known without taking an event.
+
+mod ask;
+
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Failure;
+use super::WRONG_CONFIGURATION;
+use crate::check;
+use crate::check::Finding;
+use crate::check::Verdict;
+use crate::check::Waiting;
+use crate::config;
+use crate::config::Faults;
+use crate::config::Settings;
+
+/// Whoever waits longer wants to know for what.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Look at everything before a start, and take no event away
+///
+/// Configuration and secrets, the data directory, Agora's hosts, credentials and App IDs, Kafka
+/// with its topics and rights, and what each app will cost in requests: one line each, ok, a
+/// warning or a failure, with what to do. Nothing is created or changed; only a transactional id
+/// is opened that nobody uses (kafka.group with `.check`). A bridge that runs meanwhile does not
+/// notice.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Exit codes: 0 nothing failed; 1 something did; 78 the configuration is wrong.
+
+The rights that the bridge needs in Kafka, with the default names:
+  topics agora.rtm.*                     Describe, DescribeConfigs, Write; Create where it creates
+  agora.rtm.pages, agora.rtm.bridge-state   Read too
+  transactional ids agora-rtm-bridge.*   Describe, Write
+  group agora-rtm-bridge                 Read")]
+pub(super) struct Check {
+    /// The configuration; optional where the environment says it all
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Only show what is in force: each value with where it was written, secrets as ***
+    #[arg(long, conflicts_with_all = ["json", "ask"])]
+    print_config: bool,
+    /// One JSON object, for programs
+    #[arg(long)]
+    json: bool,
+    /// Do not ask Agora's Console for the account's projects
+    #[arg(long)]
+    no_console: bool,
+    /// If nothing failed, ask each feed once: what comes waits in the data directory, and the next
+    /// `run` publishes it
+    #[arg(long)]
+    ask: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    findings: &'a [Finding],
+}
+
+pub(super) async fn run(args: Check) -> Result<(), Failure> {
+    let loaded = config::load_with_origins(args.config.as_deref(), super::run::environment());
+    let (settings, origins) = match loaded {
+        Ok(loaded) => loaded,
+        Err(faults) if args.json => return refuse(&faults),
+        Err(faults) => return Err(Failure::configuration(&faults)),
+    };
+    if args.print_config {
+        return print(&settings.shown_with(&origins));
+    }
+    let waiting = Waiting::default();
+    let mut findings = vec![Finding::ok("configuration", what_it_says(&settings))];
+    let looking = check::run(&settings, !args.no_console, &waiting);
+    findings.extend(with_progress(looking, &waiting).await);
+    let failed = |findings: &[Finding]| findings.iter().any(|it| it.verdict == Verdict::Failed);
+    if args.ask && !failed(&findings) {
+        findings.extend(ask::once(settings).await);
+    } else if args.ask {
+        let says = "nothing was asked, because something failed";
+        findings.push(Finding::ok("asked", says));
+    }
+    let ok = !failed(&findings);
+    if args.json {
+        print_report(&Report { ok, findings: &findings })?;
+    } else {
+        print(&lines(&findings))?;
+    }
+    if ok {
+        return Ok(());
+    }
+    let count = findings.iter().filter(|it| it.verdict == Verdict::Failed).count();
+    let plural = if count == 1 { "" } else { "s" };
+    Err(Failure { message: format!("check: {count} failure{plural}"), code: 1 })
+}
+
+/// The faults as findings, for who reads JSON.
+fn refuse(faults: &Faults) -> Result<(), Failure> {
+    let findings: Vec<_> =
+        faults.iter().map(|fault| Finding::failed("configuration", fault, None)).collect();
+    print_report(&Report { ok: false, findings: &findings })?;
+    let message = "the configuration is wrong".to_owned();
+    Err(Failure { message, code: WRONG_CONFIGURATION })
+}
+
+fn what_it_says(settings: &Settings) -> String {
+    let apps = settings.apps.len();
+    let plural = if apps == 1 { "" } else { "s" };
+    format!("right, with its secrets; {apps} app{plural}, delivery {:?}", settings.kafka.delivery)
+}
+
+/// Says on a terminal what is waited for, while it is.
+async fn with_progress<T>(work: impl Future<Output = T>, waiting: &Waiting) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(PATIENCE) => {
+                let names = waiting.names();
+                if io::stderr().is_terminal() && !names.is_empty() {
+                    eprintln!("waiting for {}", names.join(", "));
+                }
+            }
+        }
+    }
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let colour = io::stdout().is_terminal()
+        && !std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let line = |finding: &Finding| {
+        let (word, code) = match finding.verdict {
+            Verdict::Ok => ("ok     ", "32"),
+            Verdict::Warning => ("warning", "33"),
+            Verdict::Failed => ("FAILED ", "31"),
+        };
+        let word = if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.to_owned() };
+        format!("{word} {finding}\n")
+    };
+    findings.iter().map(line).collect()
+}
+
+fn print_report(report: &Report<'_>) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(report).map_err(|error| Failure::of(&error))?;
+    print(&format!("{text}\n"))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::of(&error))
+}

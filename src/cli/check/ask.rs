@@ -1,0 +1,227 @@
+//! One request for each feed, by the whole daemon: what Agora hands over is durable in the journal
+//! before anybody looks at it, and stays there for the next `run`.
+//!
+//! Two seams differ from `run`. The transport sends the first request for each feed and no other,
+//! and Kafka is nowhere, so that nothing leaves the journal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::agora;
+use crate::agora::Raw;
+use crate::agora::Reply;
+use crate::agora::Request;
+use crate::agora::Transport;
+use crate::agora::TransportError;
+use crate::agora::http::Http;
+use crate::check::Finding;
+use crate::check::Verdict;
+use crate::config::Settings;
+use crate::daemon::Daemon;
+use crate::daemon::Parts;
+use crate::error::Chain;
+use crate::journal::Journal;
+use crate::kafka::Batch;
+use crate::kafka::Failure;
+use crate::kafka::Kafka;
+use crate::kafka::KafkaError;
+use crate::kafka::Limits;
+use crate::kafka::Owned;
+use crate::kafka::PageRecord;
+use crate::kafka::StateRecord;
+use crate::kafka::Topic;
+use crate::model::Clock;
+use crate::model::Feed;
+use crate::model::Incarnation;
+use crate::model::Wholeness;
+use crate::observe::metrics::Metrics;
+
+/// Sends the first request for each feed.
+struct Once {
+    http: Http,
+    /// The feed that a URL belongs to: each of its hosts has one.
+    feeds: HashMap<String, Feed>,
+    shared: Arc<Shared>,
+}
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    /// Every feed has its answer.
+    done: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    asked: Vec<Feed>,
+    answered: Vec<(Feed, Verdict, String)>,
+}
+
+/// A Kafka that is not there.
+#[derive(Clone, Debug)]
+struct Nowhere;
+
+/// A partition of it: nobody has one.
+#[derive(Debug)]
+enum OfNowhere {}
+
+/// Asks each feed once; what came, one finding each.
+pub(super) async fn once(settings: Settings) -> Vec<Finding> {
+    match ask(settings).await {
+        Ok(findings) => findings,
+        Err(reason) => vec![Finding::failed("asked", reason, None)],
+    }
+}
+
+async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
+    let clock = Clock::system();
+    let incarnation = Incarnation::from_u128(rand::random());
+    let opened =
+        Journal::open(&settings.data_dir, settings.journal.max_size, incarnation, clock.now());
+    let (journal, recovered) = opened.map_err(|error| Chain(&error).to_string())?;
+    let http = Http::new(&settings.agora).map_err(|error| Chain(&error).to_string())?;
+    let shared = Arc::new(Shared::default());
+    let transport = Once { http, feeds: feeds(&settings), shared: Arc::clone(&shared) };
+    let seed = rand::random::<u32>().into();
+    let kafka = Nowhere;
+    let parts = Parts { settings, transport, kafka, journal, recovered, clock, seed };
+    let daemon = Daemon::start(parts, &mut Metrics::new());
+    shared.done.cancelled().await;
+    let waiting = daemon.stop(Duration::ZERO).await;
+    let mut findings: Vec<_> = shared.lock().answered.iter().map(finding).collect();
+    let says = format!("{} wait for the next run to publish them", pages(waiting.in_journal));
+    findings.push(Finding::ok("journal", says));
+    Ok(findings)
+}
+
+fn feeds(settings: &Settings) -> HashMap<String, Feed> {
+    let mut feeds = HashMap::new();
+    for app in &settings.apps {
+        for region in &app.regions {
+            for path in &app.endpoints {
+                let endpoint = path.endpoint;
+                let region_name = region.name.clone();
+                let feed = Feed { app: app.app_id.clone(), region: region_name, endpoint };
+                for host in &region.hosts {
+                    feeds.insert(host.url(&app.app_id, &path.path), feed.clone());
+                }
+            }
+        }
+    }
+    feeds
+}
+
+fn finding((feed, verdict, says): &(Feed, Verdict, String)) -> Finding {
+    let remedy = (*verdict == Verdict::Failed)
+        .then(|| "compare app_id and credentials with Agora's console".to_owned());
+    Finding::of(*verdict, format!("asked {feed}"), says, remedy)
+}
+
+fn pages(count: u64) -> String {
+    if count == 1 { "1 page".to_owned() } else { format!("{count} pages and gaps") }
+}
+
+/// What an answer is, for a person. The page itself is the journal's.
+fn said(reply: &Reply) -> (Verdict, String) {
+    match reply {
+        Reply::Answered(raw @ Raw { status: 200, body, cut, .. }) => {
+            let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
+            let glance = agora::glance(body, wholeness);
+            let times = glance.times.map(|(first, last)| format!(", from {first} to {last}"));
+            let broken = raw.cut.as_ref().map(|why| format!("; it broke off: {why}"));
+            let events = glance.received;
+            let (times, broken) = (times.unwrap_or_default(), broken.unwrap_or_default());
+            (Verdict::Ok, format!("{events} events{times}{broken}"))
+        }
+        Reply::Answered(Raw { status, .. }) => (Verdict::Failed, format!("status {status}")),
+        Reply::NotSent(why) => (Verdict::Failed, format!("not asked: {why}")),
+        Reply::Lost(why) => (Verdict::Failed, format!("no answer, its events may be lost: {why}")),
+    }
+}
+
+// === impl Once ===
+
+impl Transport for Once {
+    async fn ask(&self, request: Request) -> Reply {
+        let feed = self.feeds.get(&request.url).expect("the daemon asks what is configured");
+        {
+            let mut seen = self.shared.lock();
+            if seen.asked.contains(feed) {
+                return Reply::NotSent(TransportError("asked once already".to_owned()));
+            }
+            seen.asked.push(feed.clone());
+        }
+        let reply = self.http.ask(request).await;
+        let (verdict, says) = said(&reply);
+        let mut seen = self.shared.lock();
+        seen.answered.push((feed.clone(), verdict, says));
+        let feeds: std::collections::HashSet<_> = self.feeds.values().collect();
+        if seen.answered.len() == feeds.len() {
+            self.shared.done.cancel();
+        }
+        reply
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Nowhere ===
+
+fn nowhere() -> KafkaError {
+    KafkaError::new(Failure::Unavailable, "use", "Kafka", "what is asked stays in the journal")
+}
+
+impl Kafka for Nowhere {
+    type Owned = OfNowhere;
+
+    async fn prepare(&self) -> Result<(), KafkaError> {
+        Err(nowhere())
+    }
+
+    fn append(
+        &self,
+        _: i32,
+        _: PageRecord,
+    ) -> impl Future<Output = Result<i64, KafkaError>> + Send + 'static {
+        std::future::ready(Err(nowhere()))
+    }
+
+    async fn has_backlog(&self, _: i32) -> Result<bool, KafkaError> {
+        Err(nowhere())
+    }
+
+    async fn claim(&self, _: i32) -> Result<(OfNowhere, Vec<StateRecord>), KafkaError> {
+        Err(nowhere())
+    }
+}
+
+impl Owned for OfNowhere {
+    async fn read_from(&mut self, _: Option<i64>) -> Result<(), KafkaError> {
+        match *self {}
+    }
+
+    async fn pages(&mut self, _: usize) -> Result<Vec<(i64, PageRecord)>, KafkaError> {
+        match *self {}
+    }
+
+    async fn deliver(&mut self, _: Batch, _: i64) -> Result<(), KafkaError> {
+        match *self {}
+    }
+
+    fn limits(&self, _: Topic) -> Limits {
+        match *self {}
+    }
+}

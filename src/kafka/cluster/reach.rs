@@ -1,0 +1,52 @@
+//! The first word with the brokers, or why there is none.
+//!
+//! Why a broker refuses, librdkafka tells nobody who waits for an answer: it says so beside, to a
+//! client that is polled. So the wait is in steps, with a look in between, and ends at once where
+//! waiting can't help.
+
+use std::time::Duration;
+
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::metadata::Metadata;
+use tokio::time::Instant;
+
+use super::ANSWER_TIMEOUT;
+use super::clients::Listener;
+use crate::kafka::Failure;
+use crate::kafka::KafkaError;
+
+/// So long a reason is waited out that may pass: another broker may answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between two looks at what was said.
+const STEP: Duration = Duration::from_millis(500);
+
+/// What librdkafka may have to say after a step; more than it queues in one.
+const WORDS: usize = 32;
+
+/// What the brokers know of a topic, or of all that we may see; blocks.
+pub(super) fn reach(
+    reader: &BaseConsumer<Listener>,
+    servers: &str,
+    topic: Option<&str>,
+) -> Result<Metadata, KafkaError> {
+    let begun = Instant::now();
+    let listener = reader.context();
+    listener.take_said();
+    loop {
+        let error = match reader.fetch_metadata(topic, STEP) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => error,
+        };
+        // Its errors only: the listener hears them on the way.
+        for _ in 0..WORDS {
+            drop(reader.poll(Duration::ZERO));
+        }
+        let patience = if listener.has_reason() { PATIENCE } else { ANSWER_TIMEOUT };
+        if listener.is_refused() || begun.elapsed() >= patience {
+            let reason = listener.take_said().unwrap_or_else(|| error.to_string());
+            return Err(KafkaError::new(Failure::Unavailable, "reach Kafka at", servers, reason));
+        }
+    }
+}
