@@ -9,11 +9,14 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use crate::agora::Ending;
 use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::TransportError;
+use crate::agora::split;
 use crate::model::Wholeness;
 
 /// A body of up to so many bytes is looked into before it is durable.
@@ -122,7 +125,8 @@ fn trouble(raw: &Raw, now: SystemTime) -> Option<Trouble> {
 fn holds_nothing(raw: &Raw) -> bool {
     let failed = !(200..=299).contains(&raw.status);
     if failed && !contains_events(&raw.body) {
-        return true;
+        // What broke off before the word came may have been the beginning of a page.
+        return raw.cut.is_none() || !raw.body.trim_ascii_start().starts_with(b"{");
     }
     if raw.cut.is_some() || raw.body.len() > SMALL {
         return false;
@@ -130,14 +134,10 @@ fn holds_nothing(raw: &Raw) -> bool {
     if raw.status == 204 && raw.body.is_empty() {
         return true;
     }
-    match serde_json::from_slice(&raw.body) {
-        Ok(Value::Object(fields)) => match fields.get("events") {
-            None | Some(Value::Null) => true,
-            Some(Value::Array(events)) => events.is_empty(),
-            Some(_) => false,
-        },
-        _ => false,
-    }
+    // The splitter decides, since it will: where a name stands twice, other readers see one.
+    let split = split(&raw.body);
+    let is_json = serde_json::from_slice::<IgnoredAny>(&raw.body).is_ok();
+    is_json && split.ending == Ending::Closed && split.elements.is_empty()
 }
 
 /// `events` may be spelled with escapes; then there is a backslash.
@@ -224,9 +224,12 @@ mod tests {
             (200, r#"{"result":"success","events":[]}"#, true, "cut"),
             (200, "", true, "cut"),
             (200, r#"{"events":{}}"#, false, "page"),
+            (200, r#"{"events":[1],"events":[]}"#, false, "page"),
+            (200, r#"{"events":null,"\u0065vents":[1]}"#, false, "page"),
             (200, "<html>", false, "page"),
             (503, "<html>busy</html>", false, "failed"),
             (503, "<html>bu", true, "failed"),
+            (503, r#"{"result":"success","eve"#, true, "cut"),
             (503, event, false, "page in trouble"),
             (500, r#"{"\u0065vents":[1]}"#, false, "page in trouble"),
             (408, "", false, "failed"),

@@ -35,7 +35,7 @@ pub enum Ending<'a> {
     Torn,
     /// `events` is there and neither an array nor `null`: its bytes.
     NotAnArray(&'a [u8]),
-    /// This is no JSON object at all: the whole body.
+    /// This is no JSON object, or something stands behind it: the whole body.
     NotAnObject(&'a [u8]),
 }
 
@@ -128,7 +128,15 @@ fn read_object<'a>(
     loop {
         match reader.next_token() {
             None => return Ending::Torn,
-            Some(b'}') => return odd.map_or(Ending::Closed, Ending::NotAnArray),
+            Some(b'}') => {
+                reader.at += 1;
+                // What stands behind the object is in no place where it would be looked for.
+                return match (reader.next_token(), odd) {
+                    (Some(_), _) => Ending::NotAnObject(reader.body),
+                    (None, Some(odd)) => Ending::NotAnArray(odd),
+                    (None, None) => Ending::Closed,
+                };
+            }
             Some(b',') => {
                 reader.at += 1;
                 continue;
@@ -143,7 +151,8 @@ fn read_object<'a>(
             Some(_) => return Ending::NotAnObject(reader.body),
         }
         let first = reader.next_token();
-        if key == b"events" && first == Some(b'[') {
+        let is_events = means(key, "events");
+        if is_events && first == Some(b'[') {
             reader.at += 1;
             if let Some(torn) = read_elements(reader, elements) {
                 return Ending::TornInEvents(torn);
@@ -154,10 +163,10 @@ fn read_object<'a>(
         if !complete {
             return Ending::Torn;
         }
-        if key == b"events" && value != b"null" {
+        if is_events && value != b"null" {
             odd = Some(value);
         }
-        if key == b"result" {
+        if means(key, "result") {
             *result = unquoted(value).or(*result);
         }
     }
@@ -173,6 +182,11 @@ fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> O
                 return None;
             }
             Some(b',') => reader.at += 1,
+            // It closes nothing. Left where it is, the reader would stand before it for ever.
+            Some(b'}') => {
+                elements.push(reader.rest().get(..1).unwrap_or_default());
+                reader.at += 1;
+            }
             Some(_) => {
                 let (element, complete) = reader.value();
                 if !complete {
@@ -182,6 +196,13 @@ fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> O
             }
         }
     }
+}
+
+/// Whether a key as written is this name: JSON may spell it with escapes.
+fn means(key: &[u8], name: &str) -> bool {
+    let unescaped = || serde_json::from_slice(&[b"\"", key, b"\""].concat()).ok();
+    key == name.as_bytes()
+        || key.contains(&b'\\') && unescaped().is_some_and(|it: String| it == name)
 }
 
 fn unquoted(value: &[u8]) -> Option<&[u8]> {
@@ -205,8 +226,7 @@ impl<'a> Reader<'a> {
     /// The next byte that is not white space; it is not consumed.
     fn next_token(&mut self) -> Option<u8> {
         let rest = self.rest();
-        let blank = rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))?;
-        self.at += blank;
+        self.at += rest.iter().position(|byte| !is_blank(*byte))?;
         self.body.get(self.at).copied()
     }
 
@@ -247,7 +267,7 @@ impl<'a> Reader<'a> {
                 }
                 b'}' | b']' | b',' if depth == 0 => {
                     let value = self.body.get(start..self.at).unwrap_or_default();
-                    return (value.trim_ascii_end(), true);
+                    return (trim_end(value), true);
                 }
                 _ => {}
             }
@@ -259,6 +279,16 @@ impl<'a> Reader<'a> {
         self.at = self.body.len();
         (self.body.get(start..).unwrap_or_default(), false)
     }
+}
+
+/// White space as JSON has it. Rust's has the form feed, too: as an element, it would be empty.
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+fn trim_end(value: &[u8]) -> &[u8] {
+    let end = value.iter().rposition(|byte| !is_blank(*byte)).map_or(0, |last| last + 1);
+    value.get(..end).unwrap_or_default()
 }
 
 /// Where the string that began before `from` has its closing quote.
@@ -301,6 +331,7 @@ mod tests {
         check(r#"{"events":[{"a":"],}\""},"b"]}"#, &[r#"{"a":"],}\""}"#, "\"b\""], Ending::Closed);
         check(r#"{"events":[1],"events":[2]}"#, &["1", "2"], Ending::Closed);
         check(r#"{"events":[1,]}"#, &["1"], Ending::Closed);
+        check(r#"{"\u0065vents":[1],"ev\u0065nts":[2]}"#, &["1", "2"], Ending::Closed);
         check(
             r#"{"events":[{"a":1}{"b":2} {"c":3}]}"#,
             &[r#"{"a":1}"#, r#"{"b":2}"#, r#"{"c":3}"#],
@@ -326,6 +357,25 @@ mod tests {
         check("<html>", &[], Ending::NotAnObject(b"<html>"));
         check("", &[], Ending::NotAnObject(b""));
         check(r#"{"events":{"a":1}}"#, &[], Ending::NotAnArray(br#"{"a":1}"#));
+    }
+
+    #[test]
+    fn a_bracket_that_closes_nothing_is_an_element_of_its_own() {
+        check(r#"{"events":[1},{"a":2}}]}"#, &["1", "}", r#"{"a":2}"#, "}"], Ending::Closed);
+        check(r#"{"events":[}"#, &["}"], Ending::TornInEvents(b""));
+    }
+
+    #[test]
+    fn an_element_is_never_empty() {
+        check("{\"events\":[\u{c}, 1\u{c} ,\t]}", &["\u{c}", "1\u{c}"], Ending::Closed);
+    }
+
+    #[test]
+    fn what_stands_behind_the_object_is_not_dropped() {
+        for body in [r#"{"events":[1]}{"events":[2]}"#, r#"{"events":[1]} and more"#] {
+            check(body, &["1"], Ending::NotAnObject(body.as_bytes()));
+            assert!(split(body.as_bytes()).leftover(Wholeness::Whole).is_some(), "{body}");
+        }
     }
 
     #[test]
