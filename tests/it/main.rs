@@ -5,6 +5,7 @@
 //! `tests/run` leaves it out where a Kafka was given.
 
 mod campaign;
+mod corpus;
 mod deployment;
 mod fixtures;
 mod http;

@@ -1,0 +1,293 @@
+//! What holds for every input from outside, whatever it is: the fuzz targets throw bytes at these
+//! functions, and the suite replays the corpus through the same ones (`tests/it/corpus.rs`).
+//!
+//! Each panics where a claim does not hold. They see the library from outside, as its callers do.
+#![allow(dead_code, reason = "a target needs one of them; the suite needs all")]
+
+use std::time::Duration;
+use std::time::SystemTime;
+
+use agora_rtm_bridge::agora::Answer;
+use agora_rtm_bridge::agora::Ending;
+use agora_rtm_bridge::agora::Raw;
+use agora_rtm_bridge::agora::Reply;
+use agora_rtm_bridge::agora::Shape;
+use agora_rtm_bridge::agora::TransportError;
+use agora_rtm_bridge::agora::answer::Trouble;
+use agora_rtm_bridge::agora::event::read;
+use agora_rtm_bridge::agora::glance;
+use agora_rtm_bridge::agora::judge;
+use agora_rtm_bridge::agora::split;
+use agora_rtm_bridge::agora::token;
+use agora_rtm_bridge::dedupe::Fingerprint;
+use agora_rtm_bridge::kafka::Batch;
+use agora_rtm_bridge::kafka::record::Source;
+use agora_rtm_bridge::kafka::record::write_event;
+use agora_rtm_bridge::model::AppId;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::Incarnation;
+use agora_rtm_bridge::model::PageId;
+use agora_rtm_bridge::model::Ticket;
+use agora_rtm_bridge::model::Wholeness;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
+
+/// Every check by its name, which is that of its target and of its folder in the corpus.
+pub(crate) const CHECKS: [(&str, fn(&[u8])); 5] = [
+    ("splitter", splitter),
+    ("answer", answer),
+    ("event", event),
+    ("headers", headers),
+    ("token", token),
+];
+
+/// A body is split into what JSON says its elements are, and a part of it into the first of them.
+pub(crate) fn splitter(body: &[u8]) {
+    let whole = split(body);
+    let mut end = 0;
+    for element in &whole.elements {
+        let place = place(body, element);
+        assert!(!element.is_empty(), "an element is something");
+        assert!(end <= place.start && place.end <= body.len(), "elements stand one after another");
+        end = place.end;
+    }
+    match whole.ending {
+        Ending::TornInEvents(torn) if !torn.is_empty() => {
+            let place = place(body, torn);
+            assert!(end <= place.start && place.end == body.len(), "what is torn is the end");
+        }
+        Ending::NotAnObject(all) => assert_eq!(all, body),
+        _ => {}
+    }
+    for cut in cuts(body.len()) {
+        let part = split(&body[..cut]);
+        let same = whole.elements.get(..part.elements.len());
+        assert_eq!(Some(&part.elements[..]), same, "cut at {cut}");
+    }
+    for wholeness in [Wholeness::Whole, Wholeness::Cut] {
+        let glance = glance(body, wholeness);
+        let leftover = whole.leftover(wholeness).is_some();
+        assert_eq!(glance.received, whole.elements.len() as u64 + u64::from(leftover));
+        let sound = whole.ending == Ending::Closed && wholeness == Wholeness::Whole;
+        assert_eq!(glance.shape == Shape::Sound, sound);
+        assert!(glance.times.is_none_or(|(first, last)| first <= last));
+    }
+    let Some(fields) = json::object(body) else { return };
+    let events = || fields.iter().filter(|(name, _)| name == "events").map(|(_, value)| *value);
+    let listed: Vec<&[u8]> =
+        events().filter_map(json::array).flatten().map(|it| it.get().as_bytes()).collect();
+    assert_eq!(whole.elements, listed, "JSON says so");
+    let odd = events().any(|it| it.get() != "null" && json::array(it).is_none());
+    match whole.ending {
+        Ending::Closed => assert!(!odd, "`events` is no array, and nobody says so"),
+        Ending::NotAnArray(_) => assert!(odd, "`events` is an array"),
+        ending => panic!("JSON says that the body is whole: {ending:?}"),
+    }
+}
+
+/// An answer that is not kept had nothing to be kept.
+pub(crate) fn answer(body: &[u8]) {
+    for status in [200, 204, 206, 301, 400, 401, 403, 404, 408, 429, 500, 503] {
+        for cut in [None, Some(TransportError("reset".to_owned()))] {
+            let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
+            let raw = Raw { status, body: body.to_vec().into(), cut, ..Raw::default() };
+            let page = match judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH) {
+                Answer::Page { body: kept, .. } => {
+                    assert_eq!(kept, body);
+                    true
+                }
+                Answer::Lost(_) => panic!("an answer came"),
+                Answer::Empty | Answer::Nothing(_) => false,
+            };
+            let split = split(body);
+            assert!(page || split.elements.is_empty(), "{status}: elements are thrown away");
+            if (200..300).contains(&status) {
+                let sound = glance(body, wholeness).shape == Shape::Sound;
+                let nothing = status == 204 && body.is_empty() && wholeness == Wholeness::Whole;
+                assert!(page || sound || nothing, "{status}: it may be the rest of a page");
+                assert!(page || split.leftover(wholeness).is_none(), "a dead letter is lost");
+            }
+        }
+    }
+}
+
+/// What is read of an event is what its record says, and every other field is in it as it came.
+pub(crate) fn event(element: &[u8]) {
+    for endpoint in Endpoint::ALL {
+        let event = match read(endpoint, element) {
+            Ok(event) => event,
+            Err(why) => {
+                assert!(!why.to_string().is_empty());
+                continue;
+            }
+        };
+        let app = AppId::new("a1");
+        let page = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(1) };
+        let mut batch = Batch::default();
+        let id = Fingerprint::of(&app, endpoint, &event);
+        write_event(&mut batch, &Source::new(&app, endpoint, page), &event, id, None);
+        let record = batch.last().expect("it was written");
+        let value = record.value().expect("an event has a value");
+        assert!(!value.contains(&b'\n') && !value.contains(&b'\r'), "one line");
+        let key = event.channel_id.as_ref().unwrap_or(&event.user_id);
+        assert_eq!(record.key(), key.as_bytes());
+
+        let written = json::object(value).expect("a record is JSON");
+        let mut fields = written.iter().map(|(name, value)| (name.as_str(), value.get()));
+        let mut text = |expected: &str, content: &str| {
+            let (name, value) = fields.next().expect("it has its own fields");
+            assert_eq!(name, expected);
+            assert_eq!(serde_json::from_str::<String>(value).expect("a string"), content);
+        };
+        text("app_id", "a1");
+        text("endpoint", endpoint.name());
+        text("type", &event.kind);
+        text("user_id", &event.user_id);
+        if let Some(channel) = &event.channel_id {
+            text("channel_id", channel);
+        }
+        let ms = event.time.as_millis().to_string();
+        assert_eq!(fields.next(), Some(("ms", ms.as_str())));
+
+        // The others follow in their order, those with a name of ours in `extra`.
+        let extra = written.iter().filter(|(name, _)| name == "extra").last();
+        let extra = extra.and_then(|(_, value)| json::object(value.get().as_bytes()));
+        let mut extra = extra.into_iter().flatten();
+        for (name, value) in &event.others {
+            let plain = fields.clone().next().is_some_and(|(it, raw)| {
+                it == name && it != "extra" && on_one_line(raw) == on_one_line(value.get())
+            });
+            if plain {
+                fields.next();
+                continue;
+            }
+            let (it, raw) = extra.next().expect("a field that is not plain is extra");
+            assert_eq!((it.as_str(), on_one_line(raw.get())), (&**name, on_one_line(value.get())));
+        }
+        assert!(extra.next().is_none(), "nothing else is extra");
+        let rest: Vec<&str> = fields.map(|(name, _)| name).collect();
+        assert!(rest.is_empty() || rest == ["extra"], "{rest:?} comes from nowhere");
+    }
+}
+
+/// A header may say anything: a delay is one that can be borne.
+pub(crate) fn headers(value: &[u8]) {
+    let text = String::from_utf8_lossy(value).into_owned();
+    for now in [0, 784_111_770, 253_402_300_799] {
+        let raw = Raw {
+            status: 429,
+            retry_after: Some(text.clone()),
+            request_id: Some(text.clone()),
+            resource_id: Some(text.clone()),
+            ..Raw::default()
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now);
+        let Answer::Nothing(trouble) = judge(Reply::Answered(raw), now) else {
+            panic!("a 429 without a body hands over nothing")
+        };
+        let Trouble::Throttled { retry_after, .. } = trouble else { panic!("{trouble:?}") };
+        let longest = Duration::from_secs(3_600);
+        assert!(retry_after.is_none_or(|it| it <= longest), "{retry_after:?}");
+    }
+}
+
+/// A token may say anything, as a text and below its packing: no life is longer than a token's.
+pub(crate) fn token(input: &[u8]) {
+    let app_id = "970CA35de60c44645bbae8a215061b33";
+    for text in [
+        String::from_utf8_lossy(input).into_owned(),
+        format!("007{}", STANDARD.encode(zlib(input))),
+        format!("006{app_id}{}", STANDARD.encode(input)),
+    ] {
+        let Some(token) = token::read(&text) else { continue };
+        if text.starts_with("007") {
+            let ends_at = token.ends_at.expect("it has an end of its own, or the longest life");
+            assert!(ends_at.since(token.issued_at) <= token::LONGEST_LIFE);
+        }
+        token.lets_in(token.user_id().unwrap_or("somebody"));
+        assert!(!token.is_signed_with("5CFd2fd1755d40ecb72977518be15d3c", "somebody"));
+    }
+}
+
+/// The bytes as zlib packs them where it can't: so the fuzzer gets below the packing.
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let bytes = bytes.get(..0xffff).unwrap_or(bytes);
+    let length = u16::try_from(bytes.len()).expect("it was cut to fit");
+    let (mut a, mut b) = (1_u32, 0_u32);
+    for byte in bytes {
+        a = (a + u32::from(*byte)) % 65_521;
+        b = (b + a) % 65_521;
+    }
+    let mut packed = vec![0x78, 0x01, 0x01];
+    packed.extend(length.to_le_bytes());
+    packed.extend((!length).to_le_bytes());
+    packed.extend(bytes);
+    packed.extend((b << 16 | a).to_be_bytes());
+    packed
+}
+
+/// Where a part of the body stands in it.
+fn place(body: &[u8], part: &[u8]) -> std::ops::Range<usize> {
+    let start = part.as_ptr() as usize - body.as_ptr() as usize;
+    start..start + part.len()
+}
+
+/// Where to cut: everywhere in what is short.
+fn cuts(length: usize) -> impl Iterator<Item = usize> {
+    (0..length).step_by(1 + length / 256)
+}
+
+fn on_one_line(json: &str) -> String {
+    json.replace(['\n', '\r'], " ")
+}
+
+/// JSON as serde reads it, with the order and the raw values kept.
+mod json {
+    use std::fmt;
+
+    use serde::Deserialize;
+    use serde::Deserializer;
+    use serde::de::MapAccess;
+    use serde::de::Visitor;
+
+    use super::RawValue;
+
+    struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+    /// The fields of an object; `None` where it is none.
+    pub(super) fn object(bytes: &[u8]) -> Option<Vec<(String, &RawValue)>> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let Fields(fields) = serde_json::from_slice(bytes).ok()?;
+        Some(fields)
+    }
+
+    /// The elements of an array; `None` where it is none.
+    pub(super) fn array(value: &RawValue) -> Option<Vec<&RawValue>> {
+        serde_json::from_str(value.get()).ok()
+    }
+
+    impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct InOrder;
+
+            impl<'de> Visitor<'de> for InOrder {
+                type Value = Fields<'de>;
+
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("an object")
+                }
+
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                    let mut fields = Vec::new();
+                    while let Some(field) = map.next_entry()? {
+                        fields.push(field);
+                    }
+                    Ok(Fields(fields))
+                }
+            }
+
+            deserializer.deserialize_map(InOrder)
+        }
+    }
+}
