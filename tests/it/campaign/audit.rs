@@ -71,6 +71,9 @@ pub(super) struct Lost {
     pub(super) died_after: Option<Duration>,
 }
 
+/// The ways of the simulated network are as long as they should be, and on a busy machine longer.
+const LATE: Duration = Duration::from_millis(500);
+
 /// After an answer was sent, so much later at most it is durable: 1 s on a machine that is busy
 /// with something else. How late it was in truth is measured.
 const UNTIL_DURABLE: Duration = Duration::from_secs(1);
@@ -128,12 +131,14 @@ impl Audit {
         life: &Life,
         status: &Value,
     ) -> Result<Finding, String> {
-        let (events, answers, epoch) = {
+        let (events, answers, epoch, apps) = {
             let world = agora.world();
             let ledger = world.ledger();
+            let apps: Vec<_> =
+                world.script().apps.iter().map(|it| it.app_id.as_str().to_owned()).collect();
             let events: Vec<Recorded> = ledger.events_from(self.events).collect();
             let answers = ledger.answers().get(self.answers..).unwrap_or_default().to_vec();
-            (events, answers, world.script().epoch.as_millis())
+            (events, answers, world.script().epoch.as_millis(), apps)
         };
         self.records.sort_by(|a, b| {
             (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset))
@@ -164,8 +169,14 @@ impl Audit {
             lost_of_life: life.lost,
             taken_over: 0,
         };
+        let mut told = told_losses(&verdict);
         for (number, (whole, torn)) in lost {
             let answer = answer(number).ok_or("an event of an earlier round was lost")?;
+            let feed = answer.feed.and_then(|(app, endpoint)| {
+                Some((apps.get(app)?.clone(), endpoint.name().to_owned()))
+            });
+            let left = feed.and_then(|feed| told.get_mut(&feed)).filter(|left| **left > 0);
+            *left.ok_or_else(|| format!("more answers were lost than gaps tell: {answer:?}"))? -= 1;
             let died_after = excuse(answer, excuses)?;
             finding.lost.push(Lost { events: whole + torn, died_after });
             if answer.at >= life.began {
@@ -209,6 +220,15 @@ fn lost_answers(verdict: &Verdict, handed_out: &[Recorded]) -> HashMap<u64, (usi
     lost
 }
 
+/// For how many lost answers of each feed there is a gap.
+fn told_losses(verdict: &Verdict) -> HashMap<(String, String), usize> {
+    let mut told = HashMap::new();
+    for gap in verdict.gaps.iter().filter(|gap| gap.cause != "overflow") {
+        *told.entry((gap.app_id.clone(), gap.endpoint.clone())).or_default() += 1;
+    }
+    told
+}
+
 fn hash(event: &Event) -> u128 {
     let half = |seed: u8| {
         let mut hasher = DefaultHasher::new();
@@ -247,7 +267,7 @@ fn excuse(answer: &AnswerRecord, excuses: &[Excuse]) -> Result<Option<Duration>,
     if answer.fault.is_some() {
         return Ok(None);
     }
-    let left = answer.at.saturating_sub(WAY);
+    let left = answer.at.saturating_sub(WAY + LATE);
     let sent = answer.sent_at.unwrap_or(answer.at + WAY);
     let mut possible = excuses.iter().filter(|it| left <= it.to && it.from <= sent + UNTIL_DURABLE);
     match possible.next() {
