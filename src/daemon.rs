@@ -66,6 +66,10 @@ const BETWEEN_APPS: Duration = Duration::from_millis(1);
 /// seconds of a start.
 const ALL_APPS: Duration = Duration::from_millis(800);
 
+/// Kafka is waited for at least so long, even where answers took the whole grace: where it is well,
+/// that is plenty.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+
 /// The accounts are logged this often.
 const ACCOUNTS_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -157,10 +161,12 @@ impl Daemon {
 
     /// Asks no more, waits for the answers that are out, commits, forwards, delivers. Waits for
     /// Kafka no longer than `grace`; for answers as long as they take, since nobody can ask twice.
-    /// Tells what waits for the next start.
+    /// What they bring is delivered even if they took all of `grace`, where Kafka is well. Tells
+    /// what waits for the next start.
     pub async fn stop(self, grace: Duration) -> Waiting {
         let deadline = Instant::now() + grace;
         self.polling.end().await;
+        let deadline = deadline.max(Instant::now() + LEAST_GRACE);
         let in_order = async {
             self.forwarding.end().await;
             self.publishing.end().await;

@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) clock_ahead_ms: i64,
     /// More happens than anybody can fetch: what a buffer loses has to be told, and is no fault.
     pub(crate) overloaded: bool,
+    /// How long an orderly stop waits for Kafka.
+    pub(crate) grace: Duration,
     /// Until when events happen and things go wrong.
     pub(crate) busy: Duration,
     /// The lives of the bridge before its last one, which goes on until nothing waits any more.
@@ -107,6 +109,7 @@ impl Plan {
             connecting: 0,
             clock_ahead_ms: 0,
             overloaded: false,
+            grace: Duration::from_secs(120),
             busy,
             lives: Vec::new(),
         }

@@ -46,8 +46,6 @@ use super::transport::host_in;
 /// other.
 const TIME_TO_DELIVER: Duration = Duration::from_secs(240);
 
-const GRACE: Duration = Duration::from_secs(120);
-
 /// What a run leaves behind.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -78,6 +76,8 @@ pub(crate) struct Past {
     pub(crate) killed: bool,
     /// Requests that the last gate held back.
     pub(crate) gate_refusals: u64,
+    /// What its orderly stop left for the next one.
+    pub(crate) left: Option<Waiting>,
 }
 
 struct Run<'a> {
@@ -199,14 +199,16 @@ impl<'a> Run<'a> {
         let killed = ends.is_some_and(|(_, end)| !is_order(end));
         let metrics = bridge.metrics.text();
         let gate_refusals = sum(&metrics, "gate_refusals_total");
-        self.lives.push(Past { began_at: self.now, disk_lost: false, killed, gate_refusals });
+        let began_at = self.now;
+        self.lives.push(Past { began_at, disk_lost: false, killed, gate_refusals, left: None });
         if killed {
             return now.get();
         }
         let report = bridge.daemon.report().clone();
-        let waiting = bridge.daemon.stop(GRACE).await;
+        let waiting = bridge.daemon.stop(self.plan.grace).await;
+        self.lives.iter_mut().last().expect("it was just pushed").left = Some(waiting);
         if let Some(twin) = twin {
-            twin.daemon.stop(GRACE).await;
+            twin.daemon.stop(self.plan.grace).await;
         }
         if ends.is_none() {
             self.accounts = report.accounts().snapshot();
@@ -327,7 +329,7 @@ fn settings(plan: &Plan) -> Settings {
     Settings {
         data_dir: "unused".into(),
         instance: "simulated".to_owned(),
-        shutdown_grace: GRACE,
+        shutdown_grace: plan.grace,
         log: config::Log { format: config::LogFormat::Text, level: "info".to_owned() },
         http: config::Http { listen: ([127, 0, 0, 1], 0).into() },
         journal: config::Journal { max_size: 256 * 1024 * 1024 },

@@ -44,6 +44,21 @@ fn killed(lasts: Duration, pause: Duration) -> Life {
 }
 
 #[test]
+fn what_comes_after_the_whole_grace_of_a_stop_is_delivered_all_the_same() {
+    // 100 KB and more, on their way for longer than the grace.
+    let slow = Fault { bytes_per_second: 5_000, ..Fault::new(FaultKind::Slow) };
+    let script = Script { faults: vec![slow.between(SECOND, 3 * SECOND)], ..one_burst(1_000) };
+    let stopped = Life { lasts: 4 * SECOND, end: End::Stopped, pause: SECOND };
+    let plan = Plan { grace: SECOND, lives: vec![stopped], ..Plan::calm(script, 30 * SECOND) };
+    let (verdict, outcome) = check(&plan);
+    assert_eq!(verdict.published, 1_000);
+    let stop = outcome.lives[1].began_at - plan.lives[0].lasts;
+    assert!(stop > 6 * SECOND, "the answer was not slow: {stop:?}");
+    let left = outcome.lives[0].left.expect("it was stopped");
+    assert!(left.is_nothing(), "{left}");
+}
+
+#[test]
 fn a_move_to_another_region_repeats_none_of_its_2000_old_events() {
     let script = Script {
         regions: regions(2),
