@@ -131,14 +131,13 @@ impl Audit {
         life: &Life,
         status: &Value,
     ) -> Result<Finding, String> {
-        let (events, answers, epoch, apps) = {
+        let events = self.events_since(agora);
+        let (answers, epoch, apps) = {
             let world = agora.world();
-            let ledger = world.ledger();
             let apps: Vec<_> =
                 world.script().apps.iter().map(|it| it.app_id.as_str().to_owned()).collect();
-            let events: Vec<Recorded> = ledger.events_from(self.events).collect();
-            let answers = ledger.answers().get(self.answers..).unwrap_or_default().to_vec();
-            (events, answers, world.script().epoch.as_millis(), apps)
+            let answers = world.ledger().answers().get(self.answers..).unwrap_or_default().to_vec();
+            (answers, world.script().epoch.as_millis(), apps)
         };
         self.records.sort_by(|a, b| {
             (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset))
@@ -185,6 +184,20 @@ impl Audit {
         }
         finding.compare_with_accounts(life, &answers, status)?;
         Ok(finding)
+    }
+
+    /// Events that are not judged yet. In pieces: while somebody looks, Agora answers nobody.
+    fn events_since(&self, agora: &Agora) -> Vec<Recorded> {
+        const PIECE: usize = 10_000;
+        let mut events = Vec::new();
+        loop {
+            let before = events.len();
+            let skipped = self.events + before;
+            events.extend(agora.world().ledger().events_from(skipped).take(PIECE));
+            if events.len() < before + PIECE {
+                return events;
+            }
+        }
     }
 
     /// The round is over.
