@@ -136,6 +136,33 @@ fn a_host_that_takes_over_under_load_repeats_nothing_and_loses_nothing() {
     assert_no_repeat(&agora, &names, 300);
 }
 
+/// What an answer in flight carried may be lost with the process; then a gap says so.
+#[test]
+fn a_kill_while_a_name_begins_to_lead_to_another_region_repeats_nothing() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("detour"));
+    let away = Duration::from_secs(6);
+    let agora = Agora::start(Script {
+        regions: vec![RegionScript::new("a").detour(away, "b"), RegionScript::new("b")],
+        ..two_regions(Vec::new())
+    });
+    let config = agora.config(&names, bootstrap, Hosts::InOrder(&[0]));
+    let mut bridge = Bridge::start(&config);
+    agora.wait_until("the other region answers", LIMIT, |world| {
+        world.ledger().answers().iter().any(|answer| answer.region == 1)
+    });
+    bridge.kill_9();
+    bridge.start_again();
+    agora.come_to_rest(&[1], LIMIT);
+    stop(&mut bridge);
+
+    let made = agora.world().ledger().total();
+    assert!(made.repeats > 1_000, "{made:?}");
+    let records = consume::read_all(broker::shared(), &names.published());
+    let verdict = judge(&names, agora.events(), &records);
+    verdict.assert_exactly_once();
+    verdict.assert_in_order();
+}
+
 fn received(agora: &Agora) -> u64 {
     agora.world().ledger().answers().iter().map(|answer| answer.complete).sum()
 }
