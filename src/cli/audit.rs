@@ -85,7 +85,7 @@ WHAT IS NOT
   With kafka.delivery = \"at-least-once\" events may be there twice after a
   crash, and the audit says so.
 
-  The audit only reads; a bridge may run beside it. It needs up to 70 bytes of
+  The audit only reads; a bridge may run beside it. It needs up to 120 bytes of
   memory for each event that it reads.
 
 EXAMPLES

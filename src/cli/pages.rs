@@ -111,11 +111,11 @@ pub(super) async fn run(args: Pages) -> Result<(), Failure> {
     match args.action {
         Action::List(list) => {
             let cluster = list.bridge.cluster()?;
-            blocking(move || list.run(&cluster)).await
+            aside(move || list.run(&cluster)).await
         }
         Action::Show(show) => {
             let cluster = show.bridge.cluster()?;
-            blocking(move || show.run(&cluster)).await
+            aside(move || show.run(&cluster)).await
         }
         Action::Replay(replay) => replay.run().await,
     }
@@ -253,8 +253,7 @@ impl Output {
     }
 }
 
-async fn blocking(
-    work: impl FnOnce() -> Result<(), Failure> + Send + 'static,
-) -> Result<(), Failure> {
+/// Runs what blocks where it may.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     spawn_blocking(work).await.expect("what blocks does not panic")
 }

@@ -107,8 +107,7 @@ impl Cluster {
 
     /// Publishes events once more beside a running bridge.
     pub async fn replayer(&self) -> Result<Replayer, KafkaError> {
-        let (clients, facts) = (self.shared.clients.clone(), self.facts().await?);
-        blocking(move || Replayer::new(&clients, facts)).await
+        Replayer::new(&self.shared.clients, self.facts().await?)
     }
 
     /// One attempt at a time, and its failure is the answer to all who waited for it: each partition

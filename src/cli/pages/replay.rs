@@ -15,7 +15,6 @@ use serde::Serialize;
 
 use super::Bridge;
 use super::Failure;
-use super::blocking;
 use super::selection::Found;
 use super::selection::Selection;
 use crate::agora::event;
@@ -93,12 +92,19 @@ impl Replay {
             return Err(Failure { message: message.to_owned(), code: 2 });
         }
         let cluster = self.bridge.cluster()?;
-        let failed = |error| Failure::of(&error);
-        let replayer = cluster.replayer().await.map_err(failed)?;
+        let failed = |error: KafkaError| Failure::of(&error);
         let reader = cluster.reader().map_err(failed)?;
+        // Where no bridge has been there is nothing to replay, and no topics are to be made.
+        let (reader, pages) = super::aside(move || {
+            let pages = reader.partitions(Topic::Pages);
+            (reader, pages)
+        })
+        .await;
+        pages.map_err(failed)?;
+        let replayer = cluster.replayer().await.map_err(failed)?;
         let (yes, json) = (self.yes, self.json);
         let selection = self.selection.fixed(Clock::system());
-        blocking(move || {
+        super::aside(move || {
             let planned = read(&selection, &reader, &replayer, |_| Ok(()))?;
             if planned.events() == 0 {
                 return say(&planned, json, "there is nothing to publish");
@@ -108,6 +114,7 @@ impl Replay {
                 let message = "nothing was published".to_owned();
                 return Err(Failure { message, code: 1 });
             }
+            replayer.begin().map_err(failed)?;
             let done = read(&selection, &reader, &replayer, |batch| replayer.publish(batch))?;
             say(&done, json, "published again")
         })

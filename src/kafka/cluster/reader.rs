@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::ops::Range;
 use std::thread::sleep;
+use std::time::Duration;
 
 use rdkafka::Message as _;
 use rdkafka::consumer::BaseConsumer;
@@ -65,9 +66,9 @@ impl Reader {
         let name = self.name(topic);
         let metadata = self.uncommitted.fetch_metadata(Some(name), ANSWER_TIMEOUT);
         let metadata = metadata.map_err(|error| {
-            let said = self.clients.listener().take_said();
             let servers = &self.clients.settings().bootstrap_servers;
-            let reason = said.unwrap_or_else(|| error.to_string());
+            let said = self.said().unwrap_or_else(|| error.to_string());
+            let reason = format!("{said} (kafka.bootstrap_servers, kafka.options)");
             KafkaError::new(Failure::Unavailable, "reach Kafka at", servers, reason)
         })?;
         let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
@@ -130,7 +131,7 @@ impl Reader {
                     return Err(self.failed(topic, error));
                 }
                 Some(Err(_)) | None if heard.elapsed() > STABLE_TIMEOUT => {
-                    let (said, name) = (self.clients.listener().take_said(), self.name(topic));
+                    let (said, name) = (self.said(), self.name(topic));
                     let reason = said.unwrap_or_else(|| "no answer".to_owned());
                     return Err(KafkaError::new(Failure::Unavailable, "read", name, reason));
                 }
@@ -228,8 +229,15 @@ impl Reader {
         committed.pause(&ended).map_err(|error| self.failed(topic, error))
     }
 
+    /// What librdkafka said beside its answers: a client has to be polled for it.
+    fn said(&self) -> Option<String> {
+        let polled = self.uncommitted.poll(Duration::ZERO);
+        let said = self.clients.listener().take_said();
+        said.or_else(|| polled?.err().map(|error| error.to_string()))
+    }
+
     fn failed(&self, topic: Topic, error: ClientError) -> KafkaError {
-        let said = self.clients.listener().take_said().map(|said| format!("; {said}"));
+        let said = self.said().map(|said| format!("; {said}"));
         let reason = format!("{error}{}", said.unwrap_or_default());
         KafkaError::new(Failure::Unavailable, "read", self.name(topic), reason)
     }

@@ -45,15 +45,19 @@ pub struct Replayer {
 // === impl Replayer ===
 
 impl Replayer {
-    /// Ends what another replay has open.
+    /// A replayer that has not begun.
     pub(super) fn new(clients: &Clients, facts: Arc<Facts>) -> Result<Self, KafkaError> {
         let listener = Listener::default();
         let producer = clients.event_producer(OWNER, listener.clone())?;
-        let replayer = Self { clients: clients.clone(), facts, listener, producer };
-        if replayer.transactional() {
-            replayer.retried("begin", || replayer.producer.init_transactions(ANSWER_TIMEOUT))?;
+        Ok(Self { clients: clients.clone(), facts, listener, producer })
+    }
+
+    /// Ends what another replay has open. Nothing can be published before.
+    pub fn begin(&self) -> Result<(), KafkaError> {
+        if !self.transactional() {
+            return Ok(());
         }
-        Ok(replayer)
+        self.retried("begin", || self.producer.init_transactions(ANSWER_TIMEOUT))
     }
 
     /// What a topic takes.
