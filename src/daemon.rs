@@ -35,8 +35,11 @@ use crate::kafka::Kafka;
 use crate::kafka::Progress;
 use crate::kafka::partition_of;
 use crate::model::AppId;
+use crate::model::CLOCK_MARGIN;
 use crate::model::Clock;
 use crate::model::Feed;
+use crate::model::Gap;
+use crate::model::GapCause;
 use crate::model::Page;
 use crate::model::Timestamp;
 use crate::observe::accounts::Accounts;
@@ -243,6 +246,9 @@ impl Daemon {
         let rate = |app: &config::App| rates.get(&app.app_id).copied().unwrap_or(0.0);
         apps.sort_by(|one, other| rate(other).total_cmp(&rate(one)));
         let places = apps.len();
+        if recovered.in_doubt {
+            self.publish_doubts(&tools.journal, &apps, &recovered, partitions, parts.clock.now());
+        }
         for ((place, app), seed) in apps.into_iter().enumerate().zip(parts.seed..) {
             let mut former = former_requests(app, &recovered, parts.clock);
             former.not_before += turn(place, places);
@@ -266,6 +272,45 @@ impl Daemon {
         let of_nobody = recovered.held;
         self.polling.tasks.spawn(async move {
             release_held(&tools.journal, of_nobody).await;
+        });
+    }
+}
+
+impl Daemon {
+    /// A gap for each feed: the last process may have asked it without a record of that.
+    fn publish_doubts(
+        &self,
+        journal: &Journal,
+        apps: &[&config::App],
+        recovered: &Recovered,
+        partitions: u32,
+        now: Timestamp,
+    ) {
+        let mut gaps = Vec::new();
+        for app in apps {
+            let partition = partition_of_app(app, partitions);
+            for region in &app.regions {
+                for config::EndpointPath { endpoint, .. } in &app.endpoints {
+                    let (app, region) = (app.app_id.clone(), region.name.clone());
+                    let feed = Feed { app, region, endpoint: *endpoint };
+                    let gap = Gap {
+                        cause: GapCause::ProcessKilled,
+                        from: recovered.empty_at.get(&feed).copied(),
+                        to: now.after(CLOCK_MARGIN),
+                        at_least: 0,
+                        at_most: None,
+                        feed,
+                    };
+                    gaps.push((partition, gap));
+                }
+            }
+        }
+        let journal = journal.clone();
+        self.polling.tasks.spawn(async move {
+            for (partition, gap) in gaps {
+                // On an error it is in memory, and goes on from there.
+                journal.note_gap(partition, gap).await.ok();
+            }
         });
     }
 }

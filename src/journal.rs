@@ -18,15 +18,22 @@
 //! one transaction; it syncs only where the transaction holds a page or a gap. Tickets, deletions
 //! and releases need no sync: after a loss of power a page that comes back is recognised by its
 //! [`PageId`] (or is held once more: [`Recovered::held`]), and the next start draws a new
-//! [`Incarnation`] anyway.
+//! [`Incarnation`] anyway. Tickets that were lost with the power are told as such
+//! ([`Recovered::in_doubt`]).
+//!
+//! No file is trusted longer than it deserves ([`database`]): one that is broken, gone or failed to
+//! sync is replaced by a new one with everything that can be read ([`salvage`]) and that memory
+//! holds. `docs/journal.md` tells the one on call what each kind of damage means.
 
+mod ballast;
+mod database;
 mod files;
+mod image;
 mod rows;
+mod salvage;
 mod schema;
 mod store;
 mod tickets;
-
-pub use self::files::is_in_use;
 
 use std::collections::HashMap;
 use std::io;
@@ -41,6 +48,11 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
+pub use self::files::Holder;
+pub use self::files::holder;
+pub use self::files::is_in_use;
+
+use self::database::Database;
 use self::store::Store;
 use crate::model::AppId;
 use crate::model::Content;
@@ -85,6 +97,9 @@ pub struct Recovered {
     /// Pages that nobody released, of all feeds, in the order of settling. Each has to be released,
     /// its feed polled or not, before a page of its feed is settled: nobody else will.
     pub held: Vec<(Held, Page)>,
+    /// Records of requests that were out may be missing: the power was lost, or a file. Each feed
+    /// may lack an answer that nobody knows of.
+    pub in_doubt: bool,
 }
 
 /// What waits in the journal.
@@ -96,6 +111,10 @@ pub struct Backlog {
     pub bytes: u64,
     /// Number of the newest entry that can be read; grows with each.
     pub newest: Sequence,
+    /// Entries that are in memory only, because they could not be stored.
+    pub in_memory: u64,
+    /// Damaged pages that are kept with their bytes, and not processed.
+    pub set_aside: u64,
 }
 
 /// A ticket on record, and the room for its answer.
@@ -167,6 +186,16 @@ pub enum JournalError {
         /// The bound.
         max_size: u64,
     },
+    /// The disk holds as much as it can; requests that are out already have its last room.
+    #[error(
+        "the disk of the data directory is full: {available} bytes are left, {needed} are needed for answers, and the reserve has to be there; make room on it"
+    )]
+    DiskFull {
+        /// Bytes that can be written.
+        available: u64,
+        /// Bytes that have to be there.
+        needed: u64,
+    },
     /// The database refuses.
     #[error("{operation} in the journal")]
     Database {
@@ -188,8 +217,13 @@ pub enum JournalError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error("data directory `{}` is in use by another agora-rtm-bridge; give each its own data_dir", .0.display())]
-    InUse(PathBuf),
+    #[error("data directory `{}` is in use by {}; give each its own data_dir", .data_dir.display(), in_words(.holder.as_ref()))]
+    InUse {
+        /// Which.
+        data_dir: PathBuf,
+        /// By whom, where that is known.
+        holder: Option<Holder>,
+    },
     /// A file can't be made or opened.
     #[error("{operation} `{}`", .path.display())]
     File {
@@ -313,7 +347,9 @@ impl Journal {
         incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(Self, Recovered), OpenError> {
-        let (store, recovered) = Store::on(connection, Path::new(""), max_size, incarnation, now)?;
+        let database = Database::without_files(connection)?;
+        let (store, recovered) = Store::on(database, max_size, incarnation, now)
+            .map_err(|cause| OpenError::Database { path: PathBuf::new(), cause })?;
         let stored = store.subscribe();
         let queue = Queue::Inline(Arc::new(Mutex::new(store)));
         Ok((Self { incarnation, queue, stored }, recovered))
@@ -451,6 +487,10 @@ impl Place {
     fn entry(&self, content: Content) -> Entry {
         Entry { id: self.id(), content }
     }
+}
+
+fn in_words(holder: Option<&Holder>) -> String {
+    holder.map_or_else(|| "another agora-rtm-bridge".to_owned(), Holder::to_string)
 }
 
 #[cfg(test)]

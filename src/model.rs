@@ -125,6 +125,8 @@ pub enum GapCause {
     AnswerLost,
     /// The process ended while the request was out.
     ProcessKilled,
+    /// A page was committed, and its bytes in the journal are not what was written.
+    JournalDamaged,
 }
 
 /// Events that may be missing. Gaps are data: they travel as pages do.
@@ -401,8 +403,13 @@ impl FromStr for Wholeness {
 
 impl GapCause {
     /// Every cause there is.
-    pub const ALL: [Self; 4] =
-        [Self::Overflow, Self::BodyCut, Self::AnswerLost, Self::ProcessKilled];
+    pub const ALL: [Self; 5] = [
+        Self::Overflow,
+        Self::BodyCut,
+        Self::AnswerLost,
+        Self::ProcessKilled,
+        Self::JournalDamaged,
+    ];
 
     /// The name that records and metrics use.
     pub const fn name(self) -> &'static str {
@@ -411,6 +418,7 @@ impl GapCause {
             Self::BodyCut => "body_cut",
             Self::AnswerLost => "answer_lost",
             Self::ProcessKilled => "process_killed",
+            Self::JournalDamaged => "journal_damaged",
         }
     }
 }

@@ -142,14 +142,24 @@ impl Report {
 impl Collector for Report {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let waiting = self.waiting();
-        let bytes = self.backlog.borrow().bytes;
+        let Backlog { bytes, in_memory, set_aside, .. } = self.backlog.borrow().clone();
         for (name, help, value) in [
             (
                 "journal_entries",
                 "Pages and gaps in the journal, not forwarded.",
                 waiting.in_journal,
             ),
-            ("journal_size_bytes", "Database, write-ahead log and reservations.", bytes),
+            ("journal_size_bytes", "Database, write-ahead log, reserve and reservations.", bytes),
+            (
+                "journal_pages_in_memory",
+                "Pages and gaps that are in memory only, because the journal can't store them.",
+                in_memory,
+            ),
+            (
+                "journal_pages_set_aside",
+                "Damaged pages that the journal keeps with their bytes.",
+                set_aside,
+            ),
             (
                 "pages_waiting",
                 "Pages and gaps that this process forwarded, not delivered.",

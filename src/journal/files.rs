@@ -1,14 +1,35 @@
-//! The files of a data directory: the lock that makes it one process's, and their rights.
+//! The files of a data directory: who holds it, their names, their rights.
 
+use std::fmt;
+use std::fs;
 use std::fs::DirBuilder;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::fs::TryLockError;
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::path::PathBuf;
+use std::process;
+use std::thread;
+use std::time::Duration;
 
 use super::OpenError;
+use crate::model::Timestamp;
+
+/// The database.
+pub(super) const DATABASE: &str = "journal.sqlite";
+
+/// A database that takes the place of [`DATABASE`] and is not whole yet.
+pub(super) const MAKING: &str = "journal.sqlite.making";
+
+/// The same, whole: from the moment it has this name it is the journal.
+pub(super) const NEW: &str = "journal.sqlite.new";
+
+/// Databases that were replaced begin with this.
+pub(super) const ASIDE: &str = "damaged-";
 
 /// Pages are personal data: nobody but the owner reads them.
 const FILE_MODE: u32 = 0o600;
@@ -16,8 +37,40 @@ const FILE_MODE: u32 = 0o600;
 /// As [`FILE_MODE`], for the directory.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// Makes the directory where it is missing, and locks it until the file is dropped.
-pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
+const LOCK: &str = "lock";
+
+/// One who only asks who has a data directory has its lock for less.
+const ONE_WHO_ASKS: Duration = Duration::from_millis(50);
+
+/// What SQLite puts beside a database.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
+
+/// A data directory that is ours until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    this: Holder,
+    /// Who had it before, where that is known.
+    pub(super) before: Option<Holder>,
+}
+
+/// The process that has a data directory, or had it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub pid: u32,
+    /// The machine that it runs on.
+    pub host: String,
+    /// When it opened the journal.
+    pub since: Timestamp,
+    /// It has stopped in order: everything that it knew is in the journal.
+    pub stopped: bool,
+    /// Which start of the machine it belongs to.
+    boot: String,
+}
+
+/// Makes the directory where it is missing, and locks it.
+pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
     let failed =
         |operation, path: &Path, cause| OpenError::File { operation, path: path.to_owned(), cause };
     DirBuilder::new()
@@ -25,11 +78,25 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
         .mode(DIRECTORY_MODE)
         .create(data_dir)
         .map_err(|cause| failed("make the data directory", data_dir, cause))?;
-    let path = data_dir.join("lock");
+    let path = data_dir.join(LOCK);
     let file = open_private(&path).map_err(|cause| failed("open", &path, cause))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data_dir.to_owned())),
+    // One who only asks who has it holds the lock for an instant.
+    let locked = file.try_lock().or_else(|_| {
+        thread::sleep(ONE_WHO_ASKS);
+        file.try_lock()
+    });
+    let before = last_holder(data_dir);
+    match locked {
+        Ok(()) => {
+            // Until the journal is open nothing of ours can be missing.
+            let stopped = before.as_ref().is_none_or(|before| before.stopped);
+            let lock = Lock { file, this: Holder { stopped, ..Holder::this(now) }, before };
+            lock.sign().map_err(|cause| failed("write", &path, cause))?;
+            Ok(lock)
+        }
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError::InUse { data_dir: data_dir.to_owned(), holder: before })
+        }
         Err(TryLockError::Error(cause)) => Err(failed("lock", &path, cause)),
     }
 }
@@ -39,8 +106,8 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
 /// # Errors
 ///
 /// The lock can't be opened; as `NotFound` where nobody has ever had the directory.
-pub fn is_in_use(data_dir: &Path) -> std::io::Result<bool> {
-    let file = File::open(data_dir.join("lock"))?;
+pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
+    let file = File::open(data_dir.join(LOCK))?;
     match file.try_lock_shared() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
@@ -48,16 +115,219 @@ pub fn is_in_use(data_dir: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Makes sure that the database and what SQLite puts beside it is made with our rights: SQLite
-/// gives its other files those of the database.
-pub(super) fn make_private(database: &Path) -> Result<(), OpenError> {
-    open_private(database).map(drop).map_err(|cause| OpenError::File {
-        operation: "open",
-        path: database.to_owned(),
-        cause,
-    })
+/// Who has a data directory now, if anybody has.
+pub fn holder(data_dir: &Path) -> Option<Holder> {
+    is_in_use(data_dir).is_ok_and(|it| it).then(|| last_holder(data_dir)).flatten()
 }
 
-fn open_private(path: &Path) -> std::io::Result<File> {
+fn last_holder(data_dir: &Path) -> Option<Holder> {
+    fs::read_to_string(data_dir.join(LOCK)).ok()?.parse().ok()
+}
+
+/// Makes sure that the database and what SQLite puts beside it is made with our rights: SQLite
+/// gives its other files those of the database.
+pub(super) fn make_private(database: &Path) -> io::Result<()> {
+    open_private(database).map(drop)
+}
+
+/// Opens a file for writing, and makes it where it is missing.
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)
+}
+
+/// The write-ahead log of a database.
+pub(super) fn log_of(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+/// Completes the change to a new database, where one is whole. Begun, it can be completed at any
+/// time: [`NEW`] holds all that is known, and only when nothing of the old one has its name any
+/// more does it get it.
+///
+/// What it replaces is kept under a name that tells, or removed if it is not `keep`. Gives the name
+/// of what was kept.
+pub(super) fn replace(data_dir: &Path, keep: bool, now: Timestamp) -> io::Result<Option<PathBuf>> {
+    remove(&data_dir.join(MAKING))?;
+    let [old, new] = [DATABASE, NEW].map(|name| data_dir.join(name));
+    if !new.exists() {
+        return Ok(None);
+    }
+    let aside = name_aside(data_dir, now);
+    let mut kept = None;
+    // The log before the database: without its database it is nothing that SQLite would read.
+    for (suffix, worth_keeping) in [("-shm", false), ("-wal", true), ("", true)] {
+        let file = beside(&old, suffix);
+        if !file.exists() {
+            continue;
+        }
+        let holds_something = fs::metadata(&file)?.len() > 0;
+        if keep && worth_keeping && holds_something {
+            fs::rename(&file, beside(&aside, suffix))?;
+            kept = Some(aside.clone());
+        } else {
+            fs::remove_file(&file)?;
+        }
+    }
+    fs::rename(&new, &old)?;
+    sync(data_dir)?;
+    Ok(kept)
+}
+
+/// Declares [`MAKING`] whole. From here on it is the journal, whatever happens.
+pub(super) fn declare_whole(data_dir: &Path) -> io::Result<()> {
+    fs::rename(data_dir.join(MAKING), data_dir.join(NEW))?;
+    sync(data_dir)
+}
+
+/// Removes a database and what belongs to it.
+pub(super) fn remove(database: &Path) -> io::Result<()> {
+    for suffix in [""].into_iter().chain(BESIDE) {
+        match fs::remove_file(beside(database, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A name that is free, and tells when.
+fn name_aside(data_dir: &Path, now: Timestamp) -> PathBuf {
+    let moment = now.to_string().replace(':', "-");
+    let name = |number: u32| match number {
+        1 => format!("{ASIDE}{moment}.sqlite"),
+        _ => format!("{ASIDE}{moment}-{number}.sqlite"),
+    };
+    let mut names = (1..).map(|number| data_dir.join(name(number)));
+    names.find(|path| !path.exists()).expect("there are numbers enough")
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// A file whose name is not synced can vanish with the power.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+// === impl Lock ===
+
+impl Lock {
+    /// Whether the process before ended in a way that may have taken unsynced records along: it did
+    /// not stop in order, and the machine was started anew since then (or it is another one).
+    pub(super) fn power_was_lost(&self) -> bool {
+        self.before.as_ref().is_some_and(|it| !it.stopped && it.boot != self.this.boot)
+    }
+
+    /// Writes down whether everything has its end. Failing is no harm: the next start publishes
+    /// gaps that nobody needs, at worst.
+    pub(super) fn set_stopped(&mut self, stopped: bool) {
+        if self.this.stopped != stopped {
+            self.this.stopped = stopped;
+            self.sign().ok();
+        }
+    }
+
+    fn sign(&self) -> io::Result<()> {
+        let text = self.this.line();
+        self.file.set_len(0)?;
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.sync_data()
+    }
+}
+
+// === impl Holder ===
+
+impl Holder {
+    fn this(now: Timestamp) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot = boot.trim().to_owned();
+        Self { pid: process::id(), host, since: now, stopped: false, boot }
+    }
+
+    /// What stands in the lock file: for a person too.
+    fn line(&self) -> String {
+        let Self { pid, host, since, stopped, boot } = self;
+        let state = if *stopped { "stopped" } else { "running" };
+        format!("{state} pid={pid} host={host} since={} boot={boot}\n", since.as_millis())
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} on `{}` since {}", self.pid, self.host, self.since)
+    }
+}
+
+impl std::str::FromStr for Holder {
+    type Err = ();
+
+    fn from_str(line: &str) -> Result<Self, ()> {
+        let mut words = line.split_whitespace();
+        let stopped = match words.next() {
+            Some("stopped") => true,
+            Some("running") => false,
+            _ => return Err(()),
+        };
+        let mut value = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
+        let mut read = || {
+            Some(Self {
+                pid: value("pid")?.parse().ok()?,
+                host: value("host")?.to_owned(),
+                since: Timestamp::from_millis(value("since")?.parse().ok()?),
+                boot: value("boot")?.to_owned(),
+                stopped,
+            })
+        };
+        read().ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_reads_what_it_writes() {
+        let holder = Holder { stopped: true, ..Holder::this(Timestamp::from_millis(7)) };
+        assert_eq!(holder.line().parse(), Ok(holder.clone()));
+        assert_eq!("running pid=1".parse::<Holder>(), Err(()));
+        assert_eq!("".parse::<Holder>(), Err(()));
+    }
+
+    #[test]
+    fn the_change_to_a_new_database_can_be_completed_from_wherever_it_stopped() {
+        // For each moment: which files are there, by what they hold.
+        let moments: [&[(&str, &str)]; 4] = [
+            &[(NEW, "new"), (DATABASE, "old"), ("journal.sqlite-wal", "log")],
+            &[(NEW, "new"), (DATABASE, "old"), (MAKING, "left"), ("journal.sqlite-shm", "x")],
+            &[(NEW, "new")],
+            &[(DATABASE, "new"), (MAKING, "left"), ("journal.sqlite.making-wal", "left")],
+        ];
+        for files in moments {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, holds) in files {
+                fs::write(directory.path().join(name), holds).unwrap();
+            }
+            replace(directory.path(), true, Timestamp::from_millis(0)).unwrap();
+            let mut found: Vec<(String, String)> = fs::read_dir(directory.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| {
+                    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                    (name, fs::read_to_string(path).unwrap())
+                })
+                .collect();
+            found.sort();
+            let (aside, journal): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(name, _)| name.starts_with(ASIDE));
+            assert_eq!(journal, [(DATABASE.to_owned(), "new".to_owned())], "{files:?}");
+            let was_there = |it: &str| files.iter().any(|(_, holds)| *holds == it);
+            let kept = |it: &str| aside.iter().any(|(_, holds)| holds == it);
+            assert_eq!([kept("old"), kept("log")], ["old", "log"].map(was_there), "{files:?}");
+        }
+    }
 }

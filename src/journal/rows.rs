@@ -7,16 +7,17 @@ use rusqlite::Row;
 use rusqlite::params;
 use serde::Deserialize;
 use serde::Serialize;
-use tracing::error;
 
 use super::Place;
 use super::Sequence;
 use crate::model::AppId;
+use crate::model::CLOCK_MARGIN;
 use crate::model::Content;
 use crate::model::Entry;
 use crate::model::Feed;
 use crate::model::Gap;
-use crate::model::Incarnation;
+use crate::model::GapCause;
+use crate::model::PAGE_LIMIT;
 use crate::model::Page;
 use crate::model::PageId;
 use crate::model::Region;
@@ -27,7 +28,7 @@ use crate::model::Wholeness;
 /// Everything about an entry but its identity and its body, readable for a person with `sqlite3`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Head {
+pub(super) enum Head {
     Page {
         since: Option<i64>,
         asked_at: i64,
@@ -55,7 +56,24 @@ pub(super) struct Damaged {
 /// An entry and its row.
 pub(super) type Stored = Result<(Sequence, Entry), Damaged>;
 
-const COLUMNS: &str = "sequence, incarnation, ticket, app, region, endpoint, head, body, checksum";
+/// A row as it lies there: of the right types, and nobody knows yet whether it is sound.
+#[derive(Debug)]
+pub(super) struct Raw {
+    pub(super) row: Sequence,
+    pub(super) partition: i64,
+    pub(super) incarnation: String,
+    pub(super) ticket: i64,
+    pub(super) app: String,
+    pub(super) region: String,
+    pub(super) endpoint: String,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
+    pub(super) checksum: i64,
+}
+
+/// All columns of an entry, in the order of the table.
+pub(super) const COLUMNS: &str =
+    "sequence, partition, incarnation, ticket, app, region, endpoint, head, body, checksum";
 
 /// Writes an entry.
 pub(super) fn insert(
@@ -66,24 +84,20 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     let (head, body) = head_and_body(&entry.content);
     let feed = entry.content.feed();
-    let mut statement = connection.prepare_cached(
-        "INSERT INTO entries
-         (sequence, partition, incarnation, ticket, app, region, endpoint, head, body, checksum)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?;
-    statement.execute(params![
-        sequence.0,
-        partition,
-        entry.id.incarnation.to_string(),
-        entry.id.ticket.0.cast_signed(),
-        feed.app.as_str(),
-        feed.region.as_str(),
-        feed.endpoint.name(),
+    let mut raw = Raw {
+        row: sequence,
+        partition: partition.into(),
+        incarnation: entry.id.incarnation.to_string(),
+        ticket: entry.id.ticket.0.cast_signed(),
+        app: feed.app.to_string(),
+        region: feed.region.to_string(),
+        endpoint: feed.endpoint.to_string(),
         head,
-        body,
-        checksum(&entry.id, feed, &head, body),
-    ])?;
-    Ok(())
+        body: Vec::new(),
+        checksum: 0,
+    };
+    raw.checksum = raw.sum(Covers::Everything, body);
+    raw.insert(connection, body)
 }
 
 /// The entries of a partition behind a place, oldest first.
@@ -128,11 +142,83 @@ pub(super) fn delete(connection: &Connection, row: Sequence) -> rusqlite::Result
     connection.prepare_cached("DELETE FROM entries WHERE sequence = ?")?.execute([row.0]).map(drop)
 }
 
-/// Moves a damaged entry, with its bytes, out of the way of the others.
-pub(super) fn set_aside(connection: &Connection, row: Sequence) -> rusqlite::Result<()> {
-    error!(row = row.0, "a page in the journal is damaged; it is set aside in the table `damaged`");
+/// Keeps a damaged entry, with its bytes, out of the way of the others. Leaves a gap in its place,
+/// under the same name, where that can be told.
+pub(super) fn set_aside(
+    connection: &Connection,
+    row: Sequence,
+    place: Option<&Place>,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Entry>> {
+    let gap = match place {
+        Some(place) => gap_for(connection, row, now)?.map(|gap| place.entry(Content::Gap(gap))),
+        None => None,
+    };
     connection.execute("INSERT INTO damaged SELECT * FROM entries WHERE sequence = ?", [row.0])?;
-    delete(connection, row)
+    delete(connection, row)?;
+    if let (Some(entry), Some(place)) = (&gap, place) {
+        insert(connection, row, place.partition, entry)?;
+    }
+    Ok(gap)
+}
+
+/// What a damaged row still tells of its feed and times. A feed counts where its app was asked.
+fn gap_for(
+    connection: &Connection,
+    row: Sequence,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Gap>> {
+    let mut statement = connection.prepare(
+        "SELECT app, region, endpoint, head FROM entries JOIN requests USING (app)
+         WHERE sequence = ?",
+    )?;
+    let mut rows = statement.query([row.0])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let text = |column| row.get::<_, String>(column).ok();
+    let feed = (|| {
+        Some(Feed {
+            app: AppId::new(text(0)?),
+            region: Region::new(text(1)?),
+            endpoint: text(2)?.parse().ok()?,
+        })
+    })();
+    let (from, to) = match text(3).and_then(|head| serde_json::from_str(&head).ok()) {
+        Some(Head::Page { since, answered_at, .. }) => (since, answered_at),
+        Some(Head::Gap { from, to, .. }) => (from, to),
+        None => (None, now.as_millis()),
+    };
+    Ok(feed.map(|feed| Gap {
+        feed,
+        cause: GapCause::JournalDamaged,
+        from: from.map(Timestamp::from_millis),
+        to: Timestamp::from_millis(to).after(CLOCK_MARGIN),
+        at_least: 0,
+        at_most: Some(PAGE_LIMIT),
+    }))
+}
+
+/// How many entries are set aside.
+pub(super) fn count_set_aside(connection: &Connection) -> rusqlite::Result<u64> {
+    let count: i64 = connection.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Version 2 had checksums that did not cover the partition.
+pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare("SELECT sequence FROM entries")?;
+    let rows: Vec<i64> =
+        statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut select =
+        connection.prepare(&format!("SELECT {COLUMNS} FROM entries WHERE sequence = ?"))?;
+    for row in rows {
+        let raw = select.query_row([row], |row| Ok(Raw::read(row)))?;
+        if let Some(raw) = raw.filter(Raw::is_sound_in_version_2) {
+            let sum = raw.sum(Covers::Everything, &raw.body);
+            let update = "UPDATE entries SET checksum = ? WHERE sequence = ?";
+            connection.execute(update, [sum, row])?;
+        }
+    }
+    Ok(())
 }
 
 /// The places of all entries, without looking into them. A damaged place is left out: its row is
@@ -156,49 +242,8 @@ pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence,
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let sequence = Sequence(row.get("sequence")?);
-    Ok(read(row).map(|entry| (sequence, entry)).ok_or(Damaged { row: sequence }))
-}
-
-fn read(row: &Row<'_>) -> Option<Entry> {
-    let text = |name| row.get::<_, String>(name).ok();
-    let feed = Feed {
-        app: AppId::new(text("app")?),
-        region: Region::new(text("region")?),
-        endpoint: text("endpoint")?.parse().ok()?,
-    };
-    let incarnation: Incarnation = text("incarnation")?.parse().ok()?;
-    let ticket = Ticket(row.get::<_, i64>("ticket").ok()?.cast_unsigned());
-    let id = PageId { incarnation, ticket };
-    let head = text("head")?;
-    let body: Vec<u8> = row.get("body").ok()?;
-    let sum: i64 = row.get("checksum").ok()?;
-    if sum != checksum(&id, &feed, &head, &body) {
-        return None;
-    }
-    let content = match serde_json::from_str(&head).ok()? {
-        Head::Page { since, asked_at, answered_at, status, whole, request_id, resource_id } => {
-            Content::Page(Page {
-                feed,
-                since: since.map(Timestamp::from_millis),
-                asked_at: Timestamp::from_millis(asked_at),
-                answered_at: Timestamp::from_millis(answered_at),
-                status,
-                wholeness: if whole { Wholeness::Whole } else { Wholeness::Cut },
-                request_id,
-                resource_id,
-                body: Bytes::from(body),
-            })
-        }
-        Head::Gap { cause, from, to, at_least, at_most } => Content::Gap(Gap {
-            feed,
-            cause: cause.parse().ok()?,
-            from: from.map(Timestamp::from_millis),
-            to: Timestamp::from_millis(to),
-            at_least,
-            at_most,
-        }),
-    };
-    Some(Entry { id, content })
+    let entry = Raw::read(row).filter(Raw::is_sound).and_then(|raw| raw.entry());
+    Ok(entry.map(|entry| (sequence, entry)).ok_or(Damaged { row: sequence }))
 }
 
 fn head_and_body(content: &Content) -> (String, &[u8]) {
@@ -229,12 +274,128 @@ fn head_and_body(content: &Content) -> (String, &[u8]) {
     (serde_json::to_string(&head).expect("strings and numbers are always JSON"), body)
 }
 
-fn checksum(id: &PageId, feed: &Feed, head: &str, body: &[u8]) -> i64 {
-    let mut sum = crc32fast::Hasher::new();
-    for part in [&id.to_string(), &feed.to_string(), head] {
-        sum.update(part.as_bytes());
-        sum.update(b"\0");
+/// What a checksum covers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Covers {
+    Everything,
+    /// In version 2.
+    AllButThePartition,
+}
+
+// === impl Raw ===
+
+impl Raw {
+    /// Takes a row as it lies there; `None` where a column is not of its type.
+    pub(super) fn read(row: &Row<'_>) -> Option<Self> {
+        Some(Self {
+            row: Sequence(row.get("sequence").ok()?),
+            partition: row.get("partition").ok()?,
+            incarnation: row.get("incarnation").ok()?,
+            ticket: row.get("ticket").ok()?,
+            app: row.get("app").ok()?,
+            region: row.get("region").ok()?,
+            endpoint: row.get("endpoint").ok()?,
+            head: row.get("head").ok()?,
+            body: row.get("body").ok()?,
+            checksum: row.get("checksum").ok()?,
+        })
     }
-    sum.update(body);
-    i64::from(sum.finalize())
+
+    /// Whether it is what was written.
+    pub(super) fn is_sound(&self) -> bool {
+        self.sum(Covers::Everything, &self.body) == self.checksum
+    }
+
+    /// Whether it is what version 2 (or 1) wrote.
+    pub(super) fn is_sound_in_version_2(&self) -> bool {
+        self.sum(Covers::AllButThePartition, &self.body) == self.checksum
+    }
+
+    /// Takes over what an earlier version wrote.
+    pub(super) fn of_this_version(mut self) -> Self {
+        if self.is_sound_in_version_2() {
+            self.checksum = self.sum(Covers::Everything, &self.body);
+        }
+        self
+    }
+
+    /// Its name.
+    pub(super) fn id(&self) -> Option<PageId> {
+        let ticket = Ticket(self.ticket.cast_unsigned());
+        Some(PageId { incarnation: self.incarnation.parse().ok()?, ticket })
+    }
+
+    /// Writes it as it is.
+    pub(super) fn store(&self, connection: &Connection) -> rusqlite::Result<()> {
+        self.insert(connection, &self.body)
+    }
+
+    /// What it says.
+    pub(super) fn entry(self) -> Option<Entry> {
+        let id = self.id()?;
+        let feed = Feed {
+            app: AppId::new(self.app),
+            region: Region::new(self.region),
+            endpoint: self.endpoint.parse().ok()?,
+        };
+        let content = match serde_json::from_str(&self.head).ok()? {
+            Head::Page { since, asked_at, answered_at, status, whole, request_id, resource_id } => {
+                Content::Page(Page {
+                    feed,
+                    since: since.map(Timestamp::from_millis),
+                    asked_at: Timestamp::from_millis(asked_at),
+                    answered_at: Timestamp::from_millis(answered_at),
+                    status,
+                    wholeness: if whole { Wholeness::Whole } else { Wholeness::Cut },
+                    request_id,
+                    resource_id,
+                    body: Bytes::from(self.body),
+                })
+            }
+            Head::Gap { cause, from, to, at_least, at_most } => Content::Gap(Gap {
+                feed,
+                cause: cause.parse().ok()?,
+                from: from.map(Timestamp::from_millis),
+                to: Timestamp::from_millis(to),
+                at_least,
+                at_most,
+            }),
+        };
+        Some(Entry { id, content })
+    }
+
+    fn insert(&self, connection: &Connection, body: &[u8]) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare_cached(&format!(
+            "INSERT INTO entries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        ))?;
+        statement.execute(params![
+            self.row.0,
+            self.partition,
+            self.incarnation,
+            self.ticket,
+            self.app,
+            self.region,
+            self.endpoint,
+            self.head,
+            body,
+            self.checksum,
+        ])?;
+        Ok(())
+    }
+
+    fn sum(&self, covers: Covers, body: &[u8]) -> i64 {
+        let mut sum = crc32fast::Hasher::new();
+        let mut add = |part: &str| {
+            sum.update(part.as_bytes());
+            sum.update(b"\0");
+        };
+        if covers == Covers::Everything {
+            add(&self.partition.to_string());
+        }
+        add(&format!("{}/{}", self.incarnation, self.ticket.cast_unsigned()));
+        add(&format!("{}/{}/{}", self.app, self.region, self.endpoint));
+        add(&self.head);
+        sum.update(body);
+        i64::from(sum.finalize())
+    }
 }

@@ -6,15 +6,14 @@
 //! becomes durable, so that no crash lets that one overtake it. By then it is usually forwarded and
 //! forgotten, and its body is not written a second time.
 
+mod mending;
+mod reading;
 mod recovery;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
-use std::fs::File;
-use std::ops::Bound;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -32,10 +31,9 @@ use super::Recovered;
 use super::Sequence;
 use super::Settled;
 use super::Settlement;
-use super::Waiting;
+use super::database::Database;
 use super::files;
 use super::rows;
-use super::schema;
 use super::tickets;
 use crate::model::AppId;
 use crate::model::Content;
@@ -55,11 +53,11 @@ const MOVE_AT_ONCE: usize = 64;
 /// The database and what is derived from it.
 #[derive(Debug)]
 pub(super) struct Store {
-    connection: Connection,
-    log: PathBuf,
+    database: Database,
     incarnation: Incarnation,
     max_size: u64,
-    syncing: bool,
+    /// The newest moment that anybody named.
+    now: Timestamp,
     next_sequence: i64,
     /// Below zero, and going down.
     next_held: i64,
@@ -67,9 +65,6 @@ pub(super) struct Store {
     /// Numbers the requests of each app, over all processes.
     next_request: HashMap<AppId, i64>,
     reserved: u64,
-    /// Bytes of the database and its log after the last transaction: asked once for each, because
-    /// asking takes as long as a small write.
-    stored: u64,
     /// Tickets that are open, or whose entry waits: all below the first of them is settled.
     unsettled: HashMap<(Incarnation, i32), BTreeSet<u64>>,
     /// All entries; one that is held stands at its row.
@@ -83,69 +78,70 @@ pub(super) struct Store {
     paces: BTreeMap<Feed, (Pace, Timestamp)>,
     /// Entries that could not be stored.
     in_memory: BTreeMap<Sequence, (i32, Entry)>,
+    /// Damaged entries that are kept in a table of their own.
+    set_aside: u64,
     backlog: watch::Sender<Backlog>,
-    /// Keeps the data directory ours; `None` in simulated time.
-    _lock: Option<File>,
 }
 
 // === impl Store ===
 
 impl Store {
-    /// Opens or makes the journal of a data directory.
+    /// Opens the journal of a data directory, or makes it.
     pub(super) fn open(
         data_dir: &Path,
         max_size: u64,
         incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(Self, Recovered), OpenError> {
-        let lock = files::lock(data_dir)?;
-        let path = data_dir.join("journal.sqlite");
-        files::make_private(&path)?;
-        let failed = |cause| OpenError::Database { path: path.clone(), cause };
-        let connection = Connection::open(&path).map_err(failed)?;
-        let (mut store, recovered) = Self::on(connection, &path, max_size, incarnation, now)?;
-        store._lock = Some(lock);
+        let (database, in_doubt) = Database::open(data_dir, now)?;
+        let path = data_dir.join(files::DATABASE);
+        let (mut store, mut recovered) = Self::on(database, max_size, incarnation, now)
+            .map_err(|cause| OpenError::Database { path, cause })?;
+        store.database.set_stopped(false);
+        recovered.in_doubt |= in_doubt;
         Ok((store, recovered))
     }
 
-    /// Uses a database, and makes the tables where they are missing.
+    /// Goes on with what is in a database.
     pub(super) fn on(
-        connection: Connection,
-        path: &Path,
+        database: Database,
         max_size: u64,
         incarnation: Incarnation,
         now: Timestamp,
-    ) -> Result<(Self, Recovered), OpenError> {
-        let failed = |cause| OpenError::Database { path: path.to_owned(), cause };
-        let version = schema::prepare(&connection).map_err(failed)?;
-        if version > schema::VERSION {
-            return Err(OpenError::Newer { path: path.to_owned(), version });
+    ) -> rusqlite::Result<(Self, Recovered)> {
+        let mut store = Self::new(database, max_size, incarnation, now);
+        let mut recovered = store.recover(now);
+        if recovered.is_err() && store.database.is_distrusted() {
+            store.database.renew(None, now, |_| Ok(Vec::new()))?;
+            let database = std::mem::replace(&mut store.database, Database::none());
+            store = Self::new(database, max_size, incarnation, now);
+            recovered = store.recover(now).map(|it| Recovered { in_doubt: true, ..it });
         }
-        let mut store = Self {
-            connection,
-            log: path.with_extension("sqlite-wal"),
+        store.database.weigh();
+        store.announce();
+        Ok((store, recovered?))
+    }
+
+    fn new(database: Database, max_size: u64, incarnation: Incarnation, now: Timestamp) -> Self {
+        Self {
+            database,
             incarnation,
             max_size,
-            syncing: true,
+            now,
             next_sequence: 1,
             next_held: -1,
             next_ticket: 1,
             next_request: HashMap::new(),
             reserved: 0,
-            stored: 0,
             unsettled: HashMap::new(),
             places: BTreeMap::new(),
             released: BTreeMap::new(),
             forgotten: Vec::new(),
             paces: BTreeMap::new(),
             in_memory: BTreeMap::new(),
+            set_aside: 0,
             backlog: watch::Sender::default(),
-            _lock: None,
-        };
-        let recovered = store.recover(now).map_err(failed)?;
-        store.weigh();
-        store.announce();
-        Ok((store, recovered))
+        }
     }
 
     /// What waits, and its changes.
@@ -161,6 +157,7 @@ impl Store {
         for command in commands {
             match command {
                 Command::Open { feed, partition, since, now, reply } => {
+                    self.now = self.now.max(now);
                     group.opened.push(Opening { feed, partition, since, now, reply });
                 }
                 Command::Settle { place, settlement, reply } => {
@@ -203,6 +200,9 @@ impl Store {
             // A caller that is gone wants no answer.
             drop(reply.send(self.read(partition, after, limit)));
         }
+        if !flushes.is_empty() {
+            self.database.set_stopped(self.has_nothing_open());
+        }
         for reply in flushes {
             reply.send(()).ok();
         }
@@ -210,7 +210,10 @@ impl Store {
     }
 
     fn write(&mut self, mut group: Group) {
+        self.mend();
         self.store_what_waits_in_memory();
+        // That may have been the one to find out.
+        self.mend();
         let openings = std::mem::take(&mut group.opened);
         let (opened, refused): (Vec<_>, Vec<_>) = match self.room_for(openings.len()) {
             Ok(()) => (openings, Vec::new()),
@@ -220,6 +223,9 @@ impl Store {
         };
         for (opening, error) in refused {
             drop(opening.reply.send(Err(error)));
+        }
+        if !opened.is_empty() {
+            self.database.set_stopped(false);
         }
         let places: Vec<(Place, i64)> = opened.iter().map(|it| self.draw(it)).collect();
         let has_entries = group.settled.iter().any(|it| it.entry.is_some());
@@ -240,20 +246,6 @@ impl Store {
         if written.is_err() {
             self.put_back(noted);
         }
-        for Settling { place, entry, room, reply } in group.settled {
-            self.reserved -= room;
-            let row = entry.as_ref().map(|(row, _)| *row);
-            match entry {
-                None => self.settle(place),
-                Some((row, entry)) => {
-                    self.places.insert(row, Some(place));
-                    if written.is_err() {
-                        self.in_memory.insert(row, (place.partition, entry));
-                    }
-                }
-            }
-            drop(reply.send((row, written.clone())));
-        }
         for (opening, (place, _)) in opened.into_iter().zip(places) {
             match &written {
                 Ok(()) => self.reserved += RESERVED_BYTES,
@@ -261,140 +253,62 @@ impl Store {
             }
             drop(opening.reply.send(written.clone().map(|()| place)));
         }
+        let settled: Vec<_> =
+            group.settled.into_iter().map(|it| self.take_in(it, written.is_ok())).collect();
+        // What memory holds now may find its place in a new file at once.
+        self.mend();
+        for (row, reply) in settled {
+            let is_stored = row.is_none_or(|row| !self.in_memory.contains_key(&row));
+            drop(reply.send((row, if is_stored { Ok(()) } else { written.clone() })));
+        }
     }
 
-    fn read(
+    /// Takes in how a request ended, stored or not.
+    fn take_in(
         &mut self,
-        partition: i32,
-        after: Sequence,
-        limit: usize,
-    ) -> Result<Vec<Waiting>, JournalError> {
-        let rows = rows::select(&self.connection, partition, after, limit)
-            .map_err(|cause| database("read", cause))?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in rows {
-            match row {
-                Ok(entry) => found.push(entry),
-                Err(damaged) => self.set_aside(damaged.row)?,
+        settling: Settling,
+        is_stored: bool,
+    ) -> (Option<Sequence>, oneshot::Sender<Settled>) {
+        let Settling { place, entry, room, reply } = settling;
+        self.reserved -= room;
+        let row = entry.as_ref().map(|(row, _)| *row);
+        match entry {
+            None => self.settle(place),
+            Some((row, entry)) => {
+                self.places.insert(row, Some(place));
+                if !is_stored {
+                    self.in_memory.insert(row, (place.partition, entry));
+                }
             }
         }
-        for (sequence, row) in self.not_moved(partition, after, limit) {
-            let read = rows::one(&self.connection, row).map_err(|cause| database("read", cause))?;
-            match read {
-                Some(Ok((_, entry))) => found.push((sequence, entry)),
-                Some(Err(_)) => self.set_aside(sequence)?,
-                None => {}
-            }
-        }
-        let in_memory = self
-            .in_memory
-            .range(after..)
-            .filter(|(sequence, (its, _))| **sequence > after && *its == partition);
-        found.extend(in_memory.map(|(sequence, (_, entry))| (*sequence, entry.clone())));
-        found.sort_by_key(|(sequence, _)| *sequence);
-        found.truncate(limit);
-        let waiting = found.into_iter().map(|(sequence, entry)| Waiting {
-            sequence,
-            settled: self.settled(entry.id.incarnation, partition),
-            entry,
-        });
-        Ok(waiting.collect())
+        (row, reply)
     }
 
-    /// Released entries of a partition behind `after` whose rows have not moved: at most `limit`.
-    fn not_moved(
-        &self,
-        partition: i32,
-        after: Sequence,
-        limit: usize,
-    ) -> Vec<(Sequence, Sequence)> {
-        let behind = self.released.range((Bound::Excluded(after), Bound::Unbounded));
-        let its = |sequence| {
-            self.places.get(sequence).copied().flatten().is_some_and(|it| it.partition == partition)
-        };
-        behind
-            .filter(|(sequence, _)| its(*sequence))
-            .map(|(sequence, row)| (*sequence, *row))
-            .take(limit)
-            .collect()
-    }
-
-    /// Keeps a damaged entry with its bytes, out of the way of the others.
-    fn set_aside(&mut self, sequence: Sequence) -> Result<(), JournalError> {
-        let row = self.released.get(&sequence).copied().unwrap_or(sequence);
-        self.transact(true, |connection| rows::set_aside(connection, row))?;
-        self.forget(sequence);
-        Ok(())
-    }
-
-    fn room_for(&self, requests: usize) -> Result<(), JournalError> {
+    fn room_for(&mut self, requests: usize) -> Result<(), JournalError> {
         if !self.in_memory.is_empty() {
             return Err(JournalError::PagesInMemory { pages: self.in_memory.len() });
         }
-        let bytes = self.used_bytes() + RESERVED_BYTES * requests as u64;
+        let asked = RESERVED_BYTES * requests as u64;
+        let bytes = self.used_bytes() + asked;
         if bytes > self.max_size {
             return Err(JournalError::Full { bytes, max_size: self.max_size });
         }
-        Ok(())
+        let needed = self.reserved + asked;
+        self.database
+            .has_room_for(needed)
+            .map_err(|available| JournalError::DiskFull { available, needed })
     }
 
     fn used_bytes(&self) -> u64 {
-        self.stored + self.reserved
-    }
-
-    /// Looks how large the database and its log are now.
-    fn weigh(&mut self) {
-        let pragma = |statement| {
-            let asked = self.connection.prepare_cached(statement);
-            asked.and_then(|mut it| it.query_row([], |row| row.get::<_, i64>(0))).unwrap_or(0)
-        };
-        let pages = pragma("PRAGMA page_count") - pragma("PRAGMA freelist_count");
-        let database = (pages * pragma("PRAGMA page_size")).unsigned_abs();
-        let log = std::fs::metadata(&self.log).map_or(0, |file| file.len());
-        self.stored = database + log;
-    }
-
-    fn store_what_waits_in_memory(&mut self) {
-        if self.in_memory.is_empty() {
-            return;
-        }
-        let in_memory = std::mem::take(&mut self.in_memory);
-        let noted = self.take_noted(true);
-        let stored = self.transact(true, |connection| {
-            for (row, (partition, entry)) in &in_memory {
-                let place = Place {
-                    incarnation: entry.id.incarnation,
-                    partition: *partition,
-                    ticket: entry.id.ticket,
-                };
-                tickets::delete(connection, &place)?;
-                rows::insert(connection, *row, *partition, entry)?;
-            }
-            noted.write(connection)
-        });
-        if stored.is_err() {
-            self.in_memory = in_memory;
-            self.put_back(noted);
-        }
+        self.database.bytes() + self.reserved
     }
 
     fn transact(
         &mut self,
         sync: bool,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+        work: impl Fn(&Connection) -> rusqlite::Result<()>,
     ) -> Result<(), JournalError> {
-        let outcome = (|| {
-            if sync != self.syncing {
-                let level = if sync { "FULL" } else { "NORMAL" };
-                self.connection.pragma_update(None, "synchronous", level)?;
-                self.syncing = sync;
-            }
-            let transaction = self.connection.unchecked_transaction()?;
-            work(&transaction)?;
-            transaction.commit()
-        })();
-        self.weigh();
-        outcome.map_err(|cause| database("write", cause))
+        self.database.transact(sync, work).map_err(|cause| database("write", cause))
     }
 
     fn next_sequence(&mut self) -> Sequence {
@@ -489,6 +403,8 @@ impl Store {
             entries: self.places.len() as u64,
             bytes: self.used_bytes(),
             newest: Sequence(self.next_sequence - 1),
+            in_memory: self.in_memory.len() as u64,
+            set_aside: self.set_aside,
         };
         // Who waits, waits for entries. Bytes are reserved and given back with every request, and
         // each time all forwarders would wake.
@@ -497,6 +413,12 @@ impl Store {
             *known = backlog;
             changed
         });
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.database.close(self.in_memory.is_empty());
     }
 }
 

@@ -1,3 +1,6 @@
+mod damage;
+mod model;
+
 use bytes::Bytes;
 use rusqlite::Connection;
 
@@ -37,6 +40,18 @@ fn page(body: &str) -> Page {
 
 fn simulated(connection: Connection, n: u128) -> (Journal, Recovered) {
     Journal::simulated(connection, ROOM, incarnation(n), at(9)).unwrap()
+}
+
+/// The lock goes with the thread of the last one, which ends when the last handle is gone.
+fn next_process(
+    open: impl Fn() -> Result<(Journal, Recovered), OpenError>,
+) -> (Journal, Recovered) {
+    loop {
+        match open() {
+            Err(OpenError::InUse { .. }) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 async fn store(journal: &Journal, body: &str) -> Ticket {
@@ -149,15 +164,12 @@ async fn the_next_process_finds_what_waits_and_what_was_out() {
     let channel = feed(Endpoint::Channel);
     let killed = journal.reserve(&channel, 3, Some(at(4)), at(5)).await.unwrap();
     drop(killed);
-    assert!(matches!(open(2), Err(OpenError::InUse(_))));
-    // The lock goes with the thread, which ends when the last handle is gone.
+    let refused = open(2).unwrap_err().to_string();
+    let holder = format!("in use by process {} on `", std::process::id());
+    assert!(refused.contains(&holder), "{refused}");
+    assert!(refused.contains("since 2020-09-13T12:26:49.000Z; give each its own"), "{refused}");
     drop(journal);
-    let (journal, recovered) = loop {
-        match open(2) {
-            Err(OpenError::InUse(_)) => std::thread::yield_now(),
-            opened => break opened.unwrap(),
-        }
-    };
+    let (journal, recovered) = next_process(|| open(2));
     assert_eq!(recovered.killed_in_flight, 1);
     assert!(recovered.last_requests[&channel.app].contains(&at(5)));
     let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
@@ -258,8 +270,14 @@ async fn a_damaged_page_is_set_aside_and_blocks_nobody() {
         store(&journal, body).await;
     }
     operator.execute("UPDATE entries SET body = x'00' WHERE sequence = 1", []).unwrap();
-    let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
-    assert_eq!(bodies(&waiting), ["two"]);
+    for _ in 0..2 {
+        let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
+        assert_eq!(bodies(&waiting), ["journal_damaged", "two"]);
+        let Content::Gap(gap) = &waiting[0].entry.content else { panic!("a gap") };
+        assert_eq!((gap.from, gap.to, gap.at_most), (None, at(12), Some(1_000)));
+        assert_eq!(waiting[0].entry.id.ticket, Ticket(1), "the name of the page");
+    }
+    assert_eq!(journal.backlog().borrow().set_aside, 1);
     let aside: i64 =
         operator.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0)).unwrap();
     assert_eq!(aside, 1);
@@ -268,9 +286,9 @@ async fn a_damaged_page_is_set_aside_and_blocks_nobody() {
 #[test]
 fn a_journal_of_a_newer_version_is_refused() {
     let connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch("PRAGMA user_version = 3").unwrap();
+    connection.execute_batch("PRAGMA user_version = 4").unwrap();
     let opened = Journal::simulated(connection, ROOM, incarnation(1), at(9));
-    assert!(matches!(opened, Err(OpenError::Newer { version: 3, .. })));
+    assert!(matches!(opened, Err(OpenError::Newer { version: 4, .. })));
 }
 
 #[tokio::test]
@@ -401,12 +419,13 @@ async fn a_damaged_page_is_set_aside_whether_held_or_released() {
     drop(hold(&journal, "held").await);
     journal.release(vec![released]).await;
     operator.execute("UPDATE entries SET body = x'00'", []).unwrap();
-    assert!(read(&journal).await.is_empty());
-    assert_eq!(rows(&operator), [-2]);
+    assert_eq!(bodies(&read(&journal).await), ["journal_damaged"]);
+    journal.flush().await;
+    assert_eq!(rows(&operator), [-2, 1]);
     drop(journal);
     let (journal, recovered) = simulated(shared("damaged-held"), 2);
     assert!(recovered.held.is_empty());
-    assert_eq!(journal.backlog().borrow().entries, 0);
+    assert_eq!(bodies(&read(&journal).await), ["journal_damaged", "journal_damaged"]);
     let aside: i64 =
         operator.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0)).unwrap();
     assert_eq!(aside, 2);
@@ -470,4 +489,32 @@ async fn a_journal_of_version_1_is_read_and_becomes_one_of_this_version() {
     assert_eq!(recovered.paces[&user], (pace, at(6)));
     let version: i64 = operator.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(version, schema::VERSION);
+}
+
+#[tokio::test]
+async fn a_journal_of_version_2_is_read_and_becomes_one_of_this_version() {
+    let operator = shared("version-2");
+    operator.execute_batch(include_str!("../../tests/fixtures/journal-version-2.sql")).unwrap();
+    let (journal, recovered) = simulated(shared("version-2"), 2);
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["kept by version 2", "overflow", "process_killed"]);
+    assert_eq!(&recovered.held[0].1.body[..], b"held by version 2");
+    let pace = Pace { events_per_second: 2.5, burst: 1_990.0 };
+    assert_eq!(recovered.paces[&feed(Endpoint::User)], (pace, at(2)));
+    drop(journal);
+    operator.execute("UPDATE entries SET partition = 4 WHERE sequence = 5", []).unwrap();
+    let (journal, _) = simulated(shared("version-2"), 3);
+    let waiting = journal.read(4, Sequence::START, 9).await.unwrap();
+    assert_eq!(bodies(&waiting), ["journal_damaged"], "its checksum covers the partition now");
+}
+
+#[tokio::test]
+async fn a_page_whose_feed_is_damaged_is_set_aside_and_no_gap_names_another() {
+    let operator = shared("whose");
+    let (journal, _) = simulated(shared("whose"), 1);
+    store(&journal, "whose").await;
+    operator.execute("UPDATE entries SET app = 'b'", []).unwrap();
+    assert!(read(&journal).await.is_empty());
+    let backlog = journal.backlog().borrow().clone();
+    assert_eq!((backlog.entries, backlog.set_aside), (0, 1));
 }

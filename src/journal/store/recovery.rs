@@ -17,7 +17,15 @@ use crate::model::Timestamp;
 
 impl Store {
     pub(super) fn recover(&mut self, now: Timestamp) -> rusqlite::Result<Recovered> {
-        for (row, place) in rows::places(&self.connection)? {
+        self.recall(now).inspect_err(|cause| self.database.met(cause))
+    }
+
+    fn recall(&mut self, now: Timestamp) -> rusqlite::Result<Recovered> {
+        let mut unreadable = Vec::new();
+        for (row, place) in rows::places(self.database.connection()?)? {
+            if place.is_none() {
+                unreadable.push(row);
+            }
             self.next_sequence = self.next_sequence.max(row.0 + 1);
             self.next_held = self.next_held.min(row.0 - 1);
             self.places.insert(row, place);
@@ -26,7 +34,12 @@ impl Store {
             }
         }
         let mut recovered = Recovered::default();
-        self.next_request = tickets::recall(&self.connection, &mut recovered)?;
+        self.next_request = tickets::recall(self.database.connection()?, &mut recovered)?;
+        self.set_aside = rows::count_set_aside(self.database.connection()?)?;
+        // Nobody reads them forward: their partition may be gone.
+        for row in unreadable {
+            self.set_aside(row);
+        }
         self.recover_held(&mut recovered)?;
         self.recover_killed(&mut recovered, now)?;
         Ok(recovered)
@@ -34,7 +47,7 @@ impl Store {
 
     /// Gives held pages back to be put in order. Gaps have no place in an order: they go on.
     fn recover_held(&mut self, recovered: &mut Recovered) -> rusqlite::Result<()> {
-        for entry in rows::held(&self.connection)? {
+        for entry in rows::held(self.database.connection()?)? {
             match entry {
                 Ok((row, entry)) => {
                     let held = Held { row, id: entry.id };
@@ -44,10 +57,9 @@ impl Store {
                     }
                 }
                 Err(damaged) => {
-                    let transaction = self.connection.unchecked_transaction()?;
-                    rows::set_aside(&transaction, damaged.row)?;
-                    transaction.commit()?;
-                    self.forget(damaged.row);
+                    if let Some((row, gap)) = self.set_aside(damaged.row) {
+                        self.release(Held { row, id: gap.id });
+                    }
                 }
             }
         }
@@ -60,7 +72,7 @@ impl Store {
         recovered: &mut Recovered,
         now: Timestamp,
     ) -> rusqlite::Result<()> {
-        let killed = tickets::open(&self.connection)?;
+        let killed = tickets::open(self.database.connection()?)?;
         recovered.killed_in_flight = killed.len() as u64;
         let mut gaps = Vec::with_capacity(killed.len());
         for Killed { place, feed, since } in killed {
@@ -75,16 +87,16 @@ impl Store {
                 at_least: 0,
                 at_most: Some(PAGE_LIMIT),
             };
-            gaps.push((sequence, place, gap));
+            gaps.push((sequence, place, place.entry(Content::Gap(gap))));
         }
         let noted = self.take_noted(true);
-        let transaction = self.connection.unchecked_transaction()?;
-        for (sequence, place, gap) in gaps {
-            let entry = place.entry(Content::Gap(gap));
-            rows::insert(&transaction, sequence, place.partition, &entry)?;
-        }
-        noted.write(&transaction)?;
-        transaction.execute("DELETE FROM open_tickets", [])?;
-        transaction.commit()
+        self.database.transact(true, |connection| {
+            for (sequence, place, gap) in &gaps {
+                rows::insert(connection, *sequence, place.partition, gap)?;
+            }
+            noted.write(connection)?;
+            connection.execute("DELETE FROM open_tickets", [])?;
+            Ok(())
+        })
     }
 }

@@ -1,0 +1,508 @@
+//! The file of the journal: whether it can be trusted, and what to do where it can't.
+//!
+//! A database whose structure is broken, whose file is gone, or which failed to sync proves nothing
+//! any more: after a failed sync the kernel may have dropped what was written, and says so once. Then
+//! a new file is made, what can be read and what memory still holds goes there, and it takes the
+//! place of the old one. Where that fails it is tried again; until then memory keeps what comes, and
+//! nobody gets a reservation.
+//!
+//! On a full disk the file is sound. It needs the room of the [`Ballast`].
+
+mod trust;
+
+use std::fs;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::ErrorCode;
+use rusqlite::config::DbConfig;
+use rusqlite::ffi;
+use tokio::time::Instant;
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use self::trust::Unusable;
+use self::trust::file_error;
+use self::trust::is_full;
+use self::trust::open_untouched;
+use self::trust::proves_nothing;
+use self::trust::requests_in_doubt;
+use self::trust::usable;
+use super::OpenError;
+use super::ballast::BALLAST_BYTES;
+use super::ballast::Ballast;
+use super::files;
+use super::files::Lock;
+use super::image;
+use super::salvage;
+use super::salvage::Carried;
+use super::salvage::Known;
+use super::schema;
+use crate::error::Chain;
+use crate::model::Timestamp;
+
+/// The wait between two attempts to make a new file; doubled by each failure.
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+
+/// The wait between two looks whether the reserve finds room again.
+const BALLAST_WAIT: Duration = Duration::from_secs(1);
+
+/// The longest wait between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A write that takes longer is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// So often at most.
+const SAY_SLOW_EVERY: Duration = Duration::from_secs(60);
+
+/// A log that exceeds this is not copied into the database as it should be.
+const LARGE_LOG: u64 = 64 * 1024 * 1024;
+
+/// A database, and whether it can be trusted.
+#[derive(Debug)]
+pub(super) struct Database {
+    /// `None` while the file can't be opened.
+    connection: Option<Connection>,
+    /// `None` in simulated time.
+    files: Option<Files>,
+    syncing: bool,
+    /// Bytes of the database and its log after the last transaction: asked once for each, because
+    /// asking takes as long as a small write.
+    bytes: u64,
+    distrust: Option<Distrust>,
+    /// A new file that is whole and has not taken its place yet.
+    declared: Option<Declared>,
+    said_slow: Option<Instant>,
+    look_at_log: u64,
+}
+
+/// Where a database lies.
+#[derive(Debug)]
+struct Files {
+    data_dir: PathBuf,
+    path: PathBuf,
+    log: PathBuf,
+    lock: Lock,
+    ballast: Ballast,
+    ballast_asked: Option<Instant>,
+    /// Device and number of both files: another one of the same name is not ours.
+    identity: Option<(u64, u64)>,
+    log_identity: Option<(u64, u64)>,
+    /// Bytes that can still be written.
+    available: u64,
+}
+
+/// Why a database isn't used any more.
+#[derive(Debug)]
+struct Distrust {
+    cause: ffi::Error,
+    reason: String,
+    wait: Duration,
+    next_attempt: Instant,
+}
+
+#[derive(Debug)]
+struct Declared {
+    carried: Carried,
+    keep: bool,
+}
+
+// === impl Database ===
+
+impl Database {
+    /// Uses a database without files.
+    pub(super) fn without_files(connection: Connection) -> Result<Self, OpenError> {
+        let mut database = Self::new(None);
+        match usable(&connection) {
+            Ok(()) => database.connection = Some(connection),
+            Err(unusable) => return Err(unusable.into_error(Path::new(""))),
+        }
+        Ok(database)
+    }
+
+    /// Opens the database of a data directory, and makes both where they are missing. A damaged one
+    /// is replaced.
+    pub(super) fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, bool), OpenError> {
+        let lock = files::lock(data_dir, now)?;
+        let path = data_dir.join(files::DATABASE);
+        let failed = |operation| {
+            let path = path.clone();
+            move |cause| OpenError::File { operation, path, cause }
+        };
+        if let Some(kept) = files::replace(data_dir, true, now).map_err(failed("replace"))? {
+            warn!(kept = %kept.display(), "the change to a new journal is complete");
+        }
+        let log = files::log_of(&path);
+        let in_doubt = requests_in_doubt(&lock, &path, &log);
+        files::make_private(&path).map_err(failed("open"))?;
+        let ballast = Ballast::new(data_dir);
+        let mut database = Self::new(Some(Files {
+            data_dir: data_dir.to_owned(),
+            path: path.clone(),
+            log,
+            lock,
+            ballast,
+            ballast_asked: None,
+            identity: None,
+            log_identity: None,
+            available: 0,
+        }));
+        let mut connected = database.connect();
+        if matches!(&connected, Err(Unusable::Refused(cause)) if is_full(cause))
+            && database.give_up_ballast()
+        {
+            connected = database.connect();
+        }
+        match connected {
+            Ok(()) => Ok((database, in_doubt)),
+            Err(Unusable::Damaged(reason)) => {
+                database.lose_trust(ffi::Error::new(ffi::SQLITE_CORRUPT), reason);
+                database
+                    .renew(None, now, |_| Ok(Vec::new()))
+                    .map_err(|cause| OpenError::Database { path: path.clone(), cause })?;
+                Ok((database, true))
+            }
+            Err(unusable) => Err(unusable.into_error(&path)),
+        }
+    }
+
+    /// No database.
+    pub(super) fn none() -> Self {
+        Self::new(None)
+    }
+
+    fn new(files: Option<Files>) -> Self {
+        Self {
+            connection: None,
+            files,
+            syncing: true,
+            bytes: 0,
+            distrust: None,
+            declared: None,
+            said_slow: None,
+            look_at_log: LARGE_LOG,
+        }
+    }
+
+    /// The database, for reading. Errors of what is read there go to [`Self::met`].
+    pub(super) fn connection(&self) -> rusqlite::Result<&Connection> {
+        self.connection.as_ref().ok_or_else(|| {
+            let cause =
+                self.distrust.as_ref().map_or(ffi::SQLITE_CANTOPEN, |it| it.cause.extended_code);
+            rusqlite::Error::SqliteFailure(ffi::Error::new(cause), None)
+        })
+    }
+
+    /// Bytes of the database, its log and the ballast.
+    pub(super) fn bytes(&self) -> u64 {
+        let ballast = self.files.as_ref().is_some_and(|files| files.ballast.is_there());
+        self.bytes + if ballast { BALLAST_BYTES } else { 0 }
+    }
+
+    /// Whether the disk has room for so many more bytes, and its ballast. If not, what is left.
+    pub(super) fn has_room_for(&mut self, bytes: u64) -> Result<(), u64> {
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let due = files.ballast_asked.is_none_or(|asked| asked.elapsed() >= BALLAST_WAIT);
+        if !files.ballast.is_there() && due {
+            files.ballast_asked = Some(Instant::now());
+            if files.ballast.take() {
+                files.available = available(&files.data_dir);
+                if files.available < bytes {
+                    files.ballast.give_up();
+                } else {
+                    info!(
+                        "the disk has room again: the reserve is taken back, and polling goes on"
+                    );
+                }
+            }
+        }
+        let enough = files.ballast.is_there() && files.available >= bytes;
+        if enough { Ok(()) } else { Err(files.available) }
+    }
+
+    /// Carries out `work` in a transaction.
+    pub(super) fn transact(
+        &mut self,
+        sync: bool,
+        work: impl Fn(&Connection) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        if let Some(distrust) = &self.distrust {
+            return Err(rusqlite::Error::SqliteFailure(
+                distrust.cause,
+                Some(distrust.reason.clone()),
+            ));
+        }
+        let begun = Instant::now();
+        let mut outcome = self.attempt(sync, &work);
+        if outcome.as_ref().is_err_and(is_full) && self.give_up_ballast() {
+            outcome = self.attempt(sync, &work);
+        }
+        self.say_slow(begun.elapsed());
+        if let Err(cause) = &outcome {
+            self.met(cause);
+        }
+        self.weigh();
+        outcome
+    }
+
+    fn attempt(
+        &mut self,
+        sync: bool,
+        work: &impl Fn(&Connection) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        if sync != self.syncing {
+            let level = if sync { "FULL" } else { "NORMAL" };
+            self.connection()?.pragma_update(None, "synchronous", level)?;
+            self.syncing = sync;
+        }
+        let transaction = self.connection()?.unchecked_transaction()?;
+        work(&transaction)?;
+        transaction.commit()
+    }
+
+    /// Looks at an error: whether the file can be trusted any more.
+    pub(super) fn met(&mut self, cause: &rusqlite::Error) {
+        if let (Some(_), Some(code)) = (&self.files, proves_nothing(cause)) {
+            self.lose_trust(code, Chain(cause).to_string());
+        }
+    }
+
+    /// Whether a new file is due.
+    pub(super) fn is_to_be_renewed(&self) -> bool {
+        self.distrust.as_ref().is_some_and(|it| it.next_attempt <= Instant::now())
+    }
+
+    /// Whether it can't be trusted.
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.distrust.is_some()
+    }
+
+    /// Makes a new file of what can be read and of what `more` writes, and goes on with that.
+    pub(super) fn renew(
+        &mut self,
+        known: Option<&Known>,
+        now: Timestamp,
+        more: impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+    ) -> rusqlite::Result<Carried> {
+        let outcome = self.try_to_renew(known, now, more);
+        if let (Err(cause), Some(distrust)) = (&outcome, &mut self.distrust) {
+            error!(
+                error = %Chain(cause), again_in = ?distrust.wait,
+                "no new file for the journal can be made; what comes stays in memory, and polling \
+                 pauses"
+            );
+            distrust.next_attempt = Instant::now() + distrust.wait;
+            distrust.wait = (distrust.wait * 2).min(LONGEST_WAIT);
+        }
+        outcome
+    }
+
+    fn try_to_renew(
+        &mut self,
+        known: Option<&Known>,
+        now: Timestamp,
+        more: impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+    ) -> rusqlite::Result<Carried> {
+        if self.declared.is_none() {
+            let mut made = self.make(known, &more);
+            if made.as_ref().is_err_and(is_full) && self.give_up_ballast() {
+                made = self.make(known, &more);
+            }
+            self.declared = Some(made?);
+        }
+        if let Some(old) = self.connection.take() {
+            // As it is: whoever looks into it later shall see what we saw.
+            old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok();
+        }
+        let files = self.files.as_ref().expect("only files are distrusted");
+        let keep = self.declared.as_ref().is_some_and(|it| it.keep);
+        let kept = files::replace(&files.data_dir, keep, now).map_err(|it| file_error(&it))?;
+        self.connect().map_err(Unusable::into_cause)?;
+        self.distrust = None;
+        let Declared { carried, .. } = self.declared.take().expect("it was declared above");
+        warn!(
+            entries = carried.rows.len(),
+            kept = kept.map(|it| tracing::field::display(it.display().to_string())),
+            "the journal goes on in a new file with everything that could be read"
+        );
+        if !carried.whole {
+            error!(
+                "parts of the old file could not be read: pages and records of requests may be \
+                 missing"
+            );
+        }
+        Ok(carried)
+    }
+
+    /// Makes the new file, up to its name.
+    fn make(
+        &self,
+        known: Option<&Known>,
+        more: &impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+    ) -> rusqlite::Result<Declared> {
+        let files = self.files.as_ref().expect("only files are distrusted");
+        let path = files.data_dir.join(files::MAKING);
+        files::remove(&path).map_err(|it| file_error(&it))?;
+        files::make_private(&path).map_err(|it| file_error(&it))?;
+        let new = Connection::open(&path)?;
+        // It is thrown away if it does not become whole.
+        new.pragma_update(None, "journal_mode", "MEMORY")?;
+        schema::prepare(&new)?;
+        let reopened;
+        let old = match &self.connection {
+            Some(connection) => Some(connection),
+            // SQLite would remove the log of an empty database.
+            None if length(&files.path) == 0 => None,
+            None => {
+                reopened = open_untouched(&files.path).ok();
+                reopened.as_ref()
+            }
+        };
+        let transaction = new.unchecked_transaction()?;
+        let mut carried = salvage::carry(old, (&files.path, &files.log), &transaction, known)?;
+        carried.rows.extend(more(&transaction)?);
+        transaction.commit()?;
+        new.close().map_err(|(_, cause)| cause)?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|it| file_error(&it))?;
+        files::declare_whole(&files.data_dir).map_err(|it| file_error(&it))?;
+        // A file that only failed to sync has nothing that the new one has not.
+        let failed =
+            self.distrust.as_ref().is_some_and(|it| it.cause.code == ErrorCode::SystemIoFailure);
+        Ok(Declared { keep: !(failed && carried.whole), carried })
+    }
+
+    fn connect(&mut self) -> Result<(), Unusable> {
+        let files = self.files.as_mut().expect("there is something to connect to");
+        if length(&files.path) == 0 && length(&files.log) > 0 {
+            // SQLite would take such a log for a leftover and remove it.
+            return Err(Unusable::Damaged("the database is empty and its log is not".to_owned()));
+        }
+        let log_is_sound = image::is_sound_to_its_end(&files.log);
+        if !log_is_sound.map_err(|cause| Unusable::Refused(file_error(&cause)))? {
+            return Err(Unusable::Damaged("its log is damaged".to_owned()));
+        }
+        let in_file = image::version_and_mark(&files.path);
+        let in_file = in_file.map_err(|cause| Unusable::Refused(file_error(&cause)))?;
+        let connection = open_untouched(&files.path).map_err(Unusable::of)?;
+        if let Some((version, mark)) = in_file {
+            let read = schema::version(&connection).map_err(Unusable::of)?;
+            let read_mark = schema::mark(&connection).map_err(Unusable::of)?;
+            if read < version || mark != 0 && read_mark != mark {
+                return Err(Unusable::Damaged("its log is one of another database".to_owned()));
+            }
+        }
+        usable(&connection)?;
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+            .map_err(Unusable::of)?;
+        files.identity = identity(&files.path);
+        files.log_identity = None;
+        self.connection = Some(connection);
+        self.syncing = true;
+        self.weigh();
+        Ok(())
+    }
+
+    fn lose_trust(&mut self, cause: ffi::Error, reason: String) {
+        if self.distrust.is_none() {
+            error!(reason, "the journal's file can't be trusted any more; a new one is made");
+            let next_attempt = Instant::now();
+            let distrust = Distrust { cause, reason, wait: SHORTEST_WAIT, next_attempt };
+            self.distrust = Some(distrust);
+        }
+    }
+
+    fn give_up_ballast(&mut self) -> bool {
+        let gave = self.files.as_mut().is_some_and(|files| files.ballast.give_up());
+        if gave {
+            warn!(
+                "the disk is full: the reserve beside the journal is given up, and polling pauses \
+                 until there is room for it again"
+            );
+        }
+        gave
+    }
+
+    /// Looks how large the database and its log are now, and whether they are still there.
+    pub(super) fn weigh(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let pragma = |statement| {
+            let asked = connection.prepare_cached(statement);
+            asked.and_then(|mut it| it.query_row([], |row| row.get::<_, i64>(0))).unwrap_or(0)
+        };
+        let page_size = pragma("PRAGMA page_size");
+        let free = pragma("PRAGMA freelist_count") * page_size;
+        let database = pragma("PRAGMA page_count") * page_size - free;
+        self.bytes = database.unsigned_abs();
+        let Some(files) = &mut self.files else { return };
+        files.available = available(&files.data_dir) + free.unsigned_abs();
+        let log = fs::metadata(&files.log).ok();
+        let log_bytes = log.as_ref().map_or(0, |file| file.len());
+        self.bytes += log_bytes;
+        let log = log.map(|file| (file.dev(), file.ino()));
+        let gone = files.identity != identity(&files.path)
+            || files.log_identity.is_some() && files.log_identity != log;
+        files.log_identity = log;
+        if gone {
+            let moved = ffi::Error::new(ffi::SQLITE_READONLY_DBMOVED);
+            self.lose_trust(moved, "the file was removed, moved or replaced".to_owned());
+        } else if log_bytes > self.look_at_log {
+            self.look_at_log = log_bytes + LARGE_LOG / 4;
+            self.copy_log();
+        }
+    }
+
+    /// SQLite copies its log into the database by itself, and is silent where that fails.
+    fn copy_log(&mut self) {
+        let copied = self.connection().and_then(|connection| {
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        });
+        let Err(cause) = copied else { return };
+        warn!(error = %Chain(&cause), "the journal's log can't be copied into the database");
+        if is_full(&cause) {
+            self.give_up_ballast();
+        }
+        self.met(&cause);
+    }
+
+    fn say_slow(&mut self, took: Duration) {
+        let quiet = self.said_slow.is_some_and(|said| said.elapsed() < SAY_SLOW_EVERY);
+        if took >= SLOW && !quiet {
+            self.said_slow = Some(Instant::now());
+            warn!(?took, "the journal's disk is slow; polling waits for it");
+        }
+    }
+
+    /// Closes the file. `everything` that was to be kept is in it.
+    pub(super) fn close(&mut self, everything: bool) {
+        let closed = self.connection.take().is_some_and(|it| it.close().is_ok());
+        self.set_stopped(closed && everything && !self.is_distrusted());
+    }
+
+    /// Notes whether everything that is known is in the file.
+    pub(super) fn set_stopped(&mut self, stopped: bool) {
+        if let Some(files) = &mut self.files {
+            files.lock.set_stopped(stopped);
+        }
+    }
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Bytes that can still be written to the file system of a directory.
+fn available(directory: &Path) -> u64 {
+    rustix::fs::statvfs(directory)
+        .map_or(0, |file_system| file_system.f_bavail.saturating_mul(file_system.f_frsize))
+}

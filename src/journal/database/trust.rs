@@ -1,0 +1,149 @@
+//! Whether a file can be trusted: before it is used, and after an error.
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::Connection;
+use rusqlite::ErrorCode;
+use rusqlite::config::DbConfig;
+use rusqlite::ffi;
+use tracing::error;
+use tracing::warn;
+
+use super::OpenError;
+use crate::error::Chain;
+use crate::journal::files::Lock;
+use crate::journal::schema;
+
+/// A database up to this size is checked as a whole before it is used: about a second. In a larger
+/// one damage is found when it is met.
+const CHECKED_AT_START: u64 = 256 * 1024 * 1024;
+
+/// Why a file can't be used as it is.
+pub(super) enum Unusable {
+    Newer(i64),
+    Damaged(String),
+    Refused(rusqlite::Error),
+}
+
+// === impl Unusable ===
+
+impl Unusable {
+    pub(super) fn of(cause: rusqlite::Error) -> Self {
+        match cause.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged(Chain(&cause).to_string())
+            }
+            _ => Self::Refused(cause),
+        }
+    }
+
+    pub(super) fn into_error(self, path: &Path) -> OpenError {
+        let path = path.to_owned();
+        match self {
+            Self::Newer(version) => OpenError::Newer { path, version },
+            other => OpenError::Database { path, cause: other.into_cause() },
+        }
+    }
+
+    pub(super) fn into_cause(self) -> rusqlite::Error {
+        let failure =
+            |code, text| rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(text));
+        match self {
+            Self::Refused(cause) => cause,
+            Self::Damaged(reason) => failure(ffi::SQLITE_CORRUPT, reason),
+            Self::Newer(version) => failure(ffi::SQLITE_ERROR, format!("it has version {version}")),
+        }
+    }
+}
+
+/// Whether records of requests of the process before may be missing, and says why.
+pub(super) fn requests_in_doubt(lock: &Lock, path: &Path, log: &Path) -> bool {
+    let Some(before) = &lock.before else { return false };
+    if !path.exists() {
+        if before.stopped {
+            warn!(%before, "the journal is gone; a new one is made");
+        } else {
+            error!(
+                %before,
+                "the journal is gone, and the last process did not stop in order: pages that it had \
+                 not forwarded are lost"
+            );
+        }
+        return !before.stopped;
+    }
+    // SQLite removes its log only where it closes in order.
+    if !before.stopped && !log.exists() {
+        error!(
+            %before,
+            "the last process did not stop in order, and the journal's log is gone: pages that were \
+             only there are lost"
+        );
+        return true;
+    }
+    if lock.power_was_lost() {
+        warn!(
+            %before,
+            "the last process did not stop in order, and this is another start of the machine: the \
+             last records of requests may be missing"
+        );
+        return true;
+    }
+    false
+}
+
+/// Opens a database so that closing it changes nothing.
+pub(super) fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(connection)
+}
+
+/// Makes a database ours, if it is sound.
+pub(super) fn usable(connection: &Connection) -> Result<(), Unusable> {
+    let version = schema::version(connection).map_err(Unusable::of)?;
+    if version > schema::VERSION {
+        return Err(Unusable::Newer(version));
+    }
+    check(connection)?;
+    schema::configure(connection).map_err(Unusable::of)?;
+    schema::prepare(connection).map_err(Unusable::of)
+}
+
+fn check(connection: &Connection) -> Result<(), Unusable> {
+    let ask = |pragma| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    let pages = ask("PRAGMA page_count").map_err(Unusable::of)?;
+    let size = pages * ask("PRAGMA page_size").map_err(Unusable::of)?;
+    if size.unsigned_abs() > CHECKED_AT_START {
+        return Ok(());
+    }
+    let found: String = connection
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(Unusable::of)?;
+    if found == "ok" { Ok(()) } else { Err(Unusable::Damaged(found)) }
+}
+
+/// Whether the disk is full.
+pub(super) fn is_full(cause: &rusqlite::Error) -> bool {
+    cause.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
+/// The code of an error after which a file proves nothing.
+pub(super) fn proves_nothing(cause: &rusqlite::Error) -> Option<ffi::Error> {
+    let code = *cause.sqlite_error()?;
+    let is_fatal = matches!(
+        code.code,
+        ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase
+    ) || code.extended_code == ffi::SQLITE_READONLY_DBMOVED;
+    is_fatal.then_some(code)
+}
+
+/// An error of a file in the words of the database.
+pub(super) fn file_error(cause: &io::Error) -> rusqlite::Error {
+    let code = match cause.kind() {
+        io::ErrorKind::StorageFull => ffi::SQLITE_FULL,
+        _ => ffi::SQLITE_IOERR,
+    };
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(cause.to_string()))
+}

@@ -1,0 +1,116 @@
+//! Entries on their way out, and damaged ones out of the way.
+
+use std::cell::Cell;
+use std::ops::Bound;
+
+use tracing::error;
+
+use super::JournalError;
+use super::Sequence;
+use super::Store;
+use super::database;
+use super::rows;
+use crate::journal::Waiting;
+use crate::journal::rows::Damaged;
+use crate::model::Entry;
+
+// === impl Store ===
+
+impl Store {
+    pub(super) fn read(
+        &mut self,
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, JournalError> {
+        let mut found = self.find(partition, after, limit);
+        if let Err(cause) = &found {
+            self.database.met(cause);
+            if self.database.is_to_be_renewed() {
+                self.mend();
+                found = self.find(partition, after, limit);
+            }
+        }
+        let mut found = found.map_err(|cause| database("read", cause))?;
+        let in_memory = self
+            .in_memory
+            .range(after..)
+            .filter(|(sequence, (its, _))| **sequence > after && *its == partition);
+        found.extend(in_memory.map(|(sequence, (_, entry))| (*sequence, entry.clone())));
+        found.sort_by_key(|(sequence, _)| *sequence);
+        found.truncate(limit);
+        let waiting = found.into_iter().map(|(sequence, entry)| Waiting {
+            sequence,
+            settled: self.settled(entry.id.incarnation, partition),
+            entry,
+        });
+        Ok(waiting.collect())
+    }
+
+    /// The entries of a partition behind `after` that are in the database.
+    fn find(
+        &mut self,
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<(Sequence, Entry)>> {
+        let mut rows = rows::select(self.database.connection()?, partition, after, limit)?;
+        for (sequence, row) in self.not_moved(partition, after, limit) {
+            match rows::one(self.database.connection()?, row)? {
+                Some(Ok((_, entry))) => rows.push(Ok((sequence, entry))),
+                Some(Err(_)) => rows.push(Err(Damaged { row: sequence })),
+                None => {}
+            }
+        }
+        let entries = rows.into_iter().filter_map(|row| match row {
+            Ok(entry) => Some(entry),
+            Err(damaged) => self.set_aside(damaged.row),
+        });
+        Ok(entries.collect())
+    }
+
+    /// Released entries of a partition behind `after` whose rows have not moved: at most `limit`.
+    fn not_moved(
+        &self,
+        partition: i32,
+        after: Sequence,
+        limit: usize,
+    ) -> Vec<(Sequence, Sequence)> {
+        let behind = self.released.range((Bound::Excluded(after), Bound::Unbounded));
+        let its = |sequence| {
+            self.places.get(sequence).copied().flatten().is_some_and(|it| it.partition == partition)
+        };
+        behind
+            .filter(|(sequence, _)| its(*sequence))
+            .map(|(sequence, row)| (*sequence, *row))
+            .take(limit)
+            .collect()
+    }
+
+    /// Keeps a damaged entry with its bytes, out of the way of the others. The gap that takes its
+    /// place, where one can be told.
+    pub(super) fn set_aside(&mut self, sequence: Sequence) -> Option<(Sequence, Entry)> {
+        let row = self.released.get(&sequence).copied().unwrap_or(sequence);
+        let place = self.places.get(&sequence).copied().flatten();
+        let (now, gap) = (self.now, Cell::new(None));
+        let written = self.transact(true, |connection| {
+            gap.set(rows::set_aside(connection, row, place.as_ref(), now)?);
+            Ok(())
+        });
+        // It stays where it is and is met again by the next process.
+        written.ok()?;
+        self.set_aside += 1;
+        let gap = gap.take();
+        error!(
+            page = place.map(|it| tracing::field::display(it.id())),
+            feed = gap.as_ref().map(|it| tracing::field::display(it.content.feed())),
+            gap = gap.is_some(),
+            "a page in the journal is damaged: it is set aside with its bytes, and a gap published \
+             where its feed can be told; see `agora-rtm-bridge journal list`"
+        );
+        if gap.is_none() {
+            self.forget(sequence);
+        }
+        gap.map(|entry| (sequence, entry))
+    }
+}

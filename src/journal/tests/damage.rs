@@ -1,0 +1,303 @@
+//! What is done to the files of a journal, and what is left of it.
+
+use std::fs;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::journal::files;
+
+/// A data directory as a kill leaves it.
+struct Remains {
+    directory: TempDir,
+}
+
+/// What the next process finds.
+struct Found {
+    recovered: Recovered,
+    /// Causes of gaps.
+    gaps: Vec<String>,
+    /// Files that were set aside.
+    kept: Vec<PathBuf>,
+}
+
+/// Pages of the tests, each longer than a page of the database.
+const PAGES: usize = 12;
+
+fn body(page: usize) -> String {
+    format!("{page:02} {}", "x".repeat(5_000 + 1_000 * (page % 3)))
+}
+
+fn all() -> Vec<String> {
+    (0..PAGES).map(body).collect()
+}
+
+fn open(directory: &TempDir, n: u128) -> (Journal, Recovered) {
+    next_process(|| Journal::open(directory.path(), ROOM, incarnation(n), at(9)))
+}
+
+/// A killed process has left [`PAGES`] pages: in the log, or in the database, and a request.
+async fn killed(in_database: bool) -> Remains {
+    let alive = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&alive, 1);
+    for page in 0..PAGES {
+        store(&journal, &body(page)).await;
+    }
+    let out = reserve(&journal).await;
+    if in_database {
+        let other = Connection::open(alive.path().join(files::DATABASE)).unwrap();
+        other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    }
+    let remains = Remains { directory: copy(&alive) };
+    drop(out);
+    remains
+}
+
+/// The files of a directory as they are now; what SQLite shares between processes goes with them.
+fn copy(directory: &TempDir) -> TempDir {
+    let copied = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(directory.path()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if !["ballast", "journal.sqlite-shm"].contains(&name.to_str().unwrap()) {
+            fs::copy(entry.path(), copied.path().join(name)).unwrap();
+        }
+    }
+    copied
+}
+
+// === impl Remains ===
+
+impl Remains {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Overwrites a part of a file.
+    fn overwrite(&self, name: &str, at: u64, bytes: &[u8]) {
+        let file = OpenOptions::new().write(true).open(self.path(name)).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Where a text lies in a file.
+    fn place_of(&self, name: &str, text: &str) -> u64 {
+        let bytes = fs::read(self.path(name)).unwrap();
+        let mut windows = bytes.windows(text.len());
+        windows.position(|window| window == text.as_bytes()).unwrap() as u64
+    }
+
+    /// The place of the page from which a table hangs.
+    fn root_of(&self, table: &str) -> u64 {
+        let connection = Connection::open(self.path(files::DATABASE)).unwrap();
+        let query = "SELECT rootpage FROM sqlite_schema WHERE name = ?";
+        let page: i64 = connection.query_row(query, [table], |row| row.get(0)).unwrap();
+        4_096 * (page.unsigned_abs() - 1)
+    }
+
+    /// The next process finds these pages, and goes on.
+    async fn leave(&self, what: &str, pages: &[String]) -> Found {
+        let (journal, recovered) = open(&self.directory, 2);
+        let waiting = journal.read(3, Sequence::START, 99).await.unwrap();
+        let found: Vec<String> = bodies(&waiting).into_iter().map(str::to_owned).collect();
+        let (gaps, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|it| !it.contains("xxx"));
+        assert_eq!(short(&found), short(pages), "{what}, and {gaps:?}");
+        assert!(found == pages, "{what}");
+        store(&journal, "and goes on").await;
+        let waiting = journal.read(3, Sequence::START, 99).await.unwrap();
+        assert_eq!(bodies(&waiting).last(), Some(&"and goes on"), "{what}");
+        let kept = fs::read_dir(self.directory.path()).unwrap();
+        let kept = kept
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(files::ASIDE))
+            .collect();
+        Found { recovered, gaps, kept }
+    }
+}
+
+fn short(pages: &[String]) -> Vec<&str> {
+    pages.iter().map(|body| &body[..2]).collect()
+}
+
+#[tokio::test]
+async fn undamaged_remains_are_all_found_and_nothing_is_kept_aside() {
+    for in_database in [false, true] {
+        let found = killed(in_database).await.leave("nothing", &all()).await;
+        assert_eq!(found.gaps, ["process_killed"]);
+        assert!(found.kept.is_empty());
+        assert!(!found.recovered.in_doubt);
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_byte_of_a_body_costs_that_page_and_its_bytes_are_kept() {
+    let remains = killed(true).await;
+    let place = remains.place_of(files::DATABASE, &body(4)[..200]);
+    remains.overwrite(files::DATABASE, place + 100, b"y");
+    let mut pages = all();
+    let mut damaged = pages.remove(4).into_bytes();
+    damaged[100] = b'y';
+    let found = remains.leave("a body", &pages).await;
+    assert_eq!(found.gaps, ["journal_damaged", "process_killed"]);
+    assert!(found.kept.is_empty(), "the structure is sound");
+    let connection = Connection::open(remains.path(files::DATABASE)).unwrap();
+    let query = "SELECT body FROM damaged";
+    let kept: Vec<u8> = connection.query_row(query, [], |row| row.get(0)).unwrap();
+    assert!(kept == damaged);
+}
+
+#[tokio::test]
+async fn a_broken_structure_costs_no_page_whose_bytes_are_there() {
+    type Break = fn(&Remains);
+    let cases: [(&str, bool, Break); 9] = [
+        ("the header of the file", true, |it| it.overwrite(files::DATABASE, 0, &[0; 100])),
+        ("its first page", true, |it| it.overwrite(files::DATABASE, 0, &[0xff; 4_096])),
+        ("the header of its log", false, |it| it.overwrite("journal.sqlite-wal", 8, &[9; 8])),
+        ("a page in its log", false, |it| {
+            let place = it.place_of("journal.sqlite-wal", &body(5)[..50]);
+            // Of its frame only the sum: the page is what it was.
+            let frame = 32 + (place - 32) / 4_120 * 4_120;
+            it.overwrite("journal.sqlite-wal", frame + 16, &[9; 8]);
+        }),
+        ("the root of the entries", true, |it| {
+            let root = it.root_of("entries");
+            it.overwrite(files::DATABASE, root, &[7; 64]);
+        }),
+        ("the root of the index", true, |it| {
+            let root = it.root_of("entries_by_partition");
+            it.overwrite(files::DATABASE, root, &[7; 64]);
+        }),
+        ("the root of the requests", true, |it| {
+            let root = it.root_of("open_tickets");
+            it.overwrite(files::DATABASE, root, &[7; 64]);
+        }),
+        ("the database is empty, its log is there", false, |it| {
+            fs::write(it.path(files::DATABASE), "").unwrap();
+        }),
+        ("the database is gone, its log is there", false, |it| {
+            fs::remove_file(it.path(files::DATABASE)).unwrap();
+        }),
+    ];
+    for (what, in_database, destroy) in cases {
+        let remains = killed(in_database).await;
+        destroy(&remains);
+        let found = remains.leave(what, &all()).await;
+        assert!(!found.kept.is_empty(), "{what}");
+        assert!(found.recovered.in_doubt, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_cut_short_costs_what_was_cut() {
+    let remains = killed(true).await;
+    let last = remains.place_of(files::DATABASE, &body(9)[..50]);
+    let file = OpenOptions::new().write(true).open(remains.path(files::DATABASE)).unwrap();
+    file.set_len(last).unwrap();
+    let found = remains.leave("cut", &all()[..9]).await;
+    assert!(found.recovered.in_doubt);
+    assert_eq!(found.kept.len(), 1);
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_costs_what_was_only_there_and_is_noticed() {
+    let remains = killed(false).await;
+    fs::remove_file(remains.path("journal.sqlite-wal")).unwrap();
+    let found = remains.leave("no log", &[]).await;
+    assert!(found.recovered.in_doubt);
+}
+
+#[tokio::test]
+async fn a_log_of_another_database_hides_no_page_of_this_one() {
+    let remains = killed(true).await;
+    let foreign = tempfile::tempdir().unwrap();
+    let other = Connection::open(foreign.path().join("other")).unwrap();
+    other
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; CREATE TABLE a (b); CREATE TABLE c (d);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+             INSERT INTO a SELECT hex(randomblob(300)) FROM n",
+        )
+        .unwrap();
+    fs::copy(foreign.path().join("other-wal"), remains.path("journal.sqlite-wal")).unwrap();
+    let found = remains.leave("a foreign log", &all()).await;
+    assert_eq!(found.kept.len(), 2, "the database, and the log that was beside it");
+}
+
+#[tokio::test]
+async fn of_a_file_that_is_no_database_at_all_only_the_file_is_kept() {
+    let remains = killed(true).await;
+    fs::write(remains.path(files::DATABASE), "not a database".repeat(10_000)).unwrap();
+    let found = remains.leave("nonsense", &[]).await;
+    assert!(found.recovered.in_doubt);
+    assert!(fs::read_to_string(&found.kept[0]).unwrap() == "not a database".repeat(10_000));
+}
+
+#[tokio::test]
+async fn files_that_vanish_under_a_running_journal_cost_nothing() {
+    let cases: [(&str, &[&str]); 3] = [
+        ("all", &[files::DATABASE, "journal.sqlite-wal", "journal.sqlite-shm"]),
+        ("the database", &[files::DATABASE]),
+        ("the log", &["journal.sqlite-wal"]),
+    ];
+    for (what, names) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = open(&directory, 1);
+        store(&journal, "before").await;
+        let held = hold(&journal, "held").await;
+        let out = reserve(&journal).await;
+        for name in names {
+            fs::remove_file(directory.path().join(name)).unwrap();
+        }
+        store(&journal, "after").await;
+        journal.release(vec![held]).await;
+        assert_eq!(bodies(&read(&journal).await), ["before", "after", "held"], "{what}");
+        drop(out);
+        drop(journal);
+        let (journal, recovered) = open(&directory, 2);
+        let waiting = read(&journal).await;
+        let found = bodies(&waiting);
+        assert_eq!(found.len() + recovered.held.len(), 4, "{what}: {found:?}");
+        assert!(found.starts_with(&["before", "after"]), "{what}: {found:?}");
+        assert!(found.contains(&"process_killed"), "{what}: {found:?}");
+        assert!(!recovered.in_doubt, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_from_a_backup_brings_its_pages_again_under_their_old_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&directory, 1);
+    store(&journal, "in the backup").await;
+    let backup = Remains { directory: copy(&directory) };
+    let name = read(&journal).await[0].entry.id;
+    journal.forget(vec![read(&journal).await[0].sequence]).await;
+    drop(journal);
+
+    let (journal, _) = open(&backup.directory, 2);
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["in the backup"]);
+    assert_eq!(waiting[0].entry.id, name, "the publisher recognises it");
+    store(&journal, "new").await;
+    assert_eq!(read(&journal).await[1].entry.id.incarnation, incarnation(2));
+}
+
+#[tokio::test]
+async fn requests_are_in_doubt_after_a_loss_of_power_and_not_after_a_kill_or_a_stop() {
+    let line = |words: &str| format!("{words} pid=1 host=elsewhere since=0 boot=another\n");
+    for (before, in_doubt) in [(line("running"), true), (line("stopped"), false)] {
+        let remains = killed(false).await;
+        fs::write(remains.path("lock"), before).unwrap();
+        assert_eq!(remains.leave("the power", &all()).await.recovered.in_doubt, in_doubt);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&directory, 1);
+    store(&journal, "one").await;
+    journal.flush().await;
+    assert!(fs::read_to_string(directory.path().join("lock")).unwrap().starts_with("stopped "));
+    let out = reserve(&journal).await;
+    assert!(fs::read_to_string(directory.path().join("lock")).unwrap().starts_with("running "));
+    journal.flush().await;
+    assert!(fs::read_to_string(directory.path().join("lock")).unwrap().starts_with("running "));
+    drop(out);
+}
