@@ -6,6 +6,7 @@ mod audit;
 mod check;
 mod demo;
 mod health;
+mod journal;
 mod pages;
 mod plan;
 mod progress;
@@ -54,6 +55,7 @@ Examples:
   agora-rtm-bridge check --config agora-rtm-bridge.toml    is all well before a start?
   agora-rtm-bridge run --config agora-rtm-bridge.toml
   agora-rtm-bridge pages show 5f0c…/1842             Agora's answer that an event came in
+  agora-rtm-bridge journal list --config agora-rtm-bridge.toml    what waits on this disk
   agora-rtm-bridge audit --since 1h                  prove it from the topics
   agora-rtm-bridge health                            ask the running daemon (for containers)
 
@@ -69,6 +71,7 @@ enum Command {
     Plan(plan::Plan),
     Pages(pages::Pages),
     Audit(audit::Audit),
+    Journal(journal::Journal),
     Health(health::Health),
 }
 
@@ -88,6 +91,7 @@ pub async fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Plan(args) => plan::run(args).await,
         Command::Pages(args) => pages::run(args).await,
+        Command::Journal(args) => journal::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Simulate(args) => simulate(args).await,
     };

@@ -4,7 +4,7 @@
 //! and to Agora's request id. Reading goes beside a running bridge, which notices nothing.
 
 mod replay;
-mod selection;
+pub(super) mod selection;
 mod shown;
 
 use std::io;
@@ -211,7 +211,7 @@ impl Show {
 }
 
 /// Standard output, as long as somebody reads it.
-struct Output {
+pub(super) struct Output {
     stdout: io::BufWriter<io::Stdout>,
     failed: Option<io::Error>,
 }
@@ -219,32 +219,32 @@ struct Output {
 // === impl Output ===
 
 impl Output {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { stdout: io::BufWriter::new(io::stdout()), failed: None }
     }
 
-    fn is_watched(&self) -> bool {
+    pub(super) fn is_watched(&self) -> bool {
         io::IsTerminal::is_terminal(self.stdout.get_ref())
     }
 
-    fn line(&mut self, text: &str) {
+    pub(super) fn line(&mut self, text: &str) {
         self.bytes(text.as_bytes());
         self.bytes(b"\n");
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
         if self.failed.is_none() {
             self.failed = self.stdout.write_all(bytes).err();
         }
     }
 
     /// Until nobody reads any more.
-    fn goes_on(&self) -> ControlFlow<()> {
+    pub(super) fn goes_on(&self) -> ControlFlow<()> {
         if self.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Whoever closed the pipe has what he wanted.
-    fn end(mut self) -> Result<(), Failure> {
+    pub(super) fn end(mut self) -> Result<(), Failure> {
         let failed = self.failed.or_else(|| self.stdout.flush().err());
         match failed {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::of(&error)),
@@ -254,6 +254,6 @@ impl Output {
 }
 
 /// Runs what blocks where it may.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     spawn_blocking(work).await.expect("what blocks does not panic")
 }

@@ -22,6 +22,7 @@ pub(super) struct Killed {
     pub(super) place: Place,
     pub(super) feed: Feed,
     pub(super) since: Option<Timestamp>,
+    pub(super) asked_at: Timestamp,
 }
 
 /// Puts a ticket on record, and the time of its request over that of the tenth before.
@@ -110,7 +111,7 @@ pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result
 /// The tickets that nobody settled, oldest first.
 pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
     let mut statement = connection.prepare(
-        "SELECT incarnation, partition, ticket, app, region, endpoint, since
+        "SELECT incarnation, partition, ticket, app, region, endpoint, since, asked_at
          FROM open_tickets ORDER BY asked_at, ticket",
     )?;
     let mut rows = statement.query([])?;
@@ -125,6 +126,7 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
             place: Place { incarnation, partition: row.get(1)?, ticket },
             feed,
             since: row.get::<_, Option<i64>>(6)?.map(Timestamp::from_millis),
+            asked_at: Timestamp::from_millis(row.get(7)?),
         });
     }
     Ok(found)

@@ -9,6 +9,7 @@ mod corpus;
 mod deployment;
 mod fixtures;
 mod http;
+mod journal;
 mod own_broker;
 mod real_broker;
 mod rooms;

@@ -16,12 +16,13 @@ use crate::model::Clock;
 use crate::model::Content;
 use crate::model::Endpoint;
 use crate::model::Entry;
+use crate::model::Feed;
 use crate::model::PageId;
 use crate::model::Timestamp;
 
 /// Which pages are meant.
 #[derive(Debug, Args)]
-pub(super) struct Selection {
+pub(in crate::cli) struct Selection {
     /// Only pages of this App ID; may be given several times
     #[arg(long = "app", value_name = "APP_ID")]
     apps: Vec<String>,
@@ -37,7 +38,7 @@ pub(super) struct Selection {
 
 /// A range of time: when Agora's answer had come.
 #[derive(Clone, Debug, Args)]
-pub(super) struct When {
+pub(in crate::cli) struct When {
     /// Only what came in so long a time until now, as in 90s, 10m, 2h 30m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[arg(conflicts_with = "from")]
@@ -70,7 +71,7 @@ impl Selection {
     }
 
     /// Whether nothing narrows it.
-    pub(super) fn is_everything(&self) -> bool {
+    pub(in crate::cli) fn is_everything(&self) -> bool {
         let When { since, from, to } = self.when;
         self.apps.is_empty()
             && self.endpoint.is_none()
@@ -79,7 +80,7 @@ impl Selection {
     }
 
     /// The same pages whenever it is read: "since" is counted from now.
-    pub(super) fn fixed(mut self, clock: Clock) -> Self {
+    pub(in crate::cli) fn fixed(mut self, clock: Clock) -> Self {
         if let Some(since) = self.when.since.take() {
             self.when.from = Some(clock.now().before(since));
         }
@@ -138,11 +139,23 @@ impl Selection {
 
     fn means(&self, found: &Found, from: Option<Timestamp>) -> bool {
         let Entry { id, content } = &found.entry;
-        let feed = content.feed();
-        let came = found.came();
+        self.meets(*id, content.feed(), found.came(), from)
+    }
+
+    /// Whether a page is meant, once "since" is [`Self::fixed`].
+    pub(in crate::cli) fn includes(&self, id: PageId, feed: &Feed, came: Timestamp) -> bool {
+        self.meets(id, feed, came, self.when.from)
+    }
+
+    /// Whether a page is meant of which nothing is known but its name.
+    pub(in crate::cli) fn names(&self, name: &str) -> bool {
+        self.pages.iter().any(|page| page.to_string() == name)
+    }
+
+    fn meets(&self, id: PageId, feed: &Feed, came: Timestamp, from: Option<Timestamp>) -> bool {
         (self.apps.is_empty() || self.apps.iter().any(|app| app == feed.app.as_str()))
             && self.endpoint.is_none_or(|endpoint| endpoint == feed.endpoint)
-            && (self.pages.is_empty() || self.pages.contains(id))
+            && (self.pages.is_empty() || self.pages.contains(&id))
             && from.is_none_or(|from| came >= from)
             && self.when.to.is_none_or(|to| came <= to)
     }
@@ -169,7 +182,7 @@ impl Found {
 }
 
 /// Reads what `agora_page` holds.
-pub(super) fn page_id(text: &str) -> Result<PageId, String> {
+pub(in crate::cli) fn page_id(text: &str) -> Result<PageId, String> {
     text.trim().parse().map_err(|()| {
         "is not the name of a page: 32 hex digits, a slash and a number, as the header \
          `agora_page` of an event has them"
@@ -197,7 +210,6 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 mod tests {
     use super::*;
     use crate::model::AppId;
-    use crate::model::Feed;
     use crate::model::Incarnation;
     use crate::model::Page;
     use crate::model::Region;

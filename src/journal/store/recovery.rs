@@ -75,7 +75,7 @@ impl Store {
         let killed = tickets::open(self.database.connection()?)?;
         recovered.killed_in_flight = killed.len() as u64;
         let mut gaps = Vec::with_capacity(killed.len());
-        for Killed { place, feed, since } in killed {
+        for Killed { place, feed, since, .. } in killed {
             let sequence = self.next_sequence();
             self.places.insert(sequence, Some(place));
             self.track(place);

@@ -1,0 +1,291 @@
+//! `journal`: what waits in the journal of a data directory, and whether it is sound.
+//!
+//! Reading goes beside the running bridge, which notices nothing, and after its end.
+
+mod shown;
+
+use std::io;
+use std::io::Write as _;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::Subcommand;
+use indicatif::HumanBytes;
+
+use super::Failure;
+use super::pages::Output;
+use super::pages::aside;
+use super::pages::selection;
+use super::pages::selection::Selection;
+use super::progress::Progress;
+use super::run;
+use crate::error::Chain;
+use crate::journal;
+use crate::journal::ReadError;
+use crate::journal::Reader;
+use crate::journal::Seen;
+use crate::journal::State;
+use crate::model::Clock;
+use crate::model::Content;
+use crate::model::PageId;
+
+/// Pages on this machine's disk: list what waits, show one, verify all
+#[derive(Debug, Args)]
+#[command(after_long_help = TEACH)]
+pub(super) struct Journal {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(List),
+    Show(Show),
+    Verify(Verify),
+}
+
+/// One line for each page, gap and request that is out; a summary to stderr
+#[derive(Debug, Args)]
+struct List {
+    #[command(flatten)]
+    selection: Selection,
+    /// How fast feeds fill, instead
+    #[arg(long)]
+    paces: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// The answer as received; what is known of it goes to stderr
+#[derive(Debug, Args)]
+struct Show {
+    /// Its name: the header `agora_page` of an event, or from `journal list`
+    #[arg(value_name = "PAGE", value_parser = selection::page_id)]
+    page: PageId,
+    /// JSON: everything that is known of it, and its body
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Check structure, checksums and requests; exit code 0 or 1
+///
+/// What was found damaged by the bridge, and set aside, is told and is no failure.
+#[derive(Debug, Args)]
+struct Verify {
+    /// The verdict as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Whose journal.
+#[derive(Debug, Args)]
+struct Place {
+    /// Its data directory
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    data_dir: Option<PathBuf>,
+    /// The configuration of the bridge, which names it; the environment counts too
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+const TEACH: &str = "\
+EXAMPLES
+
+  What waits for Kafka, and what came in the last ten minutes:
+    agora-rtm-bridge journal list --data-dir /var/lib/agora-rtm-bridge
+    agora-rtm-bridge journal list --config bridge.toml --since 10m
+  The answer that an event came in, if it is not forwarded yet:
+    agora-rtm-bridge journal show 5f0c…/1842 --config bridge.toml
+  After a crash of the machine:
+    agora-rtm-bridge journal verify --data-dir /var/lib/agora-rtm-bridge
+
+  While Kafka is up a page is here for milliseconds only; afterwards `pages show`
+  finds it. States: waiting (for Kafka), held (for earlier pages of its feed),
+  damaged, aside (damaged, kept, not processed), out (a request).
+
+EXIT CODES
+
+  0 done, or sound; 1 failed, or damaged; 2 wrong usage; 78 wrong configuration.";
+
+pub(super) async fn run(args: Journal) -> Result<(), Failure> {
+    aside(move || match args.action {
+        Action::List(list) => list.run(),
+        Action::Show(show) => show.run(),
+        Action::Verify(verify) => verify.run(),
+    })
+    .await
+}
+
+// === impl Place ===
+
+impl Place {
+    fn data_dir(&self) -> Result<PathBuf, Failure> {
+        match &self.data_dir {
+            Some(data_dir) => Ok(data_dir.clone()),
+            None => Ok(run::load(self.config.as_deref())?.data_dir),
+        }
+    }
+
+    fn open(&self) -> Result<Reader, Failure> {
+        Reader::open(&self.data_dir()?).map_err(unreadable)
+    }
+}
+
+// === impl List ===
+
+impl List {
+    fn run(self) -> Result<(), Failure> {
+        let data_dir = self.place.data_dir()?;
+        let reader = Reader::open(&data_dir).map_err(unreadable)?;
+        let mut output = Output::new();
+        if self.paces {
+            for (feed, pace, at) in reader.paces().map_err(unreadable)? {
+                output.line(&shown::pace(&feed, pace, at, self.json));
+            }
+            return output.end();
+        }
+        if !self.json && output.is_watched() {
+            output.line(shown::HEAD);
+        }
+        let selection = self.selection.fixed(Clock::system());
+        let mut counts = [0_u64; 4];
+        reader
+            .each(|seen| {
+                let known = seen.entry.as_ref();
+                let is_meant = match known {
+                    Some(entry) => selection.includes(entry.id, entry.content.feed(), came(&seen)),
+                    None => selection.is_everything() || selection.names(&seen.name),
+                };
+                if !is_meant {
+                    return ControlFlow::Continue(());
+                }
+                if let Some(count) = counts.get_mut(seen.state as usize) {
+                    *count += 1;
+                }
+                output.line(&shown::entry(&seen, self.json));
+                output.goes_on()
+            })
+            .map_err(unreadable)?;
+        let mut out = 0;
+        for request in reader.out().map_err(unreadable)? {
+            if selection.includes(request.id, &request.feed, request.asked_at) {
+                out += 1;
+                output.line(&shown::out(&request, self.json));
+            }
+        }
+        output.end()?;
+        let [waiting, held, damaged, aside] = counts;
+        let (version, bytes) = reader.version_and_bytes();
+        let holder = journal::holder(&data_dir);
+        let holder = holder.map_or_else(|| "nobody".to_owned(), |holder| holder.to_string());
+        let mut text = format!(
+            "{}: version {version}, {}, in use by {holder}\n\
+             {waiting} waiting, {held} held, {damaged} damaged, {aside} set aside, {out} requests \
+             out\n",
+            data_dir.display(),
+            HumanBytes(bytes),
+        );
+        for file in reader.kept() {
+            text.push_str(&format!("replaced and kept: {}\n", file.display()));
+        }
+        // Nobody may be able to read it.
+        io::stderr().write_all(text.as_bytes()).ok();
+        Ok(())
+    }
+}
+
+/// When it came; of a gap that is when its end was known.
+fn came(seen: &Seen) -> crate::model::Timestamp {
+    match seen.entry.as_ref().map(|entry| &entry.content) {
+        Some(Content::Page(page)) => page.answered_at,
+        Some(Content::Gap(gap)) => gap.to,
+        None => crate::model::Timestamp::default(),
+    }
+}
+
+// === impl Show ===
+
+impl Show {
+    fn run(self) -> Result<(), Failure> {
+        let reader = self.place.open()?;
+        let name = self.page.to_string();
+        let mut found: Vec<Seen> = Vec::new();
+        reader
+            .each(|seen| {
+                if seen.name == name {
+                    found.push(seen);
+                }
+                ControlFlow::Continue(())
+            })
+            .map_err(unreadable)?;
+        // Of a damaged page and the gap in its place the page is meant.
+        let Some(seen) = found.pop() else {
+            let message = format!(
+                "there is no page {name} in the journal: where it was forwarded, `agora-rtm-bridge \
+                 pages show {name}` finds it"
+            );
+            return Err(Failure { message, code: 1 });
+        };
+        let body = reader.body(self.page).map_err(unreadable)?.unwrap_or_default();
+        let mut output = Output::new();
+        if self.json {
+            output.line(&shown::envelope(&seen, &body));
+        } else {
+            write!(io::stderr(), "{}", shown::facts(&seen)).ok();
+            output.bytes(&body);
+        }
+        output.end()
+    }
+}
+
+// === impl Verify ===
+
+impl Verify {
+    fn run(self) -> Result<(), Failure> {
+        let data_dir = self.place.data_dir()?;
+        let verified = Reader::open(&data_dir).and_then(|reader| {
+            let mut progress = Progress::begin("entries of the journal", reader.count()?);
+            reader.verify(|| progress.step())
+        });
+        let verdict = match verified {
+            Ok(verdict) => verdict,
+            Err(error @ ReadError::Database { .. }) => {
+                let structure = vec![Chain(&error).to_string()];
+                journal::Verdict { structure, ..journal::Verdict::default() }
+            }
+            Err(error) => return Err(Failure::of(&error)),
+        };
+        let kept = journal::kept(&data_dir);
+        let mut output = Output::new();
+        output.line(&shown::verdict(&verdict, &kept, self.json));
+        output.end()?;
+        if verdict.is_sound() {
+            return Ok(());
+        }
+        let message = format!(
+            "the journal in `{}` is damaged; the bridge carries on with what can be read at its next \
+             start, and keeps the damaged file",
+            data_dir.display()
+        );
+        Err(Failure { message, code: 1 })
+    }
+}
+
+fn unreadable(error: ReadError) -> Failure {
+    let mut failure = Failure::of(&error);
+    if matches!(error, ReadError::Database { .. }) {
+        failure.message.push_str("; `agora-rtm-bridge journal verify` tells more");
+    }
+    failure
+}
+
+/// The states that are counted, in the order of the summary.
+const _: () = assert!(State::Waiting as usize == 0 && State::SetAside as usize == 3);
