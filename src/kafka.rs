@@ -77,8 +77,8 @@ pub trait Kafka: Clone + Send + Sync + 'static {
         record: PageRecord,
     ) -> impl Future<Output = Result<i64, KafkaError>> + Send + 'static;
 
-    /// Whether pages wait in a partition that nobody has published.
-    fn has_backlog(&self, partition: i32) -> impl Future<Output = Result<bool, KafkaError>> + Send;
+    /// Looks at a partition from outside, whoever publishes it.
+    fn look(&self, partition: i32) -> impl Future<Output = Result<Look, KafkaError>> + Send;
 
     /// Makes this process the owner of a partition and ends whatever a former owner had begun.
     /// Gives the records of the partition's memory, the last of each key.
@@ -116,6 +116,19 @@ pub trait Owned: Send {
     fn limits(&self, topic: Topic) -> Limits;
 }
 
+/// What can be seen of a partition from outside. It may be a second old.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// The first record that is still there.
+    pub begin: i64,
+    /// Behind the last record.
+    pub end: i64,
+    /// Everything before this was delivered; `None` where nobody has noted it.
+    pub delivered: Option<i64>,
+    /// The instance that noted it.
+    pub owner: Option<String>,
+}
+
 /// What a topic takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -134,6 +147,9 @@ pub enum Failure {
     Fenced,
     /// Kafka refuses: a topic, a right or a setting is not as it has to be. A person is needed.
     Refused,
+    /// Kafka refuses these records, however often they are sent: too large for their topic, or of
+    /// a time that it does not take. Others would pass.
+    Unfit,
     /// The client is of no more use, or the outcome is unknown. A new one finds out.
     Broken,
 }
@@ -166,6 +182,15 @@ impl Topic {
             Endpoint::User => Self::UserEvents,
             Endpoint::Channel => Self::ChannelEvents,
         }
+    }
+}
+
+// === impl Look ===
+
+impl Look {
+    /// Whether pages wait that nobody has published.
+    pub fn has_backlog(&self) -> bool {
+        self.delivered.unwrap_or(self.begin).max(self.begin) < self.end
     }
 }
 

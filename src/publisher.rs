@@ -8,11 +8,18 @@
 //!
 //! Whatever fails, the task drops what it has and claims anew. It never gives up: pages are safe in
 //! the pages topic, and readiness says why they stay there.
+//!
+//! Two failures have a road of their own. Where Kafka refuses the records of some pages for good
+//! ([`Failure::Unfit`]), these pages are tried one by one, and the one that is refused alone is set
+//! aside. Where another bridge has claimed the partition ([`Failure::Fenced`]), this one stands off
+//! as long as the other shows life: it publishes what waits, or nothing waits. So two bridges with
+//! one group never take a partition from each other in turn.
 
 mod decode;
 mod metrics;
 mod pairs;
 mod switches;
+mod trail;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,6 +38,8 @@ use self::decode::Draft;
 use self::pairs::Pairs;
 use self::pairs::Turn;
 use self::switches::Switches;
+use self::trail::Step;
+use self::trail::Trail;
 use crate::error::Chain;
 use crate::kafka::BadMemory;
 use crate::kafka::Failure;
@@ -62,9 +71,12 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait between two claims.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The wait after the partition was taken away: two bridges that take it from each other in turn
-/// must not do so often.
-const WAIT_AFTER_FENCED: Duration = Duration::from_secs(30);
+/// Pages that wait so long while another bridge owns their partition and publishes nothing are
+/// taken over.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+
+/// Between two looks at the partition that another bridge owns.
+const LOOK_FOR_LIFE: Duration = Duration::from_secs(5);
 
 /// Publishes one partition.
 #[derive(Debug)]
@@ -75,6 +87,8 @@ pub struct Publisher<K> {
     pub partition: i32,
     /// Whether apps of this process belong to the partition.
     pub has_apps: bool,
+    /// Bridges of this name share transactional ids and positions: only one of them publishes.
+    pub group: String,
     /// Our own journal's; its pages are in the accounts already.
     pub incarnation: Incarnation,
     /// In how many regions each app is drained.
@@ -95,6 +109,18 @@ pub struct Publisher<K> {
 struct Signs {
     pairs: Pairs,
     switches: Switches,
+}
+
+/// What outlives a claim.
+struct Course {
+    /// What the last transaction was about when its outcome was not known, and the position behind
+    /// it: the position in the memory tells.
+    pending: Option<(i64, Draft)>,
+    signs: Signs,
+    /// Kafka refused a record: pages before this offset are delivered one at a time.
+    alone_before: i64,
+    /// The page whose records Kafka refused although it was alone, by its offset, and why.
+    refused: Option<(i64, String)>,
 }
 
 /// Why a partition was let go.
@@ -120,39 +146,67 @@ impl<K: Kafka> Publisher<K> {
             return;
         }
         condition.pending("not claimed yet");
-        let mut pending = None;
-        let mut signs = Signs {
+        let mut course = Course::new(Signs {
             pairs: Pairs::new(self.regions.clone()),
             switches: Switches::new(self.regions.clone()),
-        };
+        });
         let mut wait = SHORTEST_WAIT;
         loop {
             let begun = Instant::now();
-            let Err(cause) = self.own(&mut pending, &mut signs, &condition, &stop, &give_up).await
-            else {
+            let Err(cause) = self.own(&mut course, &condition, &stop, &give_up).await else {
                 return;
             };
             self.metrics.failures.inc();
-            wait = match cause.failure() {
-                Failure::Fenced => WAIT_AFTER_FENCED,
-                _ if begun.elapsed() > LONGEST_WAIT => SHORTEST_WAIT,
-                _ => (wait * 2).min(LONGEST_WAIT),
-            };
             condition.failing_alike(Chain(&cause));
+            wait = match begun.elapsed() > LONGEST_WAIT {
+                true => SHORTEST_WAIT,
+                false => (wait * 2).min(LONGEST_WAIT),
+            };
             debug!(partition = self.partition, error = %Chain(&cause), ?wait, "partition let go");
+            let fenced = cause.failure() == Failure::Fenced;
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                // The other one may have delivered what we forwarded.
+                () = self.finished(&stop), if fenced => return,
+                () = self.stand_off(&condition), if fenced => {}
+                () = tokio::time::sleep(wait), if !fenced => {}
             }
         }
+    }
+
+    /// Waits while another bridge owns the partition and shows life.
+    async fn stand_off(&self, condition: &Condition) {
+        let mut seen = None;
+        let mut alive_at = Instant::now();
+        while alive_at.elapsed() < SIGN_OF_LIFE {
+            tokio::time::sleep(LOOK_FOR_LIFE).await;
+            // What can't be seen is no sign of life.
+            let Ok(look) = self.kafka.look(self.partition).await else { continue };
+            self.progress.note_delivered(self.partition, look.delivered.unwrap_or_default());
+            if !look.has_backlog() || look.delivered != seen {
+                alive_at = Instant::now();
+            }
+            let owner = look.owner.as_deref().unwrap_or("unknown");
+            if seen.is_none() {
+                warn!(partition = self.partition, owner, "another bridge publishes the partition");
+            }
+            seen = look.delivered;
+            condition.failing(format_args!(
+                "another bridge with kafka.group `{}` publishes this partition (instance \
+                 `{owner}`). This one goes on draining and forwarding, and takes over when pages \
+                 wait for {SIGN_OF_LIFE:?}. Is it meant to run twice? Stop one of them",
+                self.group,
+            ));
+        }
+        info!(partition = self.partition, "the other bridge shows no life");
     }
 
     /// Waits until pages are in a partition that no app of ours belongs to. False at the stop.
     async fn wait_for_work(&self, stop: &CancellationToken) -> bool {
         loop {
             let look = async {
-                matches!(self.kafka.has_backlog(self.partition).await, Ok(true))
+                self.kafka.look(self.partition).await.is_ok_and(|look| look.has_backlog())
                     || timeout(LOOK_FOR_BACKLOG, self.progress.wait_for_pages(self.partition))
                         .await
                         .is_ok()
@@ -166,60 +220,102 @@ impl<K: Kafka> Publisher<K> {
     }
 
     /// Claims the partition and publishes until the stop (`Ok`) or a failure.
-    ///
-    /// `pending` is what the last transaction was about when its outcome was not known: the
-    /// position in the memory tells it.
     async fn own(
         &self,
-        pending: &mut Option<(i64, Draft)>,
-        signs: &mut Signs,
+        course: &mut Course,
         condition: &Condition,
         stop: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), LetGo> {
-        let (mut owned, mut memory) = tokio::select! {
+        let (mut owned, mut memory, mut trail) = tokio::select! {
             biased;
             () = give_up.cancelled() => return Ok(()),
             claimed = self.claim() => claimed?,
         };
-        if let Some((position, draft)) = pending.take()
+        if let Some((position, draft)) = course.pending.take()
             && memory.position() >= Some(position)
         {
-            self.count(draft, &mut signs.switches);
+            self.count(draft, &mut course.signs.switches);
         }
         condition.ok();
-        signs.pairs.forget_all_users();
+        course.signs.pairs.forget_all_users();
         loop {
             let pages = tokio::select! {
                 biased;
                 () = give_up.cancelled() => return Ok(()),
                 () = self.finished(stop) => return Ok(()),
-                pages = owned.pages(PAGES_A_TRANSACTION) => pages?,
+                pages = owned.pages(course.limit(memory.position())) => pages?,
+            };
+            let Some(pages) = self.follow(&mut trail, pages) else {
+                // Its offsets begin anew.
+                (course.alone_before, course.refused) = (0, None);
+                owned.read_from(None).await?;
+                continue;
             };
             let Some((last, _)) = pages.last() else { continue };
-            let position = last + 1;
-            let mut draft = self.decode(&owned, &mut memory, &mut signs.pairs, pages)?;
+            let (position, alone) = (last + 1, pages.len() == 1);
+            let mut draft = self.decode(&owned, &mut memory, course, pages)?;
             let batch = std::mem::take(&mut draft.batch);
-            let (_, draft) = pending.insert((position, draft));
+            course.pending = Some((position, draft));
             let begun = Instant::now();
-            tokio::select! {
+            let delivered = tokio::select! {
                 biased;
                 // The process ends; the memory will tell the next one what became of it.
                 () = give_up.cancelled() => return Ok(()),
-                delivered = owned.deliver(batch, position) => delivered?,
-            }
+                delivered = owned.deliver(batch, position) => delivered,
+            };
+            delivered.inspect_err(|error| course.learn(error, position, alone))?;
             self.metrics.transaction_duration.observe(begun.elapsed().as_secs_f64());
-            self.count(std::mem::take(draft), &mut signs.switches);
-            *pending = None;
+            course.refused = None;
+            let delivered = course.pending.take().map(|(_, draft)| draft).unwrap_or_default();
+            self.count(delivered, &mut course.signs.switches);
             self.progress.note_delivered(self.partition, position);
         }
+    }
+
+    /// Leaves out what was delivered, and says where pages are gone. `None` where it is another
+    /// topic that is being read.
+    fn follow(
+        &self,
+        trail: &mut Trail,
+        pages: Vec<(i64, PageRecord)>,
+    ) -> Option<Vec<(i64, PageRecord)>> {
+        let mut next = Vec::with_capacity(pages.len());
+        for (offset, record) in pages {
+            match trail.follow(offset, &record) {
+                Step::Known => continue,
+                Step::Next => {}
+                Step::Missing(records) => {
+                    self.metrics.pages_missing.inc_by(records.cast_unsigned());
+                    error!(
+                        partition = self.partition,
+                        records,
+                        before = offset,
+                        "pages were deleted before they were published: their events are missing; \
+                         is kafka.topics.page_retention too short?"
+                    );
+                }
+                Step::Another => {
+                    error!(
+                        partition = self.partition,
+                        "the pages topic was deleted or cut off: pages that it held and nobody had \
+                         published are missing; it is read from its beginning, and what was \
+                         delivered before is recognised"
+                    );
+                    self.progress.begin_anew(self.partition);
+                    return None;
+                }
+            }
+            next.push((offset, record));
+        }
+        Some(next)
     }
 
     fn decode(
         &self,
         owned: &K::Owned,
         memory: &mut Memory,
-        pairs: &mut Pairs,
+        course: &mut Course,
         pages: Vec<(i64, PageRecord)>,
     ) -> Result<Draft, LetGo> {
         let partition = self.partition;
@@ -228,10 +324,11 @@ impl<K: Kafka> Publisher<K> {
             limits: &|topic| owned.limits(topic),
             now: self.clock.now(),
             incarnation: self.incarnation,
+            refused: course.refused.as_ref(),
         };
         for stored in &pages {
             let offset = stored.0;
-            decode::take_in(&mut draft, memory, pairs, &context, stored)
+            decode::take_in(&mut draft, memory, &mut course.signs.pairs, &context, stored)
                 .map_err(|source| LetGo::Page { partition, offset, source })?;
         }
         self.metrics.forgotten_early.inc_by(memory.take_dropped_too_early());
@@ -287,6 +384,13 @@ impl<K: Kafka> Publisher<K> {
         self.metrics.transactions.inc();
         self.metrics.pages_delivered.inc_by(draft.pages);
         self.metrics.pages_again.inc_by(draft.pages_again);
+        for page in draft.set_aside {
+            error!(
+                %page,
+                "Kafka refuses the events of a page: it is set aside, as a dead letter with the \
+                 reason"
+            );
+        }
         if draft.bad_pages > 0 {
             error!(
                 partition = self.partition,
@@ -296,24 +400,78 @@ impl<K: Kafka> Publisher<K> {
         }
     }
 
-    async fn claim(&self) -> Result<(K::Owned, Memory), LetGo> {
+    async fn claim(&self) -> Result<(K::Owned, Memory, Trail), LetGo> {
         let partition = self.partition;
         self.kafka.prepare().await?;
         let (mut owned, records) = self.kafka.claim(partition).await?;
-        let memory = Memory::restore(self.regions.clone(), records)
+        let mut memory = Memory::restore(self.regions.clone(), records)
             .map_err(|source| LetGo::Memory { partition, source })?;
+        if let Some(before) = memory.sign(&self.group) {
+            warn!(
+                partition,
+                group = self.group,
+                before,
+                "the memory was written by another kafka.group; if a bridge of that group still \
+                 runs on these topics, every event is published twice"
+            );
+        }
+        if memory.position().is_none() {
+            self.remember(&mut memory).await;
+        }
         let position = memory.position();
-        owned.read_from(position).await?;
+        let trail = Trail::new(position, memory.last_page());
+        owned.read_from(trail.start()).await?;
         self.metrics.claims.inc();
         self.progress.note_delivered(partition, position.unwrap_or(0));
         info!(partition, position, "partition claimed");
-        Ok((owned, memory))
+        Ok((owned, memory, trail))
+    }
+
+    /// An empty memory is that of a new topic, or of one that somebody deleted. What was noted for
+    /// lag tools tells.
+    async fn remember(&self, memory: &mut Memory) {
+        let Ok(look) = self.kafka.look(self.partition).await else { return };
+        let Some(delivered) = look.delivered.filter(|it| (1..=look.end).contains(it)) else {
+            return;
+        };
+        error!(
+            partition = self.partition,
+            delivered,
+            "the memory is gone: was the state topic deleted? Reading goes on at the position that \
+             was noted last. What was delivered in the second before may be published twice, and \
+             so may events that another region of Agora still holds; nothing is missing"
+        );
+        memory.begin_at(delivered);
     }
 
     /// Ends when the stop was asked for and nothing that was forwarded waits any more.
     async fn finished(&self, stop: &CancellationToken) {
         stop.cancelled().await;
         self.progress.wait_until_delivered(self.partition).await;
+    }
+}
+
+// === impl Course ===
+
+impl Course {
+    fn new(signs: Signs) -> Self {
+        Self { pending: None, signs, alone_before: 0, refused: None }
+    }
+
+    /// How many pages may share the next transaction.
+    fn limit(&self, position: Option<i64>) -> usize {
+        if position.unwrap_or(0) < self.alone_before { 1 } else { PAGES_A_TRANSACTION }
+    }
+
+    /// Takes a lesson from a transaction that failed, of pages before `position`.
+    fn learn(&mut self, error: &KafkaError, position: i64, alone: bool) {
+        if error.failure() != Failure::Unfit {
+            return;
+        }
+        self.alone_before = self.alone_before.max(position);
+        if alone {
+            self.refused = Some((position - 1, error.to_string()));
+        }
     }
 }
 

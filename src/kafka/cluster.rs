@@ -2,9 +2,11 @@
 //!
 //! librdkafka's calls that wait (transactions, metadata, polling) block a thread, so each claimed
 //! partition has one of its own ([`owner`]) and is spoken to over a channel. Pages go through one
-//! shared idempotent producer ([`PageWriter`]). What the topics allow is read once ([`topics`]).
+//! shared idempotent producer ([`PageWriter`]). What the topics allow is read at the start and
+//! again after a failure ([`topics`]): a topic may have been deleted, or its limits lowered.
 
 mod clients;
+mod failure;
 mod inspect;
 mod memory;
 mod owner;
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 use self::clients::Clients;
 pub use self::clients::LARGEST_PAGE;
 use self::clients::Listener;
+use self::failure::failure_of;
 pub use self::inspect::Found;
 pub use self::inspect::Inspection;
 pub use self::inspect::Right;
@@ -39,9 +42,9 @@ pub use self::reader::Stored;
 pub use self::replayer::Replayer;
 use self::topics::Facts;
 use crate::config;
-use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
+use crate::kafka::Look;
 use crate::kafka::PageRecord;
 use crate::kafka::StateRecord;
 use crate::kafka::Topic;
@@ -81,6 +84,7 @@ impl Cluster {
         let cluster = Self::new(settings, instance);
         let mut preparation = cluster.shared.preparation.try_lock().expect("nobody else has it");
         preparation.facts = Some(Arc::default());
+        preparation.is_given = true;
         drop(preparation);
         cluster
     }
@@ -115,6 +119,9 @@ impl Cluster {
     async fn facts(&self) -> Result<Arc<Facts>, KafkaError> {
         let asked = Instant::now();
         let mut preparation = self.shared.preparation.lock().await;
+        if self.shared.clients.take_doubt() && !preparation.is_given {
+            preparation.facts = None;
+        }
         if let Some(facts) = &preparation.facts {
             return Ok(Arc::clone(facts));
         }
@@ -148,13 +155,13 @@ impl Kafka for Cluster {
         self.shared.page_writer.append(partition, record)
     }
 
-    async fn has_backlog(&self, partition: i32) -> Result<bool, KafkaError> {
+    async fn look(&self, partition: i32) -> Result<Look, KafkaError> {
         self.prepare().await?;
-        // One at a time, and none is kept: a client costs a megabyte, this is asked once a minute.
+        // One at a time, and none is kept: a client costs a megabyte, this is asked seldom.
         let _turn = self.shared.looking.lock().await;
         let consumer = self.shared.clients.page_reader()?;
         let topic = self.topic(Topic::Pages).to_owned();
-        blocking(move || look_for_backlog(&consumer, &topic, partition)).await
+        blocking(move || look(&consumer, &topic, partition)).await
     }
 
     async fn claim(
@@ -170,29 +177,33 @@ impl Kafka for Cluster {
 #[derive(Debug, Default)]
 struct Preparation {
     facts: Option<Arc<Facts>>,
+    /// The topics are not ours to look at.
+    is_given: bool,
     /// The last failure, and when it came.
     failed: Option<(Instant, KafkaError)>,
 }
 
-/// Whether a partition ends behind what its group has noted as delivered. Nothing noted and
-/// something there counts as a backlog: the memory will tell.
-fn look_for_backlog(
+fn look(
     consumer: &BaseConsumer<Listener>,
     topic: &str,
     partition: i32,
-) -> Result<bool, KafkaError> {
-    let failed =
-        |error| KafkaError::new(Failure::Unavailable, "look for waiting pages in", topic, error);
-    let (low, high) =
+) -> Result<Look, KafkaError> {
+    let failed = |error| KafkaError::new(failure_of(&error), "look for pages in", topic, error);
+    let (begin, end) =
         consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?;
+    if begin == end {
+        return Ok(Look { begin, end, ..Look::default() });
+    }
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, partition);
     let noted = consumer.committed_offsets(asked, ANSWER_TIMEOUT).map_err(failed)?;
-    let noted = noted.find_partition(topic, partition).map(|found| found.offset());
-    Ok(match noted {
-        Some(Offset::Offset(noted)) => noted.max(low) < high,
-        _ => low < high,
-    })
+    let noted = noted.find_partition(topic, partition);
+    let delivered = noted.as_ref().and_then(|found| match found.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    });
+    let owner = noted.map(|found| found.metadata().to_owned()).filter(|owner| !owner.is_empty());
+    Ok(Look { begin, end, delivered, owner })
 }
 
 /// Runs what blocks where it may.

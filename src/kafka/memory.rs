@@ -6,7 +6,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `position` | JSON: where to read on in the pages topic |
+//! | `position` | JSON: where to read on in the pages topic, the page before, and the group that wrote it |
 //! | `tickets/{incarnation}` | JSON: which pages of a journal were delivered |
 //! | `window/{app}/{endpoint}/{slot}` | a block of fingerprints: version `u8`, sequence `u64`, newest `i64` (ms), then 16 bytes each; little-endian |
 //!
@@ -78,10 +78,16 @@ pub enum BadMemory {
     },
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Position {
     version: u8,
     next_offset: i64,
+    /// The page before, where it had a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    page: Option<String>,
+    /// Who wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
 }
 
 /// The delivered tickets of an incarnation: all up to `settled`, and those of `above`.
@@ -149,9 +155,27 @@ impl Memory {
         (self.position.version > 0).then_some(self.position.next_offset)
     }
 
-    /// Notes that the record at `offset` of the pages topic is dealt with.
-    pub fn advance(&mut self, offset: i64) {
-        self.position = Position { version: VERSION, next_offset: offset + 1 };
+    /// The page before that position.
+    pub fn last_page(&self) -> Option<PageId> {
+        self.position.page.as_ref()?.parse().ok()
+    }
+
+    /// Notes that the record at `offset` of the pages topic is dealt with, and which page it was.
+    pub fn advance(&mut self, offset: i64, page: Option<PageId>) {
+        self.position.version = VERSION;
+        self.position.next_offset = offset + 1;
+        self.position.page = page.map(|page| page.to_string());
+    }
+
+    /// Reads on at this offset of a topic that the memory does not know.
+    pub fn begin_at(&mut self, offset: i64) {
+        self.advance(offset - 1, None);
+    }
+
+    /// Writes in the name of this group from now on. Gives that of another one, which wrote last.
+    pub fn sign(&mut self, group: &str) -> Option<String> {
+        let before = self.position.group.replace(group.to_owned());
+        before.filter(|before| before != group)
     }
 
     /// Takes a page in. False where it was delivered before: its journal forwarded it again.
@@ -338,25 +362,61 @@ mod tests {
         let mut memory = fresh();
         assert_eq!(memory.position(), None);
         assert!(memory.admit(page(1, 3), Ticket(1), 40));
-        memory.advance(40);
+        memory.advance(40, Some(page(1, 3)));
+        assert_eq!(memory.sign("group"), None);
         for n in 0..1_000 {
             memory.window(&app, Endpoint::Channel).insert(event(n), Timestamp::from_millis(9));
         }
         let mut records = written(&mut memory);
         assert!(memory.admit(page(1, 5), Ticket(4), 41));
-        memory.advance(41);
+        memory.advance(41, Some(page(1, 5)));
         let later = written(&mut memory);
         assert_eq!(later.len(), 2, "unchanged blocks are not written again");
         records.extend(later);
 
         let mut next = Memory::restore(HashMap::new(), records).unwrap();
-        assert_eq!(next.position(), Some(42));
+        assert_eq!((next.position(), next.last_page()), (Some(42), Some(page(1, 5))));
+        assert_eq!(next.sign("group"), None);
+        assert_eq!(next.sign("another"), Some("group".to_owned()));
         assert!(!next.admit(page(1, 3), Ticket(4), 42));
         assert!(!next.admit(page(1, 5), Ticket(4), 43));
         assert!(next.admit(page(1, 6), Ticket(4), 44));
         let window = next.window(&app, Endpoint::Channel);
         assert!((0..1_000).all(|n| window.contains(event(n))));
         assert_eq!(window.len(), 1_000);
+    }
+
+    /// A record of a version that was written once is read for ever: a new version adds a file.
+    #[test]
+    fn version_1_is_read() {
+        #[derive(Deserialize)]
+        struct Kept {
+            key: String,
+            value: String,
+        }
+        let kept = include_str!("../../tests/fixtures/memory-version-1.json");
+        let kept: Vec<Kept> = serde_json::from_str(kept).unwrap();
+        let records = kept.into_iter().map(|Kept { key, value }| {
+            let byte = |at: usize| u8::from_str_radix(&value[at..at + 2], 16).unwrap();
+            let value = (0..value.len()).step_by(2).map(byte).collect();
+            StateRecord { key: key.into_bytes(), value: Some(value) }
+        });
+        let mut memory = Memory::restore(HashMap::new(), records).unwrap();
+        assert_eq!((memory.position(), memory.last_page()), (Some(42), Some(page(0x1f, 5))));
+        assert!(!memory.admit(page(0x1f, 5), Ticket(3), 42));
+        assert!(memory.admit(page(0x1f, 4), Ticket(3), 43));
+        let window = memory.window(&AppId::new("a1"), Endpoint::User);
+        let known = 0xf107_2b06_9b8d_79b9_cc26_8173_ffe9_7bc6_u128;
+        assert!(window.contains(Fingerprint::from_bytes(known.to_be_bytes())));
+        assert_eq!(window.len(), 2);
+
+        // As it was before the page and the group stood in it.
+        let early = StateRecord {
+            key: b"position".to_vec(),
+            value: Some(br#"{"version":1,"next_offset":42}"#.to_vec()),
+        };
+        let memory = Memory::restore(HashMap::new(), [early]).unwrap();
+        assert_eq!((memory.position(), memory.last_page()), (Some(42), None));
     }
 
     #[test]

@@ -126,6 +126,11 @@ pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
     Ok(Forwarded { entry: Entry { id, content }, settled: Ticket(required(headers, "settled")?) })
 }
 
+/// The page that a record says it is.
+pub fn id(record: &PageRecord) -> Option<PageId> {
+    optional(&record.headers, "page").ok().flatten()
+}
+
 fn required<T: std::str::FromStr>(
     headers: &[(String, Vec<u8>)],
     name: &'static str,
@@ -230,6 +235,31 @@ mod tests {
                 assert_eq!(decode(&damaged), Err(BadPageRecord::Header(name)));
             }
         }
+    }
+
+    /// A record of a version that was written once is read for ever: a new version adds a file.
+    #[test]
+    fn version_1_is_read() {
+        #[derive(serde::Deserialize)]
+        struct Kept {
+            key: String,
+            value: String,
+            headers: Vec<(String, String)>,
+        }
+        let kept = include_str!("../../tests/fixtures/page-records-version-1.json");
+        let kept: Vec<Kept> = serde_json::from_str(kept).unwrap();
+        let read = kept.into_iter().map(|Kept { key, value, headers }| {
+            let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes()));
+            let headers = headers.collect();
+            decode(&PageRecord { key: key.into_bytes(), value: value.into(), headers }).unwrap()
+        });
+        let [page, gap] = &read.collect::<Vec<_>>()[..] else { panic!("a page and a gap") };
+        assert_eq!((page.entry.id.ticket, page.settled), (Ticket(7), Ticket(6)));
+        let Content::Page(content) = &page.entry.content else { panic!("a page") };
+        assert_eq!((content.status, &content.body[..]), (200, &br#"{"events":[]}"#[..]));
+        assert_eq!(content.request_id.as_deref(), Some("r"));
+        let Content::Gap(content) = &gap.entry.content else { panic!("a gap") };
+        assert_eq!((content.at_least, content.at_most), (1, Some(999)));
     }
 
     #[test]

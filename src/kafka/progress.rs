@@ -39,6 +39,13 @@ impl Progress {
         self.of(partition).delivered.send_if_modified(|known| raise(known, position));
     }
 
+    /// Notes that the pages topic was made again: its offsets begin anew.
+    pub fn begin_anew(&self, partition: i32) {
+        let partition = self.of(partition);
+        partition.forwarded.send_replace(0);
+        partition.delivered.send_replace(0);
+    }
+
     /// Whether something that this process forwarded is not delivered yet.
     pub fn is_behind(&self, partition: i32) -> bool {
         self.pages_behind(partition) > 0

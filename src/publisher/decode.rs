@@ -41,6 +41,8 @@ pub(super) struct Draft {
     pub(super) pages: u64,
     pub(super) pages_again: u64,
     pub(super) bad_pages: u64,
+    /// Pages that went to the dead-letter topic as they are.
+    pub(super) set_aside: Vec<PageId>,
     /// What users' logins and logouts tell of a second consumer.
     pub(super) told: Vec<(AppId, Told)>,
     /// What each page held.
@@ -66,6 +68,8 @@ pub(super) struct Context<'a> {
     pub(super) now: Timestamp,
     /// Our own journal: the poller has entered its pages as received, all others are entered here.
     pub(super) incarnation: Incarnation,
+    /// The page whose records Kafka refused, by its offset, and why.
+    pub(super) refused: Option<&'a (i64, String)>,
 }
 
 /// Takes one record of the pages topic in.
@@ -84,13 +88,13 @@ pub(super) fn take_in(
             let largest = (context.limits)(Topic::DeadLetter).largest_record;
             record::write_bad_page(&mut draft.batch, *offset, record, &bad, largest);
             draft.bad_pages += 1;
-            memory.advance(*offset);
+            memory.advance(*offset, None);
             return Ok(());
         }
     };
     let id = forwarded.entry.id;
     let new = memory.admit(id, forwarded.settled, *offset);
-    memory.advance(*offset);
+    memory.advance(*offset, Some(id));
     if !new {
         draft.pages_again += 1;
         return Ok(());
@@ -99,7 +103,11 @@ pub(super) fn take_in(
     match forwarded.entry.content {
         Content::Gap(gap) => draft.gap(id, gap, pairs),
         Content::Page(page) => {
-            PageReader { draft, memory, pairs, context, id, page: &page }.read();
+            let reader = PageReader { draft, memory, pairs, context, id, page: &page };
+            match context.refused {
+                Some((refused, reason)) if refused == offset => reader.set_aside(reason),
+                _ => reader.read(),
+            }
         }
     }
     Ok(())
@@ -157,9 +165,28 @@ impl PageReader<'_> {
         if let Some(gap) = torn(page, split.elements.len() as u64, &split.ending) {
             self.draft.gap(self.id, gap, self.pairs);
         }
+        self.count(counts);
+    }
+
+    /// Writes the whole page as a dead letter, in the place of its events.
+    fn set_aside(mut self, reason: &str) {
+        let feed = &self.page.feed;
+        let source = Source::new(&feed.app, feed.endpoint, self.id);
+        let split = split(&self.page.body);
+        let leftover = split.leftover(self.page.wholeness).is_some();
+        let elements = split.elements.len() as u64 + u64::from(leftover);
+        let reason = format!("Kafka refuses the events of this page: {reason}");
+        self.dead_letter(&source, None, &reason, &self.page.body);
+        self.pairs.forget_users(&feed.app);
+        self.draft.set_aside.push(self.id);
+        self.count(Counts { received: elements, set_aside: elements, ..Counts::default() });
+    }
+
+    fn count(&mut self, mut counts: Counts) {
         if self.id.incarnation == self.context.incarnation {
             counts.received = 0;
         }
+        let feed = &self.page.feed;
         let total = self.draft.counts.entry((feed.app.clone(), feed.endpoint)).or_default();
         total.add(counts);
     }
@@ -312,6 +339,7 @@ mod tests {
             limits: &limits,
             now: Timestamp::default(),
             incarnation: Incarnation::from_u128(0),
+            refused: None,
         };
         for stored in (0..).zip(pages) {
             take_in(&mut draft, &mut memory, &mut pairs, &context, &stored).unwrap();
@@ -414,6 +442,7 @@ mod tests {
             limits: &limits,
             now: Timestamp::default(),
             incarnation: Incarnation::from_u128(0),
+            refused: None,
         };
         let refused =
             take_in(&mut Draft::default(), &mut memory, &mut pairs, &context, &(0, newer));

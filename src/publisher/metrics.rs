@@ -31,6 +31,8 @@ pub struct PublisherMetrics {
     pub pages_delivered: Counter,
     /// Pages that their journal had forwarded before.
     pub pages_again: Counter,
+    /// Records that were deleted from the pages topic before they were published.
+    pub pages_missing: Counter,
     /// Gaps delivered, by cause.
     pub gaps: Family<GapLabels, Counter>,
     /// Events that a window had to forget while an answer that could repeat them was possible.
@@ -139,6 +141,11 @@ impl PublisherMetrics {
             "Pages that their journal had forwarded before, dropped",
             self.pages_again.clone(),
         );
+        registry.register(
+            "pages_missing",
+            "Pages and gaps deleted from the pages topic before they were published",
+            self.pages_missing.clone(),
+        );
         registry.register("gaps", "Gaps published", self.gaps.clone());
         registry.register(
             "events_forgotten_early",
@@ -183,6 +190,7 @@ impl Default for PublisherMetrics {
             transaction_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             pages_delivered: Counter::default(),
             pages_again: Counter::default(),
+            pages_missing: Counter::default(),
             gaps: Family::default(),
             forgotten_early: Counter::default(),
             unpaired_events: Family::default(),

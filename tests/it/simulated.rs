@@ -19,6 +19,7 @@ mod hosts;
 mod judge;
 mod kafka_model;
 mod plan;
+mod refused;
 mod regions;
 mod run;
 mod scenarios;

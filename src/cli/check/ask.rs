@@ -32,6 +32,7 @@ use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
 use crate::kafka::Limits;
+use crate::kafka::Look;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
 use crate::kafka::StateRecord;
@@ -199,7 +200,7 @@ impl Kafka for Nowhere {
         std::future::ready(Err(nowhere()))
     }
 
-    async fn has_backlog(&self, _: i32) -> Result<bool, KafkaError> {
+    async fn look(&self, _: i32) -> Result<Look, KafkaError> {
         Err(nowhere())
     }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -45,6 +47,8 @@ pub(super) struct Clients {
     settings: Arc<config::Kafka>,
     instance: Arc<str>,
     listener: Listener,
+    /// Something failed since the topics were looked at.
+    doubt: Arc<AtomicBool>,
 }
 
 /// Hears what librdkafka says beside the answers: wrong credentials and a wrong CA are told by
@@ -52,8 +56,11 @@ pub(super) struct Clients {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listener {
     said: Arc<Mutex<Option<Said>>>,
-    undelivered: Arc<Mutex<Option<ClientError>>>,
+    undelivered: Arc<Mutex<Option<Undelivered>>>,
 }
+
+/// A record that was not delivered: why, and where it was to go.
+pub(super) type Undelivered = (ClientError, String);
 
 /// What librdkafka said.
 #[derive(Debug)]
@@ -83,11 +90,27 @@ impl Clients {
             settings: Arc::new(settings),
             instance: instance.into(),
             listener: Listener::default(),
+            doubt: Arc::default(),
         }
+    }
+
+    /// Notes that the topics may not be what they were.
+    pub(super) fn doubt_topics(&self) {
+        self.doubt.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was noted since this was last asked.
+    pub(super) fn take_doubt(&self) -> bool {
+        self.doubt.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn settings(&self) -> &config::Kafka {
         &self.settings
+    }
+
+    /// The name of this process.
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// What librdkafka said last.
@@ -157,18 +180,25 @@ impl Clients {
 
     /// Writes events: in transactions, or idempotent only where the operator chose so. Of all who
     /// are the same `owner` (a partition, as a rule) the last one fences the others.
+    ///
+    /// A batch that is larger than its topic's `max.message.bytes` is refused whole, so no batch is
+    /// larger than `largest_batch`, unless it is a single record.
     pub(super) fn event_producer(
         &self,
         owner: impl Display,
+        largest_batch: usize,
         listener: Listener,
     ) -> Result<BaseProducer<Listener>, KafkaError> {
         let mut config = self.common()?;
         self.default(&mut config, "compression.type", "lz4");
         self.default(&mut config, "linger.ms", "2");
+        let wanted = config.get("batch.size").and_then(|size| size.parse().ok());
+        let batch = largest_batch.min(wanted.unwrap_or(usize::MAX));
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
+            .set("batch.size", batch.to_string())
             // Successes need no report: the commit fails if one record was not delivered.
             .set("delivery.report.only.error", "true");
         if self.settings.delivery == config::Delivery::ExactlyOnce {
@@ -292,8 +322,8 @@ impl Listener {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why a record was not delivered, since this was last asked.
-    pub(super) fn take_undelivered(&self) -> Option<ClientError> {
+    /// The first record that was not delivered, since this was last asked.
+    pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -347,7 +377,7 @@ impl ProducerContext for Listener {
         if let Err((error, record)) = result {
             tracing::debug!(%error, topic = record.topic(), "a record was not delivered");
             let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| error.clone());
+            first.get_or_insert_with(|| (error.clone(), record.topic().to_owned()));
         }
     }
 }

@@ -32,6 +32,8 @@ use tracing::debug;
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::failure_of;
+use super::failure::is_passing;
 use super::memory;
 use super::topics::Facts;
 use crate::config::Delivery;
@@ -65,6 +67,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct OwnedPartition {
     commands: mpsc::Sender<Command>,
+    clients: Clients,
     facts: Arc<Facts>,
 }
 
@@ -86,6 +89,8 @@ struct Worker {
     reader: BaseConsumer<Listener>,
     /// Pages that were read for somebody who did not wait for them.
     ahead: VecDeque<(i64, PageRecord)>,
+    /// The position that lag tools do not know yet.
+    to_note: Option<i64>,
     noted_at: Instant,
 }
 
@@ -100,7 +105,8 @@ impl OwnedPartition {
     ) -> Result<(Self, Vec<StateRecord>), KafkaError> {
         let (commands, receiver) = mpsc::channel();
         let (reply, claimed) = oneshot::channel();
-        let work = move || match Worker::claim(clients, partition) {
+        let (of_thread, largest_batch) = (clients.clone(), facts.largest_batch());
+        let work = move || match Worker::claim(of_thread, largest_batch, partition) {
             Ok((worker, records)) => {
                 if reply.send(Ok(records)).is_ok() {
                     worker.run(receiver);
@@ -114,14 +120,16 @@ impl OwnedPartition {
                 KafkaError::new(Failure::Unavailable, "start a thread for", subject, error)
             },
         )?;
-        let records = claimed.await.unwrap_or_else(|_| Err(gone()))?;
-        Ok((Self { commands, facts }, records))
+        let claimed = claimed.await.unwrap_or_else(|_| Err(gone()));
+        let records = claimed.inspect_err(|_| clients.doubt_topics())?;
+        Ok((Self { commands, clients, facts }, records))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, KafkaError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        let answer = answer.await.unwrap_or_else(|_| Err(gone()));
+        answer.inspect_err(|_| self.clients.doubt_topics())
     }
 }
 
@@ -150,13 +158,19 @@ fn gone() -> KafkaError {
 // === impl Worker ===
 
 impl Worker {
-    fn claim(clients: Clients, partition: i32) -> Result<(Self, Vec<StateRecord>), KafkaError> {
+    fn claim(
+        clients: Clients,
+        largest_batch: usize,
+        partition: i32,
+    ) -> Result<(Self, Vec<StateRecord>), KafkaError> {
         let listener = Listener::default();
-        let producer = clients.event_producer(partition, listener.clone())?;
+        let producer = clients.event_producer(partition, largest_batch, listener.clone())?;
         let reader = clients.page_reader()?;
         let noted_at = Instant::now();
         let ahead = VecDeque::new();
-        let worker = Self { clients, partition, listener, producer, reader, ahead, noted_at };
+        let to_note = None;
+        let worker =
+            Self { clients, partition, listener, producer, reader, ahead, to_note, noted_at };
         if worker.transactional() {
             // First of all: whatever a former owner has open is ended by this.
             worker.retried("take over", || worker.producer.init_transactions(ANSWER_TIMEOUT))?;
@@ -173,7 +187,8 @@ impl Worker {
                 Command::Deliver { batch, position, reply } => {
                     let delivered = self.deliver(&batch);
                     if delivered.is_ok() {
-                        self.note(position);
+                        self.to_note = Some(position);
+                        self.note();
                     }
                     drop(reply.send(delivered));
                 }
@@ -187,6 +202,7 @@ impl Worker {
         let offset = position.map_or(Offset::Beginning, Offset::Offset);
         let mut start = TopicPartitionList::new();
         start.add_partition_offset(topic, self.partition, offset).map_err(failed)?;
+        self.ahead.clear();
         self.reader.assign(&start).map_err(failed)
     }
 
@@ -198,6 +214,7 @@ impl Worker {
                 drop(reply.send(Err(error)));
                 return;
             }
+            self.note();
         }
         let pages: Vec<_> = self.ahead.drain(..self.ahead.len().min(limit)).collect();
         if let Err(Ok(unwanted)) = reply.send(Ok(pages)) {
@@ -219,7 +236,8 @@ impl Worker {
                 }
                 Some(Err(error)) => {
                     let topic = self.clients.topic(Topic::Pages);
-                    return Err(KafkaError::new(Failure::Broken, "read pages from", topic, error));
+                    let failure = failure_of(&error);
+                    return Err(KafkaError::new(failure, "read pages from", topic, error));
                 }
                 None => break,
             }
@@ -242,7 +260,7 @@ impl Worker {
                 error.failure() == Failure::Fenced && begun.elapsed() > LONG_TRANSACTION;
             let failure = if own_fault { Failure::Broken } else { error.failure() };
             let reason = match undelivered {
-                Some(record) => format!("{error}; a record was not delivered: {record}"),
+                Some((why, topic)) => format!("{error}; no record reached `{topic}`: {why}"),
                 None => error.to_string(),
             };
             KafkaError::new(
@@ -302,9 +320,7 @@ impl Worker {
                     self.producer.poll(Duration::ZERO);
                     thread::sleep(LOOK_AGAIN);
                 }
-                Err((error, _)) => {
-                    return Err(KafkaError::new(failure_of(&error), "write to", topic, error));
-                }
+                Err((error, _)) => return Err(self.not_written(topic, &error)),
             }
         }
     }
@@ -329,7 +345,7 @@ impl Worker {
             thread::sleep(LOOK_AGAIN);
         }
         match self.listener.take_undelivered() {
-            Some(error) => Err(self.failed("deliver records of", error)),
+            Some((error, topic)) => Err(self.not_written(&topic, &error)),
             None => Ok(()),
         }
     }
@@ -355,6 +371,17 @@ impl Worker {
         }
     }
 
+    /// A record of the memory or a gap fits every topic that is set up as it has to be: its refusal
+    /// says nothing about the page.
+    fn not_written(&self, topic: &str, error: &ClientError) -> KafkaError {
+        let ours = [Topic::State, Topic::Gaps].map(|topic| self.clients.topic(topic));
+        let failure = match failure_of(error) {
+            Failure::Unfit if ours.contains(&topic) => Failure::Refused,
+            failure => failure,
+        };
+        KafkaError::new(failure, "write to", topic, error)
+    }
+
     fn failed(&self, operation: &'static str, error: ClientError) -> KafkaError {
         let failure = failure_of(&error);
         let said = self.listener.take_said().map(|said| format!("; {said}")).unwrap_or_default();
@@ -362,17 +389,20 @@ impl Worker {
         KafkaError::new(failure, operation, subject, format!("{error}{said}"))
     }
 
-    /// Notes the position for lag tools. What counts is in the memory, so a failure is nobody's
-    /// concern.
-    fn note(&mut self, position: i64) {
+    /// Notes the position, and whose it is, for lag tools and for a second bridge. What counts is
+    /// in the memory, so a failure is nobody's concern.
+    fn note(&mut self) {
         if self.noted_at.elapsed() < NOTE_EVERY {
             return;
         }
+        let Some(position) = self.to_note.take() else { return };
         self.noted_at = Instant::now();
         let mut offsets = TopicPartitionList::new();
         let topic = self.clients.topic(Topic::Pages);
-        let noted = offsets
-            .add_partition_offset(topic, self.partition, Offset::Offset(position))
+        let mut noted = offsets.add_partition(topic, self.partition);
+        noted.set_metadata(self.clients.instance());
+        let noted = noted
+            .set_offset(Offset::Offset(position))
             .and_then(|()| self.reader.commit(&offsets, CommitMode::Async));
         if let Err(error) = noted {
             debug!(%error, partition = self.partition, "the position was not noted");
@@ -395,43 +425,5 @@ pub(super) fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
         key: message.key().unwrap_or_default().to_vec(),
         value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
         headers: headers.unwrap_or_default(),
-    }
-}
-
-/// Errors that a consumer reports and gets over by itself.
-pub(super) fn is_passing(error: &ClientError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::BrokerTransportFailure
-                | RDKafkaErrorCode::AllBrokersDown
-                | RDKafkaErrorCode::OperationTimedOut
-                | RDKafkaErrorCode::NotCoordinator
-                | RDKafkaErrorCode::Resolve
-        )
-    )
-}
-
-pub(super) fn failure_of(error: &ClientError) -> Failure {
-    match error.rdkafka_error_code() {
-        Some(
-            RDKafkaErrorCode::Fenced
-            | RDKafkaErrorCode::ProducerFenced
-            | RDKafkaErrorCode::InvalidProducerEpoch,
-        ) => Failure::Fenced,
-        Some(
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownTopicOrPartition,
-        ) => Failure::Refused,
-        Some(
-            RDKafkaErrorCode::OperationTimedOut
-            | RDKafkaErrorCode::BrokerTransportFailure
-            | RDKafkaErrorCode::AllBrokersDown
-            | RDKafkaErrorCode::Resolve,
-        ) => Failure::Unavailable,
-        _ => Failure::Broken,
     }
 }

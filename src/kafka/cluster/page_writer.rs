@@ -11,7 +11,6 @@ use rdkafka::ClientContext;
 use rdkafka::Message as _;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::Header;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::BaseProducer;
@@ -22,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::failure_of;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::PageRecord;
@@ -73,8 +73,12 @@ impl PageWriter {
             };
             // A fatal error ends an idempotent producer; whatever the error, a new one starts clean.
             producer.lock().unwrap_or_else(PoisonError::into_inner).take();
+            clients.doubt_topics();
             let said = clients.listener().take_said();
-            let reason = said.unwrap_or_else(|| failure.to_string());
+            let reason = said.map_or_else(
+                || failure.to_string(),
+                |said| format!("{failure}; librdkafka says: {said}"),
+            );
             Err(KafkaError::new(failure_of(&failure), "forward a page to", topic, reason))
         }
     }
@@ -147,19 +151,6 @@ impl ProducerContext for Confirming {
         };
         // The forwarder may have begun anew.
         drop(confirmation.send(outcome));
-    }
-}
-
-fn failure_of(error: &ClientError) -> Failure {
-    match error.rdkafka_error_code() {
-        Some(
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownTopic,
-        ) => Failure::Refused,
-        _ => Failure::Unavailable,
     }
 }
 

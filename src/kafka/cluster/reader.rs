@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::is_passing;
 use super::memory;
 use super::memory::LOOK_AGAIN;
 use super::memory::STABLE_TIMEOUT;
@@ -127,7 +128,7 @@ impl Reader {
                 }
                 // Behind the last record there may be marks of transactions, which nobody gets.
                 Some(Err(ClientError::PartitionEOF(partition))) => Some(partition),
-                Some(Err(error)) if !owner::is_passing(&error) => {
+                Some(Err(error)) if !is_passing(&error) => {
                     return Err(self.failed(topic, error));
                 }
                 Some(Err(_)) | None if heard.elapsed() > STABLE_TIMEOUT => {

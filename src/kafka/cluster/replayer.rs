@@ -19,9 +19,9 @@ use rdkafka::producer::Producer as _;
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::failure_of;
 use super::memory::LOOK_AGAIN;
 use super::memory::STABLE_TIMEOUT;
-use super::owner::failure_of;
 use super::topics::Facts;
 use crate::config::Delivery;
 use crate::kafka::Batch;
@@ -48,7 +48,7 @@ impl Replayer {
     /// A replayer that has not begun.
     pub(super) fn new(clients: &Clients, facts: Arc<Facts>) -> Result<Self, KafkaError> {
         let listener = Listener::default();
-        let producer = clients.event_producer(OWNER, listener.clone())?;
+        let producer = clients.event_producer(OWNER, facts.largest_batch(), listener.clone())?;
         Ok(Self { clients: clients.clone(), facts, listener, producer })
     }
 
@@ -73,7 +73,7 @@ impl Replayer {
         }
         batch.iter().try_for_each(|record| self.send(&record))?;
         self.producer.flush(STABLE_TIMEOUT).map_err(|error| self.failed("publish", error))?;
-        if let Some(error) = self.listener.take_undelivered() {
+        if let Some((error, _)) = self.listener.take_undelivered() {
             return Err(self.failed("publish", error));
         }
         if transactional {

@@ -48,6 +48,11 @@ impl Facts {
     pub(super) fn limits(&self, topic: Topic) -> Limits {
         self.limits.get(&topic).copied().unwrap_or(DEFAULT_LIMITS)
     }
+
+    /// The largest batch that every topic takes.
+    pub(super) fn largest_batch(&self) -> usize {
+        Topic::ALL.map(|topic| self.limits(topic).largest_record).into_iter().min().unwrap_or(1)
+    }
 }
 
 /// Finds the topics or makes them, and reads their settings.

@@ -28,6 +28,7 @@ use agora_rtm_bridge::kafka::Failure;
 use agora_rtm_bridge::kafka::Kafka;
 use agora_rtm_bridge::kafka::KafkaError;
 use agora_rtm_bridge::kafka::Limits;
+use agora_rtm_bridge::kafka::Look;
 use agora_rtm_bridge::kafka::Owned;
 use agora_rtm_bridge::kafka::PageRecord;
 use agora_rtm_bridge::kafka::Stamping;
@@ -204,6 +205,19 @@ impl Cluster {
         state.killing = false;
     }
 
+    /// The pages topic is deleted and made again; half of what it held stands there anew, as
+    /// another bridge would have forwarded it since.
+    pub(crate) fn recreate_pages(&self) {
+        for partition in &mut self.lock().partitions {
+            partition.pages.drain(..partition.pages.len() / 2);
+        }
+    }
+
+    /// The records of the memory are deleted.
+    pub(crate) fn forget_memory(&self) {
+        self.lock().partitions.iter_mut().for_each(|it| it.memory.clear());
+    }
+
     /// Nothing goes wrong from now on.
     pub(crate) fn heal(&self) {
         self.lock().trouble = Trouble::default();
@@ -297,12 +311,17 @@ impl Kafka for Client {
         }
     }
 
-    async fn has_backlog(&self, partition: i32) -> Result<bool, KafkaError> {
+    async fn look(&self, partition: i32) -> Result<Look, KafkaError> {
         let told = self.state().look(self.now.get());
         self.told(told, "look at").await?;
         let state = self.state();
         let partition = state.partition(partition);
-        Ok(partition.delivered_to < partition.pages.len())
+        Ok(Look {
+            begin: 0,
+            end: partition.pages.len() as i64,
+            delivered: Some(partition.delivered_to as i64),
+            owner: None,
+        })
     }
 
     async fn claim(&self, partition: i32) -> Result<(Claimed, Vec<StateRecord>), KafkaError> {
@@ -342,6 +361,10 @@ impl Owned for Claimed {
                 let mut state = self.client.state();
                 let limit = state.owning(self.partition).rng.random_range(1..=limit);
                 let partition = state.partition(self.partition);
+                if self.position > partition.pages.len() {
+                    // `auto.offset.reset` is `earliest`.
+                    self.position = 0;
+                }
                 let pages = partition.pages.iter().zip(0_i64..).skip(self.position).take(limit);
                 let pages: Vec<_> =
                     pages.map(|((_, record), offset)| (offset, record.clone())).collect();
@@ -468,11 +491,16 @@ impl State {
         let mut told = Told { at: dice.through(arrives_at + back), failure: None };
         let goes_on = dice.rng.random_bool(0.5);
         let poison = self.partition(partition).poisoned;
+        let unfit = self.trouble.refuses_page(&record.value);
         let stored = match poison {
             Some(poison) => {
                 told =
                     Told { at: told.at.max(poison.told_at), failure: Some(Failure::Unavailable) };
                 poison.still_storing && goes_on
+            }
+            None if unfit => {
+                told.failure = Some(Failure::Unfit);
+                false
             }
             None if strikes => {
                 told.failure = Some(Failure::Unavailable);
@@ -542,6 +570,9 @@ impl State {
         let mut commit = Some(Commit { leaves_at, arrives_at });
         let mut told = Told { at: answered_at, failure: None };
         let mut told_wrong = 0;
+        let unfit = batch.iter().any(|record| {
+            self.trouble.refuses_event(record.topic(), record.value().unwrap_or_default())
+        });
         if strikes {
             told.failure = Some(Failure::Broken);
             if unknown {
@@ -567,6 +598,9 @@ impl State {
             return (id, Told { at: answered_at, failure: Some(Failure::Broken) });
         }
         let (records, memory) = read_batch(batch);
+        if unfit {
+            return (id, Told { at: answered_at, failure: Some(Failure::Unfit) });
+        }
         partition.open = Some(Open { id, epoch, records, memory, position, commit });
         self.transactions.told_wrong += told_wrong;
         (id, told)

@@ -317,6 +317,7 @@ impl Draw {
             slow: self.one_of(&[0.0, 0.02, 0.2]),
             away,
             until: busy,
+            ..Trouble::default()
         }
     }
 

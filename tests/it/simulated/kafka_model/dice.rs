@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::kafka::Failure;
+use agora_rtm_bridge::kafka::Topic;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
@@ -26,6 +27,10 @@ pub(crate) struct Trouble {
     pub(crate) slow: f64,
     /// When no broker can be reached.
     pub(crate) away: Vec<(Duration, Duration)>,
+    /// Page records that hold this are refused for what they are.
+    pub(crate) refused_page: Option<&'static [u8]>,
+    /// Transactions in which an event holds this are refused for what they are.
+    pub(crate) refused_event: Option<&'static [u8]>,
     /// When all of it but `away` is over.
     pub(crate) until: Duration,
 }
@@ -41,6 +46,25 @@ pub(super) struct Dice<'a> {
 pub(super) struct Told {
     pub(super) at: Duration,
     pub(super) failure: Option<Failure>,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// Whether a page record is refused, always.
+    pub(super) fn refuses_page(&self, value: &[u8]) -> bool {
+        self.refused_page.is_some_and(|refused| holds(value, refused))
+    }
+
+    /// Whether a transaction with this record is refused, always.
+    pub(super) fn refuses_event(&self, topic: Topic, value: &[u8]) -> bool {
+        let is_event = [Topic::UserEvents, Topic::ChannelEvents].contains(&topic);
+        is_event && self.refused_event.is_some_and(|refused| holds(value, refused))
+    }
+}
+
+fn holds(value: &[u8], part: &[u8]) -> bool {
+    value.windows(part.len()).any(|window| window == part)
 }
 
 // === impl Dice ===

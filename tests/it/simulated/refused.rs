@@ -1,0 +1,271 @@
+//! The two loops behind the poller, when Kafka is not as it was: it refuses pages or events for good,
+//! topics were deleted, somebody else owns the partition.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use agora_rtm_bridge::forwarder::Forwarder;
+use agora_rtm_bridge::forwarder::ForwarderMetrics;
+use agora_rtm_bridge::journal::Journal;
+use agora_rtm_bridge::journal::Settlement;
+use agora_rtm_bridge::kafka::Progress;
+use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::model::AppId;
+use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::Feed;
+use agora_rtm_bridge::model::Incarnation;
+use agora_rtm_bridge::model::Page;
+use agora_rtm_bridge::model::Region;
+use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::observe::accounts::Accounts;
+use agora_rtm_bridge::observe::health::Health;
+use agora_rtm_bridge::publisher::Publisher;
+use agora_rtm_bridge::publisher::PublisherMetrics;
+use rusqlite::Connection;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::kafka_model::Client;
+use super::kafka_model::Cluster;
+use super::kafka_model::Trouble;
+use super::time::Now;
+
+const SECOND: Duration = Duration::from_secs(1);
+const PAGES: u64 = 30;
+
+/// The two loops behind the poller, on one partition.
+struct Loops {
+    kafka: Cluster,
+    client: Client,
+    journal: Journal,
+    clock: Clock,
+    health: Health,
+    progress: Progress,
+    accounts: Accounts,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+// === impl Loops ===
+
+impl Loops {
+    async fn start(trouble: Trouble) -> Self {
+        let now = Now::born_at(Duration::ZERO).await;
+        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let kafka = Cluster::new(1, trouble, 1);
+        let incarnation = Incarnation::from_u128(1);
+        let database = Connection::open_in_memory().expect("SQLite has databases in memory");
+        let (journal, _) = Journal::simulated(database, 1 << 30, incarnation, clock.now())
+            .expect("the journal can be opened");
+        let loops = Self {
+            client: kafka.connect(now),
+            kafka,
+            journal,
+            clock,
+            health: Health::new(clock),
+            progress: Progress::new(1),
+            accounts: Accounts::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        loops.health.polling_begun();
+        loops.publish(&loops.health, &loops.stop);
+        loops
+    }
+
+    fn forward(&self) {
+        let forwarder = Forwarder {
+            kafka: self.client.clone(),
+            journal: self.journal.clone(),
+            partition: 0,
+            clock: self.clock,
+            progress: self.progress.clone(),
+            health: self.health.clone(),
+            metrics: ForwarderMetrics::default(),
+        };
+        self.tasks.spawn(forwarder.run(self.stop.clone(), self.stop.clone()));
+    }
+
+    fn publish(&self, health: &Health, stop: &CancellationToken) {
+        let publisher = Publisher {
+            kafka: self.client.clone(),
+            partition: 0,
+            has_apps: true,
+            group: "bridge".to_owned(),
+            incarnation: self.journal.incarnation(),
+            regions: HashMap::from([(AppId::new("a"), 1)]),
+            clock: self.clock,
+            progress: self.progress.clone(),
+            accounts: self.accounts.clone(),
+            health: health.clone(),
+            metrics: PublisherMetrics::default(),
+        };
+        self.tasks.spawn(publisher.run(stop.clone(), stop.clone()));
+    }
+
+    /// Commits pages of two events, one page for each number.
+    async fn commit(&self, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            let feed = Feed {
+                app: AppId::new("a"),
+                region: Region::new("default"),
+                endpoint: Endpoint::User,
+            };
+            let event =
+                |kind| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":1699999999000}}"#);
+            let body = format!(r#"{{"events":[{},{}]}}"#, event("Login"), event("Logout"));
+            let now = self.clock.now();
+            let room = self.journal.reserve(&feed, 0, None, now).await.expect("it has room");
+            let page = Page {
+                feed,
+                since: None,
+                asked_at: now,
+                answered_at: now,
+                status: 200,
+                wholeness: Wholeness::Whole,
+                request_id: None,
+                resource_id: None,
+                body: body.into(),
+            };
+            room.settle(Settlement::Page(page)).await.expect("the database takes it");
+        }
+    }
+
+    /// Users whose events are in their topic, two of each.
+    fn published(&self) -> Vec<String> {
+        let records = self.kafka.records(Topic::UserEvents);
+        let users = records.iter().map(|it| String::from_utf8_lossy(&it.key).into_owned());
+        users.collect()
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        self.health.readiness().reasons.into_iter().map(|it| it.reason).collect()
+    }
+
+    /// Ends the loops without waiting for anything.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Two of each, in order, without some.
+fn twice_each(numbers: std::ops::Range<u64>, without: &[u64]) -> Vec<String> {
+    let numbers = numbers.filter(|number| !without.contains(number));
+    numbers.flat_map(|number| [format!("u{number}."), format!("u{number}.")]).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_the_pages_topic_refuses_waits_in_the_journal_and_the_others_go_on() {
+    let trouble = Trouble { refused_page: Some(b"u7."), until: 600 * SECOND, ..Trouble::default() };
+    let loops = Loops::start(trouble).await;
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[7]));
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("refuses page"), "{reasons:?}");
+    assert_eq!(loops.journal.backlog().borrow().entries, 1);
+
+    // It is tried again and again, and others pass it each time.
+    loops.commit(PAGES..2 * PAGES).await;
+    sleep(200 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[7]));
+    loops.kafka.heal();
+    sleep(60 * SECOND).await;
+    let published = loops.published();
+    assert_eq!(published.len(), 4 * PAGES as usize);
+    assert_eq!(published[published.len() - 2..], ["u7.", "u7."]);
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    assert_eq!(loops.journal.backlog().borrow().entries, 0);
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_whose_events_kafka_refuses_is_set_aside_with_its_bytes_and_the_others_go_on() {
+    let trouble =
+        Trouble { refused_event: Some(b"\"u7.\""), until: 600 * SECOND, ..Trouble::default() };
+    let loops = Loops::start(trouble).await;
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(60 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[7]));
+    let [letter] = &loops.kafka.records(Topic::DeadLetter)[..] else { panic!("one page") };
+    let body = String::from_utf8(letter.value.clone().unwrap()).unwrap();
+    assert!(body.starts_with("{\"events\":[") && body.contains("u7."), "{body}");
+    assert!(letter.header("reason").unwrap().contains("refuses the events of this page"));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    let figures = loops.accounts.total().to_string();
+    assert!(figures.contains("set aside 2 "), "{figures}");
+    loops.end().await;
+}
+
+/// Half of the pages stand at the beginning of a new topic, which then grows beyond where the old
+/// one ended. They are recognised, and those that are new are published.
+#[tokio::test(start_paused = true)]
+async fn a_pages_topic_that_was_made_again_is_read_from_its_beginning() {
+    for more in [1, PAGES] {
+        let loops = Loops::start(Trouble::default()).await;
+        loops.commit(0..PAGES).await;
+        loops.forward();
+        sleep(5 * SECOND).await;
+        loops.end().await;
+        loops.kafka.recreate_pages();
+
+        let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+        loops.commit(PAGES..PAGES + more).await;
+        loops.forward();
+        sleep(5 * SECOND).await;
+        loops.publish(&loops.health, &loops.stop);
+        sleep(20 * SECOND).await;
+        assert_eq!(loops.published(), twice_each(0..PAGES + more, &[]));
+        loops.end().await;
+    }
+}
+
+/// The position was noted for lag tools, too.
+#[tokio::test(start_paused = true)]
+async fn a_memory_that_was_deleted_repeats_nothing_that_was_noted_as_delivered() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(5 * SECOND).await;
+    loops.end().await;
+    loops.kafka.forget_memory();
+
+    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    loops.commit(PAGES..2 * PAGES).await;
+    loops.forward();
+    loops.publish(&loops.health, &loops.stop);
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_owners_one_stays_off_as_long_as_the_other_shows_life() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.forward();
+    loops.commit(0..5).await;
+    sleep(5 * SECOND).await;
+    let other = CancellationToken::new();
+    loops.publish(&Health::new(loops.clock), &other);
+    for round in 1..=60 {
+        loops.commit(5 * round..5 * round + 5).await;
+        sleep(10 * SECOND).await;
+    }
+    assert_eq!(loops.kafka.transactions().fenced, 1, "they took it from each other in turn");
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("another bridge"), "{reasons:?}");
+
+    other.cancel();
+    loops.commit(305..310).await;
+    sleep(60 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..310, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
