@@ -86,3 +86,35 @@ fn a_start_while_the_broker_is_away_drains_at_once_and_delivers_when_it_comes() 
     verdict.assert_in_order();
     eprintln!("{delivered} events drained without Kafka, memory from {early} to {late} bytes");
 }
+
+#[test]
+fn a_stop_while_the_broker_does_not_answer_keeps_its_grace_and_loses_nothing() {
+    let mut broker = Broker::own();
+    let (bootstrap, names) = (broker.bootstrap(), Names::unique("frozen"));
+    let agora = Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(100.0, 100.0)],
+        ..Script::default()
+    });
+    let config = agora
+        .config(&names, &bootstrap, Hosts::EachRegion)
+        .replace("shutdown_grace = \"90s\"", "shutdown_grace = \"4s\"");
+    let mut bridge = Bridge::start(&config);
+    bridge.wait_ready();
+    agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 200);
+    broker.freeze();
+    let frozen_at = agora.now();
+    agora.wait_for_moment(frozen_at + Duration::from_secs(1));
+    bridge.terminate();
+    // Something waits: that is said, and kept.
+    assert_eq!(bridge.wait(LIMIT).code(), Some(1), "{}", bridge.log());
+    eprintln!("stopped {:?} after the broker froze", agora.now() - frozen_at);
+
+    broker.thaw();
+    bridge.start_again();
+    let consumer = Consumer::start(&bootstrap, &names.published());
+    agora.come_to_rest(&[0], LIMIT);
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    let verdict = judge(&names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+}

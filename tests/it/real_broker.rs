@@ -5,10 +5,13 @@
 //! ([`crate::support::judge`]). The figures that some of them print (`--nocapture`) are for
 //! people: a test never asserts a duration.
 
+mod at_least_once;
 mod away;
+mod duel;
 mod end_to_end;
 mod repeats;
 mod stops;
+mod topics;
 
 use std::time::Duration;
 

@@ -1,0 +1,47 @@
+//! Two bridges with one group and the same App IDs, as if on two machines: by mistake.
+
+use std::collections::BTreeSet;
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::RateLimit;
+use agora_rtm_bridge::simulator::Script;
+
+use super::LIMIT;
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::broker;
+use crate::support::consume::Consumer;
+use crate::support::judge::judge;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+use crate::support::within;
+
+#[test]
+fn of_two_bridges_by_mistake_one_publishes_and_the_other_says_who() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("duel"));
+    let agora = Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(50.0, 50.0)],
+        // Room for both.
+        limit: RateLimit { requests_per_second: 30, ..RateLimit::default() },
+        ..Script::default()
+    });
+    let config = agora.config(&names, bootstrap, Hosts::EachRegion);
+    let consumer = Consumer::start(bootstrap, &names.published());
+    let mut one = Bridge::start(&format!("instance = \"one\"\n{config}"));
+    one.wait_ready();
+    agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 100);
+    let mut two = Bridge::start(&format!("instance = \"two\"\n{config}"));
+
+    // Whoever claimed last.
+    within(LIMIT, || one.get("/ready").body.contains("(instance `two`)").then_some(()))
+        .unwrap_or_else(|late| panic!("the first one says who: {late} {}", one.get("/ready").body));
+    agora.come_to_rest(&[0], LIMIT);
+    let codes: BTreeSet<_> = [&mut one, &mut two]
+        .map(|bridge| {
+            bridge.terminate();
+            bridge.wait(LIMIT).code()
+        })
+        .into();
+    assert_eq!(codes, BTreeSet::from([Some(0)]), "{}\n{}", one.log(), two.log());
+    judge(&names, agora.events(), &consumer.finish()).assert_complete();
+}

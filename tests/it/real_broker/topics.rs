@@ -1,0 +1,118 @@
+//! Topics that change under a running bridge: deleted, and with another limit.
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Script;
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::admin::AdminOptions;
+use rdkafka::admin::AlterConfig;
+use rdkafka::admin::ResourceSpecifier;
+use rdkafka::client::DefaultClientContext;
+
+use super::LIMIT;
+use super::stop;
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::broker;
+use crate::support::consume::Consumer;
+use crate::support::judge::judge;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+use crate::support::within;
+
+struct Admin(AdminClient<DefaultClientContext>);
+
+// === impl Admin ===
+
+impl Admin {
+    fn new(bootstrap: &str) -> Self {
+        let client = ClientConfig::new().set("bootstrap.servers", bootstrap).create();
+        Self(client.expect("the settings are right"))
+    }
+
+    fn delete(&self, topic: &str) {
+        let deleted = block_on(self.0.delete_topics(&[topic], &AdminOptions::new()));
+        assert!(deleted.unwrap().iter().all(Result::is_ok), "{topic} is deleted");
+    }
+
+    fn set_largest(&self, topic: &str, bytes: &str) {
+        let change =
+            AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+        let changed = block_on(self.0.alter_configs([&change], &AdminOptions::new()));
+        assert!(changed.unwrap().iter().all(Result::is_ok), "{topic} takes {bytes} bytes");
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime needs nothing").block_on(future)
+}
+
+fn wait_for(bridge: &Bridge, what: &str, is_there: impl Fn(&Bridge) -> bool) {
+    within(LIMIT, || is_there(bridge).then_some(()))
+        .unwrap_or_else(|late| panic!("{what}: {late}\n{}", bridge.get("/ready").body));
+}
+
+fn busy() -> Agora {
+    Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(200.0, 200.0)],
+        ..Script::default()
+    })
+}
+
+#[test]
+fn topics_that_are_deleted_are_made_again_and_delivering_goes_on() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("deleted"));
+    let (agora, admin) = (busy(), Admin::new(bootstrap));
+    let mut bridge = Bridge::start(&agora.config(&names, bootstrap, Hosts::EachRegion));
+    bridge.wait_ready();
+    for topic in [&names.user_events, &names.state, &names.pages] {
+        let before = bridge.metric("agora_rtm_bridge_events_delivered_total");
+        wait_for(&bridge, "events are delivered", |bridge| {
+            bridge.metric("agora_rtm_bridge_events_delivered_total") > before
+        });
+        admin.delete(topic);
+        let created = format!("topic={topic}");
+        wait_for(&bridge, "the topic is made again", |bridge| {
+            bridge.log().matches(&created).count() > 1
+        });
+        let before = bridge.metric("agora_rtm_bridge_events_delivered_total");
+        wait_for(&bridge, "events are delivered again", |bridge| {
+            bridge.metric("agora_rtm_bridge_events_delivered_total") > before + 400.0
+                && bridge.get("/ready").status == 200
+        });
+    }
+    agora.come_to_rest(&[0], LIMIT);
+    stop(&mut bridge);
+}
+
+#[test]
+fn limits_that_are_lowered_cost_nothing() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("lowered"));
+    let (agora, admin) = (busy(), Admin::new(bootstrap));
+    let mut bridge = Bridge::start(&agora.config(&names, bootstrap, Hosts::EachRegion));
+    let consumer = Consumer::start(bootstrap, &names.published());
+    bridge.wait_ready();
+
+    // An event takes about 500 bytes, a transaction many events.
+    admin.set_largest(&names.user_events, "2000");
+    let before = bridge.metric("agora_rtm_bridge_transactions_total");
+    wait_for(&bridge, "a transaction fails", |bridge| {
+        bridge.metric("agora_rtm_bridge_publish_failures_total") >= 1.0
+    });
+    wait_for(&bridge, "transactions commit again", |bridge| {
+        bridge.metric("agora_rtm_bridge_transactions_total") > before + 10.0
+    });
+
+    admin.set_largest(&names.pages, "300");
+    wait_for(&bridge, "readiness tells of a refused page", |bridge| {
+        bridge.get("/ready").body.contains("refuses page")
+    });
+    admin.set_largest(&names.pages, "1000000");
+    wait_for(&bridge, "it is well again", |bridge| bridge.get("/ready").status == 200);
+
+    agora.come_to_rest(&[0], LIMIT);
+    stop(&mut bridge);
+    // A page that was set aside was overtaken, so the order is not asserted.
+    judge(&names, agora.events(), &consumer.finish()).assert_complete();
+}
