@@ -86,7 +86,7 @@ WHAT IS NOT
   crash, and the audit says so.
 
   The audit only reads; a bridge may run beside it. It needs up to 120 bytes of
-  memory for each event that it reads.
+  memory for each event that it reads, and less than 100 MB beside.
 
 EXAMPLES
 

@@ -220,13 +220,25 @@ impl Clients {
 
     /// Reads the memory to its end.
     pub(super) fn memory_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        self.consumer(&self.reader_to_the_end()?, "the reader of the memory")
+    }
+
+    /// Reads any topic to its end, fast: a full queue is looked at again after a second unless told
+    /// otherwise, and of 300,000 events a second 28,000 are left.
+    pub(super) fn topic_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        let mut config = self.reader_to_the_end()?;
+        self.default(&mut config, "fetch.queue.backoff.ms", "5");
+        self.consumer(&config, "the reader of a topic")
+    }
+
+    fn reader_to_the_end(&self) -> Result<ClientConfig, KafkaError> {
         let mut config = self.reader()?;
         config
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
             // The end is told one wait after the last record.
             .set("fetch.wait.max.ms", "10");
-        self.consumer(&config, "the reader of the memory")
+        Ok(config)
     }
 
     fn reader(&self) -> Result<ClientConfig, KafkaError> {
