@@ -135,7 +135,7 @@ async fn with_progress<T>(work: impl Future<Output = T>, waiting: &Waiting) -> T
 
 fn lines(findings: &[Finding]) -> String {
     let colour = io::stdout().is_terminal()
-        && !std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let line = |finding: &Finding| {
         let (word, code) = match finding.verdict {
             Verdict::Ok => ("ok     ", "32"),

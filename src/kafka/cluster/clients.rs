@@ -218,27 +218,15 @@ impl Clients {
         self.consumer(&config, "the reader of pages")
     }
 
-    /// Reads the memory to its end.
-    pub(super) fn memory_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
-        self.consumer(&self.reader_to_the_end()?, "the reader of the memory")
-    }
-
-    /// Reads any topic to its end, fast: a full queue is looked at again after a second unless told
-    /// otherwise, and of 300,000 events a second 28,000 are left.
-    pub(super) fn topic_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
-        let mut config = self.reader_to_the_end()?;
-        self.default(&mut config, "fetch.queue.backoff.ms", "5");
-        self.consumer(&config, "the reader of a topic")
-    }
-
-    fn reader_to_the_end(&self) -> Result<ClientConfig, KafkaError> {
+    /// Reads a topic to its end.
+    pub(super) fn end_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
         let mut config = self.reader()?;
         config
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
             // The end is told one wait after the last record.
             .set("fetch.wait.max.ms", "10");
-        Ok(config)
+        self.consumer(&config, "a reader to the end")
     }
 
     fn reader(&self) -> Result<ClientConfig, KafkaError> {
@@ -251,6 +239,9 @@ impl Clients {
             .set("allow.auto.create.topics", "false")
             // Prefetched pages count against our memory.
             .set("queued.max.messages.kbytes", "4096");
+        // That queue is full all the time while much is read, and librdkafka looks at a full one
+        // again after a second.
+        self.default(&mut config, "fetch.queue.backoff.ms", "10");
         Ok(config)
     }
 
@@ -271,6 +262,8 @@ impl Clients {
             has_ca |= name.starts_with("ssl.ca");
             config.set(name, value);
         }
+        // By default it grows to ten seconds, in which a broker that is back waits for us.
+        self.default(&mut config, "reconnect.backoff.max.ms", "1000");
         if !has_ca {
             // The OpenSSL that is linked in knows no system's certificates by itself.
             config.set("ssl.ca.location", "probe");

@@ -262,7 +262,7 @@ fn read(clients: &Clients, topics: &[Topic]) -> Rights {
 /// Reads from the end of a topic's first partition on: there is nothing, and that is told.
 fn read_end(clients: &Clients, topic: &str) -> Result<(), KafkaError> {
     let failed = |error: ClientError| refused("read from", topic, error);
-    let reader = clients.memory_reader()?;
+    let reader = clients.end_reader()?;
     let mut end = TopicPartitionList::new();
     end.add_partition_offset(topic, 0, Offset::End).map_err(failed)?;
     reader.assign(&end).map_err(failed)?;

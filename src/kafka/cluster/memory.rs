@@ -47,7 +47,7 @@ pub(super) fn read(
     if low >= high {
         return Ok(Vec::new());
     }
-    let reader = clients.memory_reader()?;
+    let reader = clients.end_reader()?;
     let deadline = Instant::now() + STABLE_TIMEOUT;
     while reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?.1 < high {
         if Instant::now() > deadline {

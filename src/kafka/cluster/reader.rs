@@ -110,7 +110,7 @@ impl Reader {
         let mut open = spans.clone();
         open.retain(|_, span| !span.is_empty());
         // A new client for each time: what was paused stays so, whatever is assigned.
-        let committed = self.clients.topic_reader()?;
+        let committed = self.clients.end_reader()?;
         self.wait_until_stable(&committed, topic, &open)?;
         self.assign(&committed, topic, &open)?;
         let mut heard = Instant::now();
