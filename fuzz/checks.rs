@@ -33,8 +33,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
+/// Panics where its claim does not hold of the input.
+type Check = fn(&[u8]);
+
 /// Every check by its name, which is that of its target and of its folder in the corpus.
-pub(crate) const CHECKS: [(&str, fn(&[u8])); 5] = [
+pub(crate) const CHECKS: [(&str, Check); 5] = [
     ("splitter", splitter),
     ("answer", answer),
     ("event", event),
@@ -61,7 +64,7 @@ pub(crate) fn splitter(body: &[u8]) {
         _ => {}
     }
     for cut in cuts(body.len()) {
-        let part = split(&body[..cut]);
+        let part = split(body.get(..cut).expect("a cut is in the body"));
         let same = whole.elements.get(..part.elements.len());
         assert_eq!(Some(&part.elements[..]), same, "cut at {cut}");
     }
@@ -151,7 +154,7 @@ pub(crate) fn event(element: &[u8]) {
         assert_eq!(fields.next(), Some(("ms", ms.as_str())));
 
         // The others follow in their order, those with a name of ours in `extra`.
-        let extra = written.iter().filter(|(name, _)| name == "extra").last();
+        let extra = written.iter().rfind(|(name, _)| name == "extra");
         let extra = extra.and_then(|(_, value)| json::object(value.get().as_bytes()));
         let mut extra = extra.into_iter().flatten();
         for (name, value) in &event.others {

@@ -4,6 +4,12 @@
 //! `faults.c` lets chosen calls fail. Whatever fails, what the child was told and what the next
 //! process finds are the same.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic where it stands"
+)]
+
 mod command;
 mod disk;
 

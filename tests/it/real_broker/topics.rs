@@ -32,14 +32,20 @@ impl Admin {
 
     fn delete(&self, topic: &str) {
         let deleted = block_on(self.0.delete_topics(&[topic], &AdminOptions::new()));
-        assert!(deleted.unwrap().iter().all(Result::is_ok), "{topic} is deleted");
+        assert!(
+            deleted.expect("the broker answers").iter().all(Result::is_ok),
+            "{topic} is deleted"
+        );
     }
 
     fn set_largest(&self, topic: &str, bytes: &str) {
         let change =
             AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
         let changed = block_on(self.0.alter_configs([&change], &AdminOptions::new()));
-        assert!(changed.unwrap().iter().all(Result::is_ok), "{topic} takes {bytes} bytes");
+        assert!(
+            changed.expect("the broker answers").iter().all(Result::is_ok),
+            "{topic} takes {bytes} bytes"
+        );
     }
 }
 

@@ -178,8 +178,8 @@ async fn a_page_that_the_pages_topic_refuses_waits_in_the_journal_and_the_others
     loops.kafka.heal();
     sleep(60 * SECOND).await;
     let published = loops.published();
-    assert_eq!(published.len(), 4 * PAGES as usize);
-    assert_eq!(published[published.len() - 2..], ["u7.", "u7."]);
+    assert_eq!(published.len() as u64, 4 * PAGES);
+    assert!(published.ends_with(&["u7.", "u7."].map(str::to_owned)), "{published:?}");
     assert_eq!(loops.reasons(), Vec::<String>::new());
     assert_eq!(loops.journal.backlog().borrow().entries, 0);
     loops.end().await;
