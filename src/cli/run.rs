@@ -1,6 +1,7 @@
 //! `run`: the daemon.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
@@ -64,6 +65,19 @@ pub(super) struct Run {
 const TEACH: &str = "\
 EXAMPLES
 
+  The smallest configuration, agora-rtm-bridge.toml:
+    data_dir = \"data\"
+    kafka.bootstrap_servers = \"127.0.0.1:9092\"
+
+    [[apps]]
+    app_id = \"876922cbca0098dff4323566daa89675\"
+    auth.customer_id = \"…\"
+    auth.customer_secret_file = \"agora-secret\"
+
+  Without an account: what `agora-rtm-bridge simulate` prints takes the place
+  of [[apps]] and all below it.
+
+  agora-rtm-bridge check --config agora-rtm-bridge.toml
   agora-rtm-bridge run --config agora-rtm-bridge.toml
 
   Without a file, and with one key over what a file says:
@@ -129,9 +143,13 @@ pub(super) async fn start(
         code: 1,
     };
     let listen = settings.http.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| failed(&format!("listen on {listen} (http.listen)"), &error))?;
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::AddrInUse => "; another process has the port: end it or use another",
+            _ => "",
+        };
+        failed(&format!("listen on {listen} (http.listen)"), &format!("{error}{remedy}"))
+    })?;
     let listen = listener.local_addr().map_err(|error| Failure::of(&error))?;
     let clock = Clock::system();
     let (journal, recovered) = Journal::open(

@@ -60,6 +60,8 @@ const REMEDIES: &[(&str, &str)] = &[
          kafka.delivery to \"at-least-once\"",
     ),
     ("GroupAuthorizationFailed", "grant Read on the group that is kafka.group"),
+    ("Group authorization failed", "grant Read on the group that is kafka.group"),
+    ("WaitCoord", "grant Read on the group that is kafka.group"),
     (
         "TopicAuthorizationFailed",
         "grant Describe, DescribeConfigs and Write on the topic; on kafka.topics.pages and \

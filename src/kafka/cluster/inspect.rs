@@ -21,6 +21,7 @@ use rdkafka::admin::ConfigResource;
 use rdkafka::admin::OwnedResourceSpecifier;
 use rdkafka::admin::ResourceSpecifier;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::consumer::CommitMode;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError as ClientError;
@@ -301,23 +302,41 @@ fn transact(clients: &Clients, _: &[Topic]) -> Rights {
 
 /// Notes a position in a topic that is not there. The group's right is asked for first.
 fn note(clients: &Clients, _: &[Topic]) -> Rights {
-    let nowhere = format!("{}.check", clients.topic(Topic::Pages));
     let noted = clients.page_reader().and_then(|reader| {
         let group = clients.settings().group.as_str();
-        let failed = |error| refused("note a position for the group", group, error);
+        let failed = |error: &ClientError| {
+            let said = heard(&reader).map(|said| format!("; {said}")).unwrap_or_default();
+            refused("note a position for the group", group, format!("{error}{said}"))
+        };
+        let nowhere = format!("{}.check", clients.topic(Topic::Pages));
         let mut position = TopicPartitionList::new();
-        position.add_partition_offset(&nowhere, 0, Offset::Offset(0)).map_err(failed)?;
+        position
+            .add_partition_offset(&nowhere, 0, Offset::Offset(0))
+            .map_err(|error| failed(&error))?;
+        // First a question that ends in time: noting waits for as long as the group is out of reach.
+        if let Err(error) = reader.committed_offsets(position.clone(), ANSWER_TIMEOUT / 2) {
+            return Err(failed(&error));
+        }
         match reader.commit(&position, CommitMode::Sync) {
             Err(error)
                 if error.rdkafka_error_code()
                     == Some(RDKafkaErrorCode::GroupAuthorizationFailed) =>
             {
-                Err(failed(error))
+                Err(failed(&error))
             }
+            // Whatever else is refused, the topic for one, is refused later than the group.
             Ok(()) | Err(_) => Ok(()),
         }
     });
     vec![(Right::Note, noted)]
+}
+
+/// What librdkafka has to say to a client that is polled.
+fn heard(reader: &BaseConsumer<Listener>) -> Option<String> {
+    for _ in 0..16 {
+        drop(reader.poll(Duration::ZERO));
+    }
+    reader.context().take_said()
 }
 
 fn refused(

@@ -360,8 +360,11 @@ impl Worker {
         loop {
             match call() {
                 Ok(()) => return Ok(()),
+                // A refusal by the coordinator is told as a time that ran out.
                 Err(ClientError::Transaction(error))
-                    if error.is_retriable() && Instant::now() < deadline =>
+                    if error.is_retriable()
+                        && !error.to_string().contains("authorization failed")
+                        && Instant::now() < deadline =>
                 {
                     debug!(%error, operation, partition = self.partition, "trying again");
                     thread::sleep(LOOK_AGAIN * 20);
