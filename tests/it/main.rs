@@ -6,6 +6,7 @@
 
 mod campaign;
 mod corpus;
+mod check;
 mod deployment;
 mod fixtures;
 mod http;

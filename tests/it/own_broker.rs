@@ -2,6 +2,9 @@
 //! `tests/run` leaves out this file, by its name.
 
 mod campaign;
+mod canaries;
+mod check;
+mod secured;
 
 use std::time::Duration;
 

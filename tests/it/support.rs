@@ -10,6 +10,7 @@ pub(crate) mod names;
 pub(crate) mod pages;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod secured;
 
 use std::thread;
 use std::time::Duration;

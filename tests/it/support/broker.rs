@@ -57,6 +57,17 @@ struct Behind {
     proxy: u16,
 }
 
+/// What a broker has beside what every broker has.
+#[derive(Default)]
+pub(crate) struct Extra {
+    /// Doors: a name, the protocol, and the port.
+    pub(crate) doors: Vec<(&'static str, &'static str, u16)>,
+    /// Lines for its settings.
+    pub(crate) settings: String,
+    /// Arguments of the storage tool, as users are made by it.
+    pub(crate) storage: Vec<String>,
+}
+
 /// Names a Kafka that is already there, as `host:port,…`.
 const GIVEN: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
@@ -76,7 +87,8 @@ pub(crate) fn shared() -> &'static str {
     static SHARED: LazyLock<Result<(String, Option<Broker>), String>> =
         LazyLock::new(|| match given() {
             Some(bootstrap) => Ok((bootstrap, None)),
-            None => Broker::start(None).map(|broker| (broker.bootstrap(), Some(broker))),
+            None => Broker::start(None, |_| Extra::default())
+                .map(|broker| (broker.bootstrap(), Some(broker))),
         });
     match &*SHARED {
         Ok((bootstrap, _broker)) => bootstrap,
@@ -86,8 +98,19 @@ pub(crate) fn shared() -> &'static str {
 
 /// Creates a topic, for tests that publish something themselves.
 pub(crate) fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
+    create_topic_with(bootstrap, name, partitions, &[]);
+}
+
+/// The same with settings.
+pub(crate) fn create_topic_with(
+    bootstrap: &str,
+    name: &str,
+    partitions: i32,
+    settings: &[(&str, &str)],
+) {
     let admin: AdminClient<_> = client(bootstrap).create().expect("the settings are right");
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let created = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime needs nothing")
@@ -125,7 +148,22 @@ impl Broker {
 
     fn own_with(proxy: Option<u16>) -> Self {
         assert!(given().is_none(), "{GIVEN} is set: run this by tests/run, which leaves it out");
-        Self::start(proxy).unwrap_or_else(|report| panic!("{report}"))
+        Self::start(proxy, |_| Extra::default()).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// Starts one with more than others have; what belongs to it goes into its folder.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::own`].
+    pub(crate) fn own_with_extra(extra: impl Fn(&Path) -> Extra) -> Self {
+        assert!(given().is_none(), "{GIVEN} is set: run this by tests/run, which leaves it out");
+        Self::start(None, extra).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// Its folder.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// Where its clients find it.
@@ -153,15 +191,16 @@ impl Broker {
         self.process = launch(self.home.path(), self.ports).unwrap_or_else(|why| panic!("{why}"));
     }
 
-    fn start(proxy: Option<u16>) -> Result<Self, String> {
+    fn start(proxy: Option<u16>, extra: impl Fn(&Path) -> Extra) -> Result<Self, String> {
         // Somebody may take a port between our look and the broker's bind.
         const TRIES: usize = 3;
         let mut reports = Vec::new();
         while reports.len() < TRIES {
             let (home, ports) = (names::folder(), Ports::free(proxy));
-            fs::write(home.path().join(SETTINGS), properties(ports, home.path()))
+            let extra = extra(home.path());
+            fs::write(home.path().join(SETTINGS), properties(ports, home.path(), &extra))
                 .expect("a fresh folder can be written to");
-            format_storage(home.path())?;
+            format_storage(home.path(), &extra.storage)?;
             match launch(home.path(), ports) {
                 Ok(process) => return Ok(Self { process, ports, home }),
                 Err(report) if report.contains("Address already in use") => reports.push(report),
@@ -188,7 +227,7 @@ impl Ports {
 /// A port that nobody listens on, below the range from which the kernel takes the ports of
 /// outgoing connections: a client that asks for a broker that is away could be given the broker's
 /// own port as its own, and reach itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = rand::random_range(10_000..32_000);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
@@ -219,11 +258,12 @@ fn launch(home: &Path, ports: Ports) -> Result<Guarded, String> {
     Err(format!("{why}; the end of its log:\n{}\n", tail(&log)))
 }
 
-fn format_storage(home: &Path) -> Result<(), String> {
+fn format_storage(home: &Path, more: &[String]) -> Result<(), String> {
     // Any 16 bytes in url-safe base64 are a cluster id; these are 22 such digits.
     let cluster = format!("agora{:017}", rand::random_range(0..u64::pow(10, 17)));
     let output = java("kafka.tools.StorageTool", home)
         .args(["format", "--standalone", "-t", &cluster, "-c", SETTINGS])
+        .args(more)
         .output()
         .map_err(|error| format!("start java: {error}"))?;
     match output.status.success() {
@@ -247,11 +287,17 @@ fn java(class: &str, home: &Path) -> Command {
     command
 }
 
-fn properties(ports: Ports, home: &Path) -> String {
+fn properties(ports: Ports, home: &Path, extra: &Extra) -> String {
     let Ports { clients, controller, behind } = ports;
     let listener = |port| format!(",BEHIND://127.0.0.1:{port}");
-    let listens = behind.map(|it| listener(it.port)).unwrap_or_default();
-    let advertises = behind.map(|it| listener(it.proxy)).unwrap_or_default();
+    let each = |text: fn(&(&str, &str, u16)) -> String| -> String {
+        extra.doors.iter().map(text).collect()
+    };
+    let doors = each(|(name, _, port)| format!(",{name}://127.0.0.1:{port}"));
+    let protocols = each(|(name, protocol, _)| format!(",{name}:{protocol}"));
+    let listens = behind.map(|it| listener(it.port)).unwrap_or_default() + &doors;
+    let advertises = behind.map(|it| listener(it.proxy)).unwrap_or_default() + &doors;
+    let more = &extra.settings;
     let data = home.join("data");
     let data = names::text(&data);
     format!(
@@ -262,7 +308,7 @@ controller.quorum.bootstrap.servers=127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}{listens}
 advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertises}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT{protocols}
 log.dirs={data}
 # As strict clusters have it: the bridge creates its topics or says that they are missing.
 auto.create.topics.enable=false
@@ -278,7 +324,7 @@ group.initial.rebalance.delay.ms=0
 # A broker that was killed and comes back is kept waiting until its former self has timed out.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
-"
+{more}"
     )
 }
 

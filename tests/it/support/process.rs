@@ -169,7 +169,8 @@ impl Bridge {
         data_dir(&self.home)
     }
 
-    fn address(&self) -> Option<SocketAddr> {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         listen_address(&self.log())
     }
 }

@@ -1,0 +1,272 @@
+//! A real broker that lets nobody in without proof, and lets nobody do what was not granted: a door
+//! for passwords (PLAIN and SCRAM), one for them within TLS, one for certificates.
+//!
+//! Its plain door stays, for the tests themselves: who comes by it may do everything.
+
+use std::fs;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::LazyLock;
+
+use super::broker::Broker;
+use super::broker::Extra;
+use super::broker::free_port;
+use super::names;
+use super::names::Names;
+
+/// The password of every user and every store.
+pub(crate) const PASSWORD: &str = "the-right-password";
+
+/// Its users: one for each way of proof, and one who is for the tests to grant and to refuse.
+pub(crate) const USERS: [&str; 3] = ["plain-user", "scram-user", "strict-user"];
+
+/// The broker.
+pub(crate) struct Secured {
+    broker: Broker,
+    sasl: u16,
+    sasl_tls: u16,
+    certificates: u16,
+}
+
+/// How a client proves itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Proof {
+    /// A user with SASL/PLAIN.
+    Plain(&'static str),
+    /// A user with SCRAM-SHA-512, within TLS.
+    Scram(&'static str),
+    /// The certificate of `CN=bridge`.
+    Certificate,
+}
+
+/// What may be granted, by the numbers of Kafka's protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Topic = 2,
+    Group = 3,
+    TransactionalId = 5,
+}
+
+/// By the numbers of Kafka's protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operation {
+    Read = 3,
+    Write = 4,
+    Create = 5,
+    Describe = 8,
+    DescribeConfigs = 10,
+}
+
+/// The one that all tests share.
+pub(crate) fn shared() -> &'static Secured {
+    static SHARED: LazyLock<Secured> = LazyLock::new(Secured::start);
+    &SHARED
+}
+
+// === impl Secured ===
+
+impl Secured {
+    fn start() -> Self {
+        let [sasl, sasl_tls, certificates] = [free_port(), free_port(), free_port()];
+        let broker = Broker::own_with_extra(|home| {
+            make_stores(home);
+            Extra {
+                doors: vec![
+                    ("SASL", "SASL_PLAINTEXT", sasl),
+                    ("SASLTLS", "SASL_SSL", sasl_tls),
+                    ("CERTIFICATES", "SSL", certificates),
+                ],
+                settings: settings(home),
+                storage: USERS
+                    .into_iter()
+                    .flat_map(|user| {
+                        let user = format!("SCRAM-SHA-512=[name={user},password={PASSWORD}]");
+                        ["--add-scram".to_owned(), user]
+                    })
+                    .collect(),
+            }
+        });
+        Self { broker, sasl, sasl_tls, certificates }
+    }
+
+    /// The plain door, for the tests.
+    pub(crate) fn bootstrap(&self) -> String {
+        self.broker.bootstrap()
+    }
+
+    /// The address of a door that speaks TLS with a certificate that no system trusts.
+    pub(crate) fn tls_address(&self) -> String {
+        format!("127.0.0.1:{}", self.sasl_tls)
+    }
+
+    /// The door for this proof.
+    pub(crate) fn door(&self, proof: Proof) -> String {
+        let port = match proof {
+            Proof::Plain(_) => self.sasl,
+            Proof::Scram(_) => self.sasl_tls,
+            Proof::Certificate => self.certificates,
+        };
+        format!("127.0.0.1:{port}")
+    }
+
+    /// The table `[kafka.options]` for this proof, with this password.
+    pub(crate) fn options(&self, proof: Proof, password: &str) -> String {
+        let file = |name: &str| names::text(&self.broker.home().join(name)).to_owned();
+        let sasl = |mechanism: &str, user: &str| {
+            format!(
+                "\"sasl.mechanism\" = \"{mechanism}\"\n\"sasl.username\" = \"{user}\"\n\
+                 \"sasl.password\" = \"{password}\"\n"
+            )
+        };
+        let ca = format!("\"ssl.ca.location\" = \"{}\"\n", file("broker.pem"));
+        let rest = match proof {
+            Proof::Plain(user) => {
+                format!("\"security.protocol\" = \"sasl_plaintext\"\n{}", sasl("PLAIN", user))
+            }
+            Proof::Scram(user) => {
+                let sasl = sasl("SCRAM-SHA-512", user);
+                format!("\"security.protocol\" = \"sasl_ssl\"\n{ca}{sasl}")
+            }
+            Proof::Certificate => format!(
+                "\"security.protocol\" = \"ssl\"\n{ca}\"ssl.keystore.location\" = \"{}\"\n\
+                 \"ssl.keystore.password\" = \"{password}\"\n",
+                file("bridge.p12")
+            ),
+        };
+        format!("\n[kafka.options]\n{rest}")
+    }
+
+    /// Grants exactly what `check --help` says that the bridge needs.
+    pub(crate) fn grant_all(&self, proof: Proof, names: &Names) {
+        let group = names.group.as_str();
+        use Operation::{Create, Describe, DescribeConfigs, Read, Write};
+        for operation in [Describe, DescribeConfigs, Write, Create] {
+            self.grant(proof, Kind::Topic, group, operation);
+        }
+        for topic in [&names.pages, &names.state] {
+            self.grant(proof, Kind::Topic, topic, Read);
+        }
+        self.grant(proof, Kind::Group, group, Read);
+        self.grant_transactions(proof, names);
+    }
+
+    /// Grants what transactions need.
+    pub(crate) fn grant_transactions(&self, proof: Proof, names: &Names) {
+        for operation in [Operation::Describe, Operation::Write] {
+            self.grant(proof, Kind::TransactionalId, &names.group, operation);
+        }
+    }
+
+    /// Grants one operation on everything whose name begins so.
+    pub(crate) fn grant(&self, proof: Proof, kind: Kind, prefix: &str, operation: Operation) {
+        let user = match proof {
+            Proof::Plain(user) | Proof::Scram(user) => user,
+            Proof::Certificate => "CN=bridge",
+        };
+        let text = |text: &str| {
+            let length = u16::try_from(text.len()).expect("names are short");
+            [&length.to_be_bytes(), text.as_bytes()].concat()
+        };
+        // CreateAcls, version 1: one that allows, for names that begin so.
+        let request = [
+            &[0, 30, 0, 1, 0, 0, 0, 7][..],
+            &text("tests"),
+            &[0, 0, 0, 1, kind as u8],
+            &text(prefix),
+            &[4],
+            &text(&format!("User:{user}")),
+            &text("*"),
+            &[operation as u8, 3],
+        ]
+        .concat();
+        let answer = ask(&self.bootstrap(), &request);
+        // The request's number, a throttle time, one result, its error.
+        let error = answer.get(12..14).expect("the broker answers each grant");
+        assert_eq!(error, [0, 0], "{kind:?} {prefix} {operation:?}: {answer:?}");
+    }
+}
+
+/// One request of Kafka's protocol, and the answer without its length.
+fn ask(bootstrap: &str, request: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(bootstrap).expect("the broker listens");
+    let length = u32::try_from(request.len()).expect("it is short");
+    stream.write_all(&length.to_be_bytes()).expect("the broker reads");
+    stream.write_all(request).expect("the broker reads");
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("the broker answers");
+    let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut answer).expect("the broker answers");
+    answer
+}
+
+fn settings(home: &Path) -> String {
+    let file = |name: &str| names::text(&home.join(name)).to_owned();
+    let users: String = USERS.iter().map(|user| format!(" user_{user}=\"{PASSWORD}\"")).collect();
+    let module = "org.apache.kafka.common.security";
+    let door = |name: &str| {
+        format!(
+            "listener.name.{name}.plain.sasl.jaas.config={module}.plain.PlainLoginModule \
+             required{users};\n\
+             listener.name.{name}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule \
+             required;\n"
+        )
+    };
+    format!(
+        "\
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+{}{}ssl.keystore.type=PKCS12
+ssl.keystore.location={}
+ssl.keystore.password={PASSWORD}
+ssl.truststore.type=PEM
+ssl.truststore.location={}
+listener.name.certificates.ssl.client.auth=required
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+",
+        door("sasl"),
+        door("sasltls"),
+        file("broker.p12"),
+        file("bridge.pem"),
+    )
+}
+
+/// A key and a certificate for the broker and for the bridge, each its own authority.
+fn make_stores(home: &Path) {
+    let made = ["broker", "bridge"].map(|name| {
+        let store = home.join(format!("{name}.p12"));
+        let dname = format!("CN={name}");
+        let mut tool = keytool(&store);
+        tool.args(["-genkeypair", "-alias", name, "-dname", &dname, "-validity", "30"]).args([
+            "-keyalg",
+            "EC",
+            "-groupname",
+            "secp256r1",
+            "-ext",
+            "san=ip:127.0.0.1",
+        ]);
+        (name, store, tool.spawn().expect("a Java runtime has its keytool"))
+    });
+    let exported = made.map(|(name, store, mut tool)| {
+        assert!(tool.wait().is_ok_and(|status| status.success()), "keytool makes {name}");
+        let pem: PathBuf = home.join(format!("{name}.pem"));
+        let mut tool = keytool(&store);
+        tool.args(["-exportcert", "-rfc", "-alias", name, "-file"]).arg(&pem);
+        (pem, tool.spawn().expect("a Java runtime has its keytool"))
+    });
+    for (pem, mut tool) in exported {
+        assert!(tool.wait().is_ok_and(|status| status.success()));
+        assert!(fs::read_to_string(pem).is_ok_and(|text| text.contains("BEGIN CERTIFICATE")));
+    }
+}
+
+fn keytool(store: &Path) -> Command {
+    let mut tool = Command::new("keytool");
+    tool.arg("-keystore").arg(store).args(["-storetype", "PKCS12", "-storepass", PASSWORD]);
+    tool.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    tool
+}
