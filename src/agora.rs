@@ -17,6 +17,7 @@ mod splitter;
 pub mod token;
 
 use std::future::Future;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -24,7 +25,12 @@ use tokio::time::Instant;
 pub use self::answer::Answer;
 pub use self::answer::judge;
 pub use self::credentials::Credentials;
+pub use self::credentials::Edition;
+pub use self::credentials::Moment;
 pub use self::credentials::NoCredentials;
+pub use self::credentials::Proof;
+pub use self::credentials::Refused;
+pub use self::credentials::TokenEnd;
 pub use self::event::Event;
 pub use self::splitter::Ending;
 pub use self::splitter::Glance;
@@ -98,6 +104,23 @@ impl Reply {
             Self::Answered(raw) => raw.head_at,
             Self::NotSent(_) | Self::Lost(_) => None,
         }
+    }
+
+    /// What the server's clock showed, where an answer came and says so.
+    pub fn date(&self) -> Option<SystemTime> {
+        match self {
+            Self::Answered(raw) => raw.date(),
+            Self::NotSent(_) | Self::Lost(_) => None,
+        }
+    }
+}
+
+// === impl Raw ===
+
+impl Raw {
+    /// What the server's clock showed, in whole seconds.
+    pub fn date(&self) -> Option<SystemTime> {
+        httpdate::parse_http_date(self.date.as_deref()?.trim()).ok()
     }
 }
 

@@ -233,6 +233,17 @@ pub enum Auth {
         /// The secret to it.
         customer_secret: Secret,
     },
+    /// A token made here, whenever one is needed.
+    Minted {
+        /// What it is signed with.
+        certificate: Secret,
+        /// Who logs in with it.
+        user_id: String,
+        /// Its form.
+        form: TokenForm,
+        /// How long one lives.
+        life: Duration,
+    },
     /// A token made elsewhere; its first three characters tell its form.
     Token {
         /// The token.

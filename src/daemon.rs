@@ -256,9 +256,10 @@ impl Daemon {
             former.not_before += turn(place, places);
             let of_app = |(_, page): &mut (Held, Page)| page.feed.app == app.app_id;
             let poller = Poller {
+                app: app.app_id.clone(),
                 feeds: targets(app, &recovered, parts.clock),
                 partition: partition_of_app(app, partitions),
-                credentials: Credentials::new(app.auth.clone()),
+                credentials: Credentials::new(app.app_id.clone(), app.auth.clone(), seed),
                 limits: Limits {
                     requests_per_second: app.requests_per_second,
                     shortest_interval: poll.shortest_interval,

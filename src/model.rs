@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -171,6 +172,8 @@ pub enum Content {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     simulated: Option<(Instant, Timestamp)>,
+    /// By how many milliseconds the simulated one was set.
+    set: Option<&'static AtomicI64>,
 }
 
 // === impl AppId ===
@@ -454,18 +457,26 @@ impl Content {
 impl Clock {
     /// The clock of the machine.
     pub const fn system() -> Self {
-        Self { simulated: None }
+        Self { simulated: None, set: None }
     }
 
     /// A wall clock that reads `epoch` now and goes on as tokio's (paused) clock does.
     pub fn simulated(epoch: Timestamp) -> Self {
-        Self { simulated: Some((Instant::now(), epoch)) }
+        Self { simulated: Some((Instant::now(), epoch)), set: None }
+    }
+
+    /// The same, but somebody sets it: by so many milliseconds, at any moment.
+    pub fn simulated_and_set(epoch: Timestamp, set: &'static AtomicI64) -> Self {
+        Self { set: Some(set), ..Self::simulated(epoch) }
     }
 
     /// The wall clock.
     pub fn now(&self) -> Timestamp {
         match self.simulated {
-            Some((origin, epoch)) => epoch.after(origin.elapsed()),
+            Some((origin, epoch)) => {
+                let set = self.set.map_or(0, |set| set.load(Ordering::Relaxed));
+                Timestamp(epoch.after(origin.elapsed()).0.saturating_add(set))
+            }
             None => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(Timestamp(0), |since| Timestamp(0).after(since)),

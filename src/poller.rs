@@ -9,11 +9,14 @@
 //! Requests to one feed may overlap; [`order`] puts their pages in the order in which Agora handed
 //! them over, before anybody can read them.
 
+mod access;
 mod app;
+mod clocks;
 mod gate;
 mod metrics;
 mod order;
 mod request;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +27,9 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::clocks::Clocks;
 pub use self::metrics::PollerMetrics;
+pub use self::tokens::Tokens;
 
 use self::app::App;
 use crate::agora;
@@ -32,6 +37,7 @@ use crate::agora::Credentials;
 use crate::agora::Transport;
 use crate::journal::Held;
 use crate::journal::Journal;
+use crate::model::AppId;
 use crate::model::Clock;
 use crate::model::Feed;
 use crate::model::Pace;
@@ -47,6 +53,8 @@ use crate::schedule::Limits;
 /// Drains the feeds of one App ID.
 #[derive(Debug)]
 pub struct Poller<T> {
+    /// The App ID.
+    pub app: AppId,
     /// Its feeds.
     pub feeds: Vec<Target>,
     /// The partition of the pages topic that the app belongs to.

@@ -38,8 +38,8 @@ pub use self::overflow::Suspected;
 use crate::model::Pace;
 use crate::model::Timestamp;
 
-/// How long a feed is left alone after a refusal that only a person can end: wrong credentials, a
-/// wrong App ID, a service that is not enabled.
+/// How long a feed is left alone after a refusal that only a person can end: a wrong App ID, a
+/// service that is not enabled.
 const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// How long an app is left alone after a 429 without `Retry-After`. It goes on with fewer requests a
@@ -129,6 +129,8 @@ pub enum Outcome {
     Failed,
     /// It was refused, and will be until a person does something.
     Refused,
+    /// It was refused for what it carried: it took nothing, and tells nothing of the feed.
+    Unauthorised,
 }
 
 /// What a page told. The default is an empty answer.
@@ -255,6 +257,7 @@ impl Schedule {
                 budget.throttled(sent, when.now, when.now + wait);
             }
             Outcome::Failed => plan.failed(asked, when.now, limits, random),
+            Outcome::Unauthorised => plan.turned_away(asked),
             Outcome::Refused => plan.refused(asked, when.now + WAIT_AFTER_REFUSAL),
         }
         None

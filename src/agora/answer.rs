@@ -90,7 +90,8 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
         Reply::Lost(error) => return Answer::Lost(error),
         Reply::Answered(raw) => raw,
     };
-    let trouble = trouble(&raw, now);
+    // By the clock that made the date, where it is told: ours may be hours away from it.
+    let trouble = trouble(&raw, raw.date().unwrap_or(now));
     if holds_nothing(&raw) {
         return match trouble {
             Some(trouble) => Answer::Nothing(trouble),
@@ -268,5 +269,21 @@ mod tests {
         };
         assert_eq!(said(&raw).to_string(), "status 503 (<html> busy</html>), request id r1");
         assert_eq!(said(&Raw::default()).to_string(), "status 0, request id unknown");
+    }
+
+    #[test]
+    fn a_date_to_wait_for_is_read_by_the_clock_that_wrote_it() {
+        let raw = Raw {
+            status: 429,
+            date: Some("Sun, 06 Nov 1994 08:49:30 GMT".to_owned()),
+            retry_after: Some("Sun, 06 Nov 1994 08:49:37 GMT".to_owned()),
+            ..Raw::default()
+        };
+        let years_later = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let answer = judge(Reply::Answered(raw), years_later);
+        let Answer::Nothing(Trouble::Throttled { retry_after }) = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(retry_after, Some(Duration::from_secs(7)));
     }
 }

@@ -3,78 +3,410 @@
 //! Three forms, told apart by Agora's documents: Basic auth with a customer's RESTful credentials;
 //! an AccessToken2 (prefix `007`) as `Authorization: agora token=…`; an AccessToken (`006`) as
 //! `x-agora-token` with the user that it was made for as `x-agora-uid`. A 007 token in
-//! `x-agora-token` is reported as rejected.
+//! `x-agora-token` is reported as rejected. Tokens come from elsewhere, or are made here.
+//!
+//! Secrets change: a file is read for each request. While it can't be read, what was read last goes
+//! on being used: another program may just be rewriting it. Each change begins a new [`Edition`], so
+//! that the refusal of an old one is not held against its successor.
+
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rand::RngExt as _;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
 
+use super::token;
+use super::token::LONGEST_LIFE;
 use crate::config::Auth;
+use crate::config::Secret;
 use crate::config::SecretError;
+use crate::model::AppId;
+use crate::model::Timestamp;
 
-/// The credentials of an app.
-#[derive(Clone, Debug)]
-pub struct Credentials(Auth);
+/// So many fresh tokens in a row may be refused: the first one for a clock that was wrong.
+const FRESH_REFUSALS: u32 = 2;
+
+/// A token made here is renewed after this share of its life, give or take [`JITTER`]: there is time
+/// for a host that is away, and apps that began together don't stay together.
+const RENEWED_AFTER: f64 = 0.6;
+
+const JITTER: f64 = 0.1;
+
+/// A token can't have been made so far in the future: a clock was set back.
+const FROM_THE_FUTURE: Duration = Duration::from_secs(30);
+
+/// No token is made more often than this because others were refused.
+const SHORTEST_LIFE: Duration = Duration::from_secs(2);
+
+/// The credentials of an app, as they are now.
+#[derive(Debug)]
+pub struct Credentials {
+    app: AppId,
+    auth: Auth,
+    edition: Edition,
+    known: Option<Known>,
+    /// Since when the secret can't be read, and why.
+    unreadable: Option<(Instant, NoCredentials)>,
+    /// How long a token that is made here proved to live.
+    life: Duration,
+    /// Fresh tokens that were refused in a row.
+    refusals: u32,
+    random: StdRng,
+}
+
+/// Which state of the credentials a request carried. It changes with the secret, and with each token
+/// that is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Edition(u64);
+
+/// What a request has to carry.
+pub struct Proof {
+    /// Headers: secrets.
+    pub headers: Vec<(&'static str, String)>,
+    /// Of which state of the credentials they are.
+    pub edition: Edition,
+}
+
+/// The time: by Agora's clock as far as it is known, and by the one that never steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// By Agora's clock. It may step, since it rests on ours.
+    pub wall: Timestamp,
+    /// It doesn't count while the machine sleeps.
+    pub monotonic: Instant,
+}
+
+/// What to do after a 401.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Ask again: it was an outdated token that was refused, and there will be a new one.
+    Outdated,
+    /// A person is needed, or another program: nothing we have is accepted.
+    ForGood,
+}
+
+/// When a token ends that requests carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenEnd {
+    /// When; `None` where that can't be read out of it.
+    pub at: Option<Timestamp>,
+    /// How long it lives in all.
+    pub life: Option<Duration>,
+    /// It is made here and renewed in time.
+    pub made_here: bool,
+}
 
 /// Why a request can't prove who asks.
-#[derive(Debug, thiserror::Error)]
-#[error("read the credentials of the app (apps.auth)")]
-pub struct NoCredentials(#[from] SecretError);
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NoCredentials {
+    /// The secret can't be had.
+    #[error("read {place}: {reason}")]
+    Unreadable {
+        /// Key and file.
+        place: String,
+        /// Why, with causes.
+        reason: String,
+    },
+    /// The secret can't be sent.
+    #[error("use {place}: it holds characters that no header can hold")]
+    NotAHeader {
+        /// Key and file.
+        place: String,
+    },
+}
+
+/// What requests carry now.
+struct Known {
+    /// What was read: a password, a token, a certificate.
+    secret: String,
+    headers: Vec<(&'static str, String)>,
+    token: Option<TokenEnd>,
+    made: Option<Made>,
+}
+
+/// A token that was made here.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    at: Moment,
+    renewed_after: Duration,
+    accepted: bool,
+}
 
 // === impl Credentials ===
 
 impl Credentials {
-    /// The credentials that were configured.
-    pub fn new(auth: Auth) -> Self {
-        Self(auth)
+    /// The credentials that were configured; the seed is for jitter.
+    pub fn new(app: AppId, auth: Auth, seed: u64) -> Self {
+        let life = match &auth {
+            Auth::Minted { life, .. } => *life,
+            Auth::Basic { .. } | Auth::Token { .. } => LONGEST_LIFE,
+        };
+        Self {
+            app,
+            auth,
+            edition: Edition::default(),
+            known: None,
+            unreadable: None,
+            life,
+            refusals: 0,
+            random: StdRng::seed_from_u64(seed),
+        }
     }
 
-    /// The headers for a request. Read anew each time, so that a secret whose file was rewritten
-    /// is used from the next request on.
-    pub fn headers(&self) -> Result<Vec<(&'static str, String)>, NoCredentials> {
-        match &self.0 {
-            Auth::Basic { customer_id, customer_secret } => {
-                let secret = customer_secret.reveal()?;
-                let encoded = STANDARD.encode(format!("{customer_id}:{secret}"));
-                Ok(vec![("authorization", format!("Basic {encoded}"))])
+    /// What a request has to carry that leaves now.
+    ///
+    /// # Errors
+    ///
+    /// The secret can't be read and never could be, or can't be sent.
+    pub fn proof(&mut self, now: Moment) -> Result<Proof, NoCredentials> {
+        self.look(now.monotonic);
+        if let Some(made) = self.known.as_ref().and_then(|known| known.made)
+            && made.is_due(now)
+        {
+            self.renew();
+        }
+        if let Some(known) = &mut self.known
+            && known.headers.is_empty()
+        {
+            known.begin(&self.app, &self.auth, now, self.life, &mut self.random);
+        }
+        match (&self.known, &self.unreadable) {
+            (Some(known), _) if !known.fits_a_header() => {
+                Err(NoCredentials::NotAHeader { place: self.place() })
             }
-            Auth::Token { token, user_id } => {
-                let token = token.reveal()?;
-                if token.starts_with("007") {
-                    return Ok(vec![("authorization", format!("agora token={token}"))]);
-                }
-                let user = user_id.iter().map(|user| ("x-agora-uid", user.clone()));
-                Ok(std::iter::once(("x-agora-token", token)).chain(user).collect())
+            (Some(known), _) => Ok(Proof { headers: known.headers.clone(), edition: self.edition }),
+            (None, Some((_, error))) => Err(error.clone()),
+            (None, None) => unreachable!("a secret is read, or can't be"),
+        }
+    }
+
+    /// Reads the secret again. Whether it is another one than before.
+    pub fn look(&mut self, now: Instant) -> bool {
+        let secret = match self.secret().reveal() {
+            Ok(secret) => secret,
+            Err(error) => {
+                let error = NoCredentials::unreadable(self.place(), &error);
+                let since = self.unreadable.as_ref().map_or(now, |(since, _)| *since);
+                self.unreadable = Some((since, error));
+                return false;
             }
+        };
+        self.unreadable = None;
+        if self.known.as_ref().is_some_and(|known| known.secret == secret) {
+            return false;
+        }
+        self.known = Some(Known { secret, headers: Vec::new(), token: None, made: None });
+        self.refusals = 0;
+        self.edition.0 += 1;
+        true
+    }
+
+    /// Notes that Agora took what a request of this edition carried. Whether that is the present one.
+    pub fn accepted(&mut self, edition: Edition) -> bool {
+        if edition != self.edition {
+            return false;
+        }
+        self.refusals = 0;
+        if let Some(made) = self.known.as_mut().and_then(|known| known.made.as_mut()) {
+            made.accepted = true;
+        }
+        true
+    }
+
+    /// Notes that Agora refused what a request of this edition carried.
+    pub fn refused(&mut self, edition: Edition, now: Instant) -> Refused {
+        if edition != self.edition {
+            return Refused::Outdated;
+        }
+        let Some(made) = self.known.as_ref().and_then(|known| known.made) else {
+            return Refused::ForGood;
+        };
+        self.renew();
+        if made.accepted {
+            // It ended before its time: the next ones are renewed before that.
+            let lived = now.saturating_duration_since(made.at.monotonic);
+            self.life = self.life.min(lived).max(SHORTEST_LIFE);
+            return Refused::Outdated;
+        }
+        self.refusals += 1;
+        if self.refusals < FRESH_REFUSALS { Refused::Outdated } else { Refused::ForGood }
+    }
+
+    /// Since when the secret can't be read, and why.
+    pub fn unreadable(&self) -> Option<(Instant, &NoCredentials)> {
+        self.unreadable.as_ref().map(|(since, error)| (*since, error))
+    }
+
+    /// The state that requests carry now.
+    pub fn edition(&self) -> Edition {
+        self.edition
+    }
+
+    /// When the token ends that requests carry; `None` where they carry none.
+    pub fn token_end(&self) -> Option<TokenEnd> {
+        self.known.as_ref().and_then(|known| known.token)
+    }
+
+    /// What a person can do about a refusal.
+    pub fn remedy(&self) -> String {
+        let place = self.place();
+        let known = self.known.as_ref();
+        let token = known.and_then(|known| token::read(&known.secret));
+        if let Some(token) = token
+            && token.app_id != self.app.as_str()
+        {
+            return format!("{place} holds a token of another App ID: give one of this one");
+        }
+        match self.secret().file() {
+            Some(_) => format!("correct {place}; it is used as soon as it changes"),
+            None => format!("correct {place} and start again"),
+        }
+    }
+
+    /// The key of the secret, and its file where there is one.
+    pub fn place(&self) -> String {
+        let name = match &self.auth {
+            Auth::Basic { .. } => "customer_secret",
+            Auth::Token { .. } => "token",
+            Auth::Minted { .. } => "app_certificate",
+        };
+        let secret = self.secret();
+        let key = secret.key(&format!("apps.auth.{name}"));
+        match secret.file() {
+            Some(path) => format!("{key} ({})", path.display()),
+            None => key,
+        }
+    }
+
+    fn secret(&self) -> &Secret {
+        match &self.auth {
+            Auth::Basic { customer_secret, .. } => customer_secret,
+            Auth::Token { token, .. } => token,
+            Auth::Minted { certificate, .. } => certificate,
+        }
+    }
+
+    /// The next request needs another token.
+    fn renew(&mut self) {
+        self.edition.0 += 1;
+        if let Some(known) = &mut self.known {
+            known.headers.clear();
+            known.made = None;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Secret;
+// === impl Known ===
 
-    fn check(auth: Auth, expected: &[(&str, &str)]) {
-        let headers = Credentials::new(auth).headers().unwrap();
-        let headers: Vec<(&str, &str)> =
-            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!(headers, expected);
+impl Known {
+    /// Puts together what requests carry from now on.
+    fn begin(
+        &mut self,
+        app: &AppId,
+        auth: &Auth,
+        now: Moment,
+        life: Duration,
+        random: &mut StdRng,
+    ) {
+        let secret = self.secret.as_str();
+        match auth {
+            Auth::Basic { customer_id, .. } => {
+                let encoded = STANDARD.encode(format!("{customer_id}:{secret}"));
+                self.headers = vec![("authorization", format!("Basic {encoded}"))];
+            }
+            Auth::Token { user_id, .. } => {
+                let read = token::read(secret);
+                self.token = Some(TokenEnd {
+                    at: read.as_ref().and_then(|token| token.ends_at),
+                    life: read.and_then(|token| Some(token.ends_at?.since(token.issued_at))),
+                    made_here: false,
+                });
+                self.headers = headers_of(secret, user_id.as_deref());
+            }
+            Auth::Minted { user_id, form, life: configured, .. } => {
+                let made = token::mint(token::Order {
+                    form: *form,
+                    app_id: app.as_str(),
+                    certificate: secret,
+                    user_id,
+                    issued_at: now.wall,
+                    life: *configured,
+                    salt: random.random(),
+                });
+                let share = RENEWED_AFTER + random.random_range(-JITTER..JITTER);
+                let renewed_after = life.mul_f64(share);
+                self.made = Some(Made { at: now, renewed_after, accepted: false });
+                self.token = Some(TokenEnd {
+                    at: Some(now.wall.after(*configured)),
+                    life: Some(*configured),
+                    made_here: true,
+                });
+                self.headers = headers_of(&made, Some(user_id));
+            }
+        }
     }
 
-    #[test]
-    fn each_form_has_its_headers() {
-        // RFC 7617, section 2.
-        let basic = Auth::Basic {
-            customer_id: "Aladdin".to_owned(),
-            customer_secret: Secret::from_value("open sesame"),
-        };
-        check(basic, &[("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")]);
-        let token = |token: &str, user_id: Option<&str>| Auth::Token {
-            token: Secret::from_value(token),
-            user_id: user_id.map(str::to_owned),
-        };
-        check(token("007eJx", Some("u")), &[("authorization", "agora token=007eJx")]);
-        check(token("006abc", Some("u")), &[("x-agora-token", "006abc"), ("x-agora-uid", "u")]);
-        check(token("else", None), &[("x-agora-token", "else")]);
+    /// A file may hold anything.
+    fn fits_a_header(&self) -> bool {
+        let legal = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+        self.headers.iter().all(|(_, value)| value.bytes().all(legal))
     }
 }
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { token, made, .. } = self;
+        f.debug_struct("Known").field("token", token).field("made", made).finish_non_exhaustive()
+    }
+}
+
+// === impl Made ===
+
+impl Made {
+    /// Either clock may have been wrong: one steps, and one stands still while the machine sleeps.
+    fn is_due(&self, now: Moment) -> bool {
+        let by_monotonic = now.monotonic.saturating_duration_since(self.at.monotonic);
+        let by_wall = now.wall.since(self.at.wall);
+        by_monotonic.max(by_wall) >= self.renewed_after
+            || self.at.wall.since(now.wall) > FROM_THE_FUTURE
+    }
+}
+
+// === impl Proof ===
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proof").field("edition", &self.edition).finish_non_exhaustive()
+    }
+}
+
+// === impl NoCredentials ===
+
+impl NoCredentials {
+    fn unreadable(place: String, error: &SecretError) -> Self {
+        // The file stands in `place` already.
+        let reason = match error {
+            SecretError::Unreadable { cause, .. } => cause.to_string(),
+            SecretError::NotAFile { .. } => "it is not a regular file".to_owned(),
+            SecretError::Empty { .. } => "it is empty".to_owned(),
+            SecretError::TooLarge { .. } => "it is larger than 64 KiB".to_owned(),
+            SecretError::NotText { .. } => "it is not UTF-8 text".to_owned(),
+        };
+        Self::Unreadable { place, reason }
+    }
+}
+
+/// The headers of a token: its form decides. One of neither form goes as an old one does.
+fn headers_of(token: &str, user_id: Option<&str>) -> Vec<(&'static str, String)> {
+    if token.starts_with(token::PREFIX_007) {
+        return vec![("authorization", format!("agora token={token}"))];
+    }
+    let user = user_id.map(|user| ("x-agora-uid", user.to_owned()));
+    std::iter::once(("x-agora-token", token.to_owned())).chain(user).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,18 +15,18 @@ use std::time::Duration;
 
 use ring::hmac;
 
-use crate::config::TokenForm;
 use crate::model::Timestamp;
 
 pub use self::mint::Order;
 pub use self::mint::mint;
 pub use self::read::read;
+pub use crate::config::TokenForm;
 
 /// Agora lets no token live longer, whatever it says.
 pub const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 /// The prefix of a `007` token.
-const PREFIX_007: &str = "007";
+pub(super) const PREFIX_007: &str = "007";
 
 /// The prefix of a `006` token.
 const PREFIX_006: &str = "006";

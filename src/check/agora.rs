@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::Finding;
 use super::Waiting;
 use crate::agora::Credentials;
+use crate::agora::Moment;
 use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::Request;
@@ -24,6 +25,7 @@ use crate::config::App;
 use crate::config::Auth;
 use crate::config::Settings;
 use crate::error::Chain;
+use crate::model::Timestamp;
 
 /// A resolver may be silent, and nobody else gives it a time.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -152,8 +154,10 @@ async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> 
             findings.push(Finding::ok(subject, says));
             continue;
         };
-        let proof = match Credentials::new(app.auth.clone()).headers() {
-            Ok(proof) => proof,
+        let mut credentials = Credentials::new(app.app_id.clone(), app.auth.clone(), 0);
+        let now = Moment { wall: Timestamp::default(), monotonic: Instant::now() };
+        let proof = match credentials.proof(now) {
+            Ok(proof) => proof.headers,
             Err(error) => {
                 let remedy = "make the file readable for the user that the bridge runs as";
                 findings.push(Finding::failed(subject, Chain(&error), Some(remedy)));

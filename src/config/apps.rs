@@ -7,10 +7,17 @@ use crate::model::Endpoint;
 use crate::model::Region;
 
 use super::reader::{Read, Reader};
-use super::{App, Auth, EndpointPath, Host, RegionHosts, Secret};
+use super::{App, Auth, EndpointPath, Host, RegionHosts, Secret, TokenForm};
 
 /// The name of the region of an app that only gives hosts.
 pub(super) const ONLY_REGION: &str = "default";
+
+/// The forms of tokens that are made here.
+pub(super) const TOKEN_FORMS: [(&str, TokenForm); 2] =
+    [("007", TokenForm::AccessToken2), ("006", TokenForm::AccessToken)];
+
+/// What `[apps.auth]` may hold.
+const FORMS: &str = "customer_id with customer_secret, or app_certificate with user_id, or token";
 
 /// What may be given once only, and where it was.
 ///
@@ -58,7 +65,7 @@ fn app(reader: &mut Reader, path: &str, seen: &mut Seen) -> Read<App> {
     let regions = regions(reader, path);
     let endpoints = endpoints(reader, path);
     let requests_per_second = reader.count(&format!("{path}.requests_per_second"));
-    let auth = auth(reader, &format!("{path}.auth"));
+    let auth = auth(reader, &format!("{path}.auth"), app_id.as_deref().ok());
     Ok(App {
         app_id: AppId::new(app_id?),
         regions: regions?,
@@ -181,37 +188,84 @@ fn url_path(text: &str) -> Result<String, String> {
 
 // --- auth ---
 
-fn auth(reader: &mut Reader, path: &str) -> Read<Auth> {
+fn auth(reader: &mut Reader, path: &str, app_id: Option<&str>) -> Read<Auth> {
     let customer_id = reader.optional(&format!("{path}.customer_id"), customer_id);
     let customer_secret = reader.secret(&format!("{path}.customer_secret"));
     let token = reader.secret(&format!("{path}.token"));
+    let certificate = reader.secret(&format!("{path}.app_certificate"));
     let user_id = reader.optional(&format!("{path}.user_id"), user_id);
-    match (customer_id?, customer_secret?, token?, user_id?) {
-        (Some(customer_id), Some(customer_secret), None, None) => {
-            Ok(Auth::Basic { customer_id, customer_secret })
+    let form = token_form(reader, path, app_id);
+    let life = reader.duration(&format!("{path}.token_life"));
+    let basic = (customer_id?, customer_secret?);
+    let (token, certificate, user_id) = (token?, certificate?, user_id?);
+    let (form, life) = (form?, life?);
+    match (basic, token, certificate) {
+        ((None, None), Some(token), None) => token_auth(reader, path, token, user_id),
+        ((None, None), None, Some(certificate)) => {
+            certificate_is_text(reader, path, &certificate)?;
+            let Some(user_id) = user_id else {
+                let reason = "is required beside app_certificate: a token is made for a user, and \
+                              any name will do that no other program uses";
+                return Err(reader.fault(&format!("{path}.user_id"), reason));
+            };
+            Ok(Auth::Minted { certificate, user_id, form, life })
         }
-        (None, None, Some(token), user_id) => token_auth(reader, path, token, user_id),
-        (Some(_), None, None, _) => {
-            let reason = "is required beside customer_id; it may also be customer_secret_file";
-            Err(reader.fault(&format!("{path}.customer_secret"), reason))
-        }
-        (None, Some(_), None, _) => {
-            let reason = "is required beside customer_secret";
-            Err(reader.fault(&format!("{path}.customer_id"), reason))
-        }
-        (None, None, None, _) => {
-            let reason = "is required: customer_id with customer_secret, or token";
+        ((None, None), None, None) => {
+            let reason = format!("is required: {FORMS}");
             Err(reader.fault(path, reason))
         }
-        (Some(_), Some(_), None, Some(_)) => {
-            let reason = "belongs to a token; customer_id needs none";
-            Err(reader.fault(&format!("{path}.user_id"), reason))
-        }
-        (_, _, Some(_), _) => {
-            let reason = "must have one form: customer_id with customer_secret, or token";
+        (basic, None, None) => basic_auth(reader, path, basic, user_id),
+        (_, _, _) => {
+            let reason = format!("must have one form: {FORMS}");
             Err(reader.fault(path, reason))
         }
     }
+}
+
+fn basic_auth(
+    reader: &mut Reader,
+    path: &str,
+    basic: (Option<String>, Option<Secret>),
+    user_id: Option<String>,
+) -> Read<Auth> {
+    match (basic, user_id) {
+        ((Some(customer_id), Some(customer_secret)), None) => {
+            Ok(Auth::Basic { customer_id, customer_secret })
+        }
+        ((Some(_), Some(_)), Some(_)) => {
+            let reason = "belongs to a token; customer_id needs none";
+            Err(reader.fault(&format!("{path}.user_id"), reason))
+        }
+        ((_, None), _) => {
+            let reason = "is required beside customer_id; it may also be customer_secret_file";
+            Err(reader.fault(&format!("{path}.customer_secret"), reason))
+        }
+        ((None, _), _) => {
+            let reason = "is required beside customer_secret";
+            Err(reader.fault(&format!("{path}.customer_id"), reason))
+        }
+    }
+}
+
+fn token_form(reader: &mut Reader, path: &str, app_id: Option<&str>) -> Read<TokenForm> {
+    let path = format!("{path}.token_version");
+    let form = reader.choice(&path, &TOKEN_FORMS)?;
+    // Its length is not written in a 006 token.
+    if form == TokenForm::AccessToken && app_id.is_some_and(|id| id.len() != 32) {
+        let reason = "needs an app_id of 32 characters, as those of Agora are";
+        return Err(reader.fault(&path, reason));
+    }
+    Ok(form)
+}
+
+fn certificate_is_text(reader: &mut Reader, auth: &str, certificate: &Secret) -> Read<()> {
+    let is_text = |text: String| text.bytes().all(|byte| byte.is_ascii_graphic());
+    if certificate.reveal().is_ok_and(is_text) {
+        return Ok(());
+    }
+    let path = certificate.key(&format!("{auth}.app_certificate"));
+    let reason = "holds no App Certificate: those of Agora are 32 hexadecimal digits";
+    Err(reader.fault(&path, reason))
 }
 
 fn token_auth(
@@ -220,10 +274,7 @@ fn token_auth(
     token: Secret,
     user_id: Option<String>,
 ) -> Read<Auth> {
-    let mut path = format!("{auth}.token");
-    if token.file().is_some() {
-        path.push_str("_file");
-    }
+    let path = token.key(&format!("{auth}.token"));
     let Ok(now) = token.reveal() else {
         return Err(reader.fault(&path, "was there a moment ago and is gone"));
     };

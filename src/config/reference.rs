@@ -180,7 +180,11 @@ fn every_key_of_the_table_is_shown_when_it_is_set() {
         .replace("# hosts = [\"https://api-", "hosts = [\"https://api-");
     let with_token = all.replace("\ncustomer_", "\n# customer_").replace("# token =", "token =");
     let with_user = with_token.replace("# user_id =", "user_id =").replace("007…", "006");
-    let shown: String = [all, with_regions, with_user]
+    let with_certificate = all
+        .replace("\ncustomer_", "\n# customer_")
+        .replace("# app_certificate =", "app_certificate =")
+        .replace("# user_id =", "user_id =");
+    let shown: String = [all, with_regions, with_user, with_certificate]
         .iter()
         .map(|text| {
             fs::write(&path, text).unwrap();

@@ -83,6 +83,14 @@ impl Secret {
         }
     }
 
+    /// The key that gives it, where `name` is the one that would give it as a value.
+    pub fn key(&self, name: &str) -> String {
+        match &self.0 {
+            Source::Value(_) => name.to_owned(),
+            Source::File(_) => format!("{name}_file"),
+        }
+    }
+
     /// The secret as it is now, without the newline that editors leave at the end of a file.
     ///
     /// A file is read each time. Asking for its time of change first would save some microseconds

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::apps::ONLY_REGION;
+use super::apps::{ONLY_REGION, TOKEN_FORMS};
 use super::fault::quoted;
 use super::general::LOG_FORMATS;
 use super::kafka::DELIVERIES;
@@ -141,6 +141,12 @@ impl Auth {
             Self::Basic { customer_id, customer_secret } => {
                 page.text("customer_id", customer_id);
                 page.secret("customer_secret", customer_secret);
+            }
+            Self::Minted { certificate, user_id, form, life } => {
+                page.secret("app_certificate", certificate);
+                page.text("user_id", user_id);
+                page.text("token_version", word(&TOKEN_FORMS, *form));
+                page.duration("token_life", *life);
             }
             Self::Token { token, user_id } => {
                 page.secret("token", token);

@@ -316,10 +316,35 @@ pub(super) const KEYS: &[Key] = &[
               give token_file and let the maker rewrite it.",
     },
     Key {
+        name: "apps[].auth.app_certificate",
+        kind: Kind::Secret,
+        absent: Absent::Optional("your-app-certificate"),
+        why: "Instead of both: the App Certificate from Agora's console, with user_id. Tokens are \
+              made here with it, and renewed.",
+    },
+    Key {
         name: "apps[].auth.user_id",
         kind: Kind::Text,
         absent: Absent::Optional("the user of the token"),
-        why: "The user that a 006 token was made for.",
+        why: "The user that a 006 token was made for, or for whom tokens are made with \
+              app_certificate.",
+    },
+    Key {
+        name: "apps[].auth.token_version",
+        kind: Kind::Choice(&["007", "006"]),
+        absent: Absent::Default("007"),
+        why: "The form of tokens that are made with app_certificate; 006 is Agora's older one.",
+    },
+    Key {
+        name: "apps[].auth.token_life",
+        kind: Kind::Duration(Bounds {
+            least: "1m",
+            most: "24h",
+            because: "clocks differ by seconds, and Agora ends every token after a day",
+        }),
+        absent: Absent::Default("1h"),
+        why: "How long a token lives that is made with app_certificate. It is renewed long before; \
+              a short life makes one that leaks worthless soon.",
     },
     Key {
         name: "apps[].regions[].name",

@@ -49,11 +49,14 @@ fn what_is_right_is_taken_as_written() {
     assert_eq!(settings.kafka.topics.page_retention, Duration::from_secs(86_400));
     assert!(matches!(&settings.kafka.options["linger.ms"], OptionValue::Plain(v) if v == "5"));
     assert!(matches!(&settings.kafka.options["sasl.password"], OptionValue::Secret(_)));
-    let [first, second] = settings.apps.as_slice() else { panic!("two apps were given") };
+    let [first, second, third] = settings.apps.as_slice() else { panic!("three were given") };
     assert_eq!(first.regions[0].name.as_str(), "default");
     assert_eq!(first.regions[0].hosts[1].as_str(), "https://api.sd-rtn.com");
     assert_eq!(second.regions[1].name.as_str(), "ap");
     assert!(matches!(&second.auth, Auth::Token { token, .. } if token.file().is_none()));
+    let Auth::Minted { user_id, form, life, .. } = &third.auth else { panic!("a certificate") };
+    assert_eq!((user_id.as_str(), *form), ("bridge", TokenForm::AccessToken2));
+    assert_eq!(*life, Duration::from_secs(3_600));
 }
 
 #[test]
@@ -213,6 +216,8 @@ fn a_secret_is_shown_nowhere() {
     // Where it does not, or with something wrong about it:
     for (right, wrong) in [
         ("token = \"007hunter2\"", "token = \"007 hunter2\""),
+        ("\"cafehunter2", "\"cafe hunter2"),
+        ("app_certificate =", "app_certifcate ="),
         ("token = \"007hunter2\"", "token = \"006hunter2\""),
         ("token = \"007hunter2\"", "token = [\"hunter2\"]"),
         ("token = \"007hunter2\"", "tokn = \"hunter2\""),

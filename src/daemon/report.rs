@@ -124,6 +124,8 @@ impl Report {
                 "bytes": self.backlog.borrow().bytes,
             },
             "pages_topic": { "not_delivered": waiting.in_pages_topic },
+            "tokens": self.poller.tokens.snapshot(),
+            "agora_clock_ahead_seconds": self.poller.clocks.snapshot(),
             "accounts": self.accounts.snapshot(),
             "summary": total.to_string(),
         })

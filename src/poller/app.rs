@@ -12,12 +12,13 @@ use tracing::warn;
 use super::Poller;
 use super::Target;
 use super::Tools;
+use super::access::Access;
+use super::clocks::host_of;
 use super::gate::Gate;
 use super::order::Order;
 use super::request::Done;
 use super::request::Errand;
-use super::request::NotAsked;
-use crate::agora::Credentials;
+use crate::agora::Moment;
 use crate::agora::Transport;
 use crate::error::Chain;
 use crate::journal::Held;
@@ -26,6 +27,7 @@ use crate::model::CLOCK_MARGIN;
 use crate::model::Gap;
 use crate::model::GapCause;
 use crate::model::Pace;
+use crate::model::Ticket;
 use crate::observe::health::Condition;
 use crate::schedule::Answered;
 use crate::schedule::Decision;
@@ -36,6 +38,9 @@ use crate::schedule::Suspected;
 
 /// How long a feed waits for the journal to have room again.
 const WAIT_FOR_JOURNAL: Duration = Duration::from_secs(1);
+
+/// How long a feed waits for a secret that can't be read.
+const WAIT_FOR_SECRET: Duration = Duration::from_secs(1);
 
 /// Failures in a row that make a feed a reason not to be ready.
 const FAILURES_TO_TELL: u32 = 2;
@@ -50,7 +55,7 @@ const EPISODE: Duration = Duration::from_secs(300);
 pub(super) struct App<T> {
     states: Vec<State>,
     partition: i32,
-    credentials: Credentials,
+    access: Access,
     schedule: Schedule,
     gate: Gate,
     journal_condition: Condition,
@@ -64,6 +69,8 @@ pub(super) struct App<T> {
 /// What the loop remembers of a feed beside the schedule.
 struct State {
     target: Target,
+    /// The request that found it empty last.
+    emptied_by: Option<Ticket>,
     failures: u32,
     condition: Condition,
     /// The requests of the feed too ask it whether their pages may be seen.
@@ -83,16 +90,19 @@ impl<T: Transport> App<T> {
         let health = &poller.tools.health;
         let state = |target: Target| State {
             condition: health.condition("agora", target.feed.to_string()),
+            emptied_by: None,
             failures: 0,
             order: Arc::new(Mutex::new(Order::new())),
             overdue: None,
             kept: (Pace { events_per_second: 0.0, burst: 0.0 }, now),
             target,
         };
+        let app = &poller.app;
+        let access = Access::new(app, poller.credentials, health, &poller.tools.metrics.tokens);
         Self {
             states: poller.feeds.into_iter().map(state).collect(),
             partition: poller.partition,
-            credentials: poller.credentials,
+            access,
             schedule: Schedule::new(poller.limits, &facts, now, poller.former, poller.seed),
             gate: Gate::new(poller.limits.requests_per_second),
             journal_condition: health.condition("journal", ""),
@@ -103,8 +113,8 @@ impl<T: Transport> App<T> {
     }
 
     /// What to do at `now`.
-    pub(super) fn decide(&self, now: Instant) -> Decision {
-        self.schedule.next(now)
+    pub(super) fn decide(&mut self, now: Instant) -> Decision {
+        self.access.wait(now).map_or_else(|| self.schedule.next(now), Decision::Wait)
     }
 
     /// Whether a request is out.
@@ -125,12 +135,18 @@ impl<T: Transport> App<T> {
     /// Sends a request to a feed, or postpones it where that is not possible.
     pub(super) async fn ask(&mut self, feed: usize, host: usize, sender: &mpsc::Sender<Done>) {
         let state = self.states.get(feed).expect("the schedule knows our feeds");
-        let prepared =
-            self.tools.prepare(&self.credentials, &state.target, host, self.partition).await;
+        let url = state.target.urls.get(host).expect("the schedule knows our hosts");
+        let wall = self.tools.agora_now(host_of(url));
+        let now = Moment { wall, monotonic: Instant::now() };
+        let Ok(proof) = self.access.proof(now) else {
+            self.schedule.postponed(feed, now.monotonic + WAIT_FOR_SECRET);
+            return;
+        };
+        let prepared = self.tools.prepare(proof.headers, &state.target, host, self.partition).await;
         let (request, reservation) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
-                self.condition_of(&error, state).failing(Chain(&error));
+                self.journal_condition.failing(Chain(&error));
                 self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
                 return;
             }
@@ -143,10 +159,12 @@ impl<T: Transport> App<T> {
             return;
         }
         let sent = Instant::now();
+        self.access.asked(sent);
         state.order.lock().await.begin(reservation.ticket(), sent);
         let errand = Errand {
             index: feed,
             asked: self.schedule.asked(feed, sent),
+            edition: proof.edition,
             target: state.target.clone(),
             order: Arc::clone(&state.order),
             fastest: self.schedule.fastest_round_trip(),
@@ -168,12 +186,23 @@ impl<T: Transport> App<T> {
             Err(error) => self.journal_condition.failing(Chain(error)),
         }
         let Done { index, outcome, head_at, .. } = done;
-        let when = Answered { head_at, now, wall: self.tools.clock.now() };
+        let when = Answered { head_at, now, wall: self.tools.agora_now(&done.host) };
         let suspected = self.schedule.answered(done.asked, when, outcome);
         match outcome {
             Outcome::Events(seen) => self.show(index, seen, now),
             Outcome::Throttled { .. } => self.say_throttled(now),
-            Outcome::Failed | Outcome::Refused => {}
+            Outcome::Failed | Outcome::Refused | Outcome::Unauthorised => {}
+        }
+        match (outcome, &done.trouble) {
+            (Outcome::Unauthorised, said) => {
+                let said = said.as_deref().unwrap_or_default();
+                self.access.refused(done.edition, said, now);
+            }
+            (Outcome::Failed, _) => {}
+            // A refusal for another reason comes behind the door.
+            (Outcome::Events(_) | Outcome::Throttled { .. } | Outcome::Refused, _) => {
+                self.access.accepted(done.edition);
+            }
         }
         self.states
             .get_mut(index)
@@ -208,13 +237,6 @@ impl<T: Transport> App<T> {
             let pace = self.schedule.pace(index, now);
             let wall = self.tools.clock.now();
             self.tools.journal.keep_pace(&state.target.feed, pace, wall).await;
-        }
-    }
-
-    fn condition_of<'a>(&'a self, error: &NotAsked, state: &'a State) -> &'a Condition {
-        match error {
-            NotAsked::Journal(_) => &self.journal_condition,
-            NotAsked::Credentials(_) => &state.condition,
         }
     }
 
@@ -288,7 +310,16 @@ impl State {
         drop(order);
         if let Some(emptied_at) = done.emptied_at {
             let emptied_at = emptied_at.before(CLOCK_MARGIN);
-            self.target.empty_at = self.target.empty_at.max(Some(emptied_at));
+            // The latest request knows best. By the times alone nothing would be known for an hour
+            // after a clock was set back by one.
+            if self.emptied_by.is_none_or(|ticket| ticket < done.ticket) {
+                self.emptied_by = Some(done.ticket);
+                self.target.empty_at = Some(emptied_at);
+            }
+        }
+        if done.outcome == Outcome::Unauthorised {
+            // The app's trouble, and not the feed's.
+            return;
         }
         let Some(trouble) = done.trouble else {
             self.failures = 0;

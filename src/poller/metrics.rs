@@ -11,6 +11,8 @@ use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 
+use super::clocks::Clocks;
+use super::tokens::Tokens;
 use crate::agora::Answer;
 use crate::agora::answer::Trouble;
 use crate::model::BUFFER_LIMIT;
@@ -40,6 +42,10 @@ pub struct PollerMetrics {
     pub feed_rate: Family<FeedLabels, Gauge<f64, AtomicU64>>,
     /// Gaps that were published because a buffer was found full.
     pub overflows_suspected: Family<FeedLabels, Counter>,
+    /// When tokens end.
+    pub tokens: Tokens,
+    /// How far clocks are apart.
+    pub clocks: Clocks,
 }
 
 /// Labels of what is counted for each feed.
@@ -153,6 +159,8 @@ impl PollerMetrics {
             "Gaps that were published because Agora's buffer was found full",
             self.overflows_suspected.clone(),
         );
+        registry.register_collector(Box::new(self.tokens.clone()));
+        registry.register_collector(Box::new(self.clocks.clone()));
     }
 }
 
@@ -169,6 +177,8 @@ impl Default for PollerMetrics {
             buffer_fill: Family::default(),
             feed_rate: Family::default(),
             overflows_suspected: Family::default(),
+            tokens: Tokens::default(),
+            clocks: Clocks::default(),
         }
     }
 }

@@ -12,14 +12,16 @@ use tracing::error;
 
 use super::Target;
 use super::Tools;
+use super::clocks::host_of;
 use super::order::Ended;
 use super::order::Order;
 use super::order::Turn;
 use crate::agora;
 use crate::agora::Answer;
-use crate::agora::Credentials;
+use crate::agora::Edition;
 use crate::agora::Glance;
-use crate::agora::NoCredentials;
+use crate::agora::Moment;
+use crate::agora::Reply;
 use crate::agora::Request;
 use crate::agora::Shape;
 use crate::agora::Transport;
@@ -48,6 +50,8 @@ pub(super) struct Errand {
     pub(super) index: usize,
     /// The schedule's name of the request.
     pub(super) asked: Asked,
+    /// Which credentials it carries.
+    pub(super) edition: Edition,
     /// The feed.
     pub(super) target: Target,
     /// Whether its page may be seen before others.
@@ -63,10 +67,14 @@ pub(super) struct Done {
     pub(super) index: usize,
     /// The schedule's name of the request.
     pub(super) asked: Asked,
+    /// Which credentials it carried.
+    pub(super) edition: Edition,
     /// The journal's.
     pub(super) ticket: Ticket,
     /// When the head of the answer was there.
     pub(super) head_at: Option<Instant>,
+    /// Whom it asked.
+    pub(super) host: String,
     /// For the schedule.
     pub(super) outcome: Outcome,
     /// For the order of pages.
@@ -79,16 +87,10 @@ pub(super) struct Done {
     pub(super) stored: Result<(), JournalError>,
 }
 
-/// Why a request can't leave.
+/// Why a request can't leave: there is no room, or no database.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotAsked {
-    /// There is no room, or no database.
-    #[error("reserve room for an answer")]
-    Journal(#[from] JournalError),
-    /// There are no credentials.
-    #[error(transparent)]
-    Credentials(#[from] NoCredentials),
-}
+#[error("reserve room for an answer")]
+pub(super) struct NotAsked(#[from] JournalError);
 
 // === impl Errand ===
 
@@ -103,20 +105,25 @@ impl Errand {
     ) -> Done {
         let feed = &self.target.feed;
         let ticket = reservation.ticket();
-        let asked_at = tools.clock.now();
+        let host = host_of(&request.url).to_owned();
+        let asked_at = tools.agora_now(&host);
         let sent = Instant::now();
         let reply = tools.transport.ask(request).await;
         let head_at = reply.head_at();
-        let answered_at = tools.clock.now();
+        tools.learn_time(&host, &reply);
+        let answered_at = tools.agora_now(&host);
+        // A clock may have been set while the request was out, and a machine may have slept.
+        let asked_at = asked_at.min(answered_at.before(sent.elapsed()));
+        let since = self.target.empty_at.filter(|at| *at <= asked_at);
         tools.metrics.request_duration.observe(sent.elapsed().as_secs_f64());
-        let answer = agora::judge(reply, system_time(answered_at));
+        let answer = agora::judge(reply, system_time(tools.clock.now()));
         tools.metrics.answer(feed, &answer);
-        let mut done = Done::new(self.index, self.asked, ticket, head_at);
+        let mut done = Done::new(&self, ticket, head_at, &host);
         match answer {
             Answer::Page { status, wholeness, body, request_id, resource_id, trouble } => {
                 let page = Page {
                     feed: feed.clone(),
-                    since: self.target.empty_at,
+                    since,
                     asked_at,
                     answered_at,
                     status,
@@ -142,7 +149,7 @@ impl Errand {
                 let gap = Gap {
                     feed: feed.clone(),
                     cause: GapCause::AnswerLost,
-                    from: self.target.empty_at,
+                    from: since,
                     to: answered_at.after(CLOCK_MARGIN),
                     at_least: 0,
                     at_most: Some(PAGE_LIMIT),
@@ -210,19 +217,34 @@ impl Errand {
 // === impl Tools ===
 
 impl<T> Tools<T> {
+    /// Learns from the head of an answer what the host's clock shows.
+    fn learn_time(&self, host: &str, reply: &Reply) {
+        let (Some(head_at), Some(date)) = (reply.head_at(), reply.date()) else { return };
+        let wall = self.clock.now().before(head_at.elapsed());
+        let date = date.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Moment { wall, monotonic: head_at };
+        self.metrics.clocks.observe(host, Timestamp::default().after(date), now);
+    }
+
+    /// The time by the clock of one of Agora's hosts, as far as that is known. Times of events are
+    /// by that clock, so what is compared with them is.
+    pub(super) fn agora_now(&self, host: &str) -> Timestamp {
+        self.metrics.clocks.by_host(host, self.clock.now())
+    }
+
     /// A ticket, room for the answer, and the request.
     pub(super) async fn prepare(
         &self,
-        credentials: &Credentials,
+        proof: Vec<(&'static str, String)>,
         target: &Target,
         host: usize,
         partition: i32,
     ) -> Result<(Request, Reservation), NotAsked> {
-        let proof = credentials.headers()?;
         let url = target.urls.get(host).expect("the schedule knows our hosts").clone();
-        let now = self.clock.now();
-        let reservation =
-            self.journal.reserve(&target.feed, partition, target.empty_at, now).await?;
+        // The next process knows nothing of Agora's clock: what is for it, is by ours.
+        let by_us = |at| self.metrics.clocks.by_us(host_of(&url), at);
+        let (now, empty_at) = (self.clock.now(), target.empty_at.map(by_us));
+        let reservation = self.journal.reserve(&target.feed, partition, empty_at, now).await?;
         Ok((Request { url, proof }, reservation))
     }
 }
@@ -231,12 +253,14 @@ impl<T> Tools<T> {
 
 impl Done {
     /// A request that failed, unless something better is known of it.
-    fn new(index: usize, asked: Asked, ticket: Ticket, head_at: Option<Instant>) -> Self {
+    fn new(errand: &Errand, ticket: Ticket, head_at: Option<Instant>, host: &str) -> Self {
         Self {
-            index,
-            asked,
+            index: errand.index,
+            asked: errand.asked,
+            edition: errand.edition,
             ticket,
             head_at,
+            host: host.to_owned(),
             outcome: Outcome::Failed,
             ended: Ended::Done,
             emptied_at: None,
@@ -253,6 +277,10 @@ impl Done {
                 (Outcome::Throttled { retry_after }, "too many requests (429)".to_owned())
             }
             Trouble::Failed(said) => (Outcome::Failed, said.to_string()),
+            // What to do about it the app's credentials know.
+            Trouble::Refused(said) if said.status == 401 => {
+                (Outcome::Unauthorised, said.to_string())
+            }
             Trouble::Refused(said) => {
                 (Outcome::Refused, format!("{said}: {}", remedy(said.status)))
             }
@@ -265,7 +293,6 @@ impl Done {
 /// What a refusal means at Agora, and what to do.
 fn remedy(status: u16) -> &'static str {
     match status {
-        401 => "check the credentials of the app (apps.auth)",
         403 => "enable Signaling (RTM) for the App ID in Agora's console",
         404 => "check the hosts and the path of the endpoint",
         _ => "check the App ID (apps.app_id)",

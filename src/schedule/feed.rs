@@ -33,6 +33,7 @@ use super::way::RoundTrip;
 use crate::model::BUFFER_LIMIT;
 use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
+use crate::model::Timestamp;
 
 /// Silent requests of a feed to one host; the next one goes to another host, or waits.
 const SILENT_AT_A_HOST: usize = 2;
@@ -54,6 +55,10 @@ const ERRORS_ABOVE_A_PAGE: f64 = 1.5;
 /// The most that is added for errors, in events: behind it lies half of the buffer.
 const MOST_ABOVE_A_PAGE: f64 = 400.0;
 
+/// What the wall clock goes further than the monotonic one is sleep beyond this: what it is corrected
+/// by is exact to seconds.
+const SLEPT: Duration = Duration::from_secs(5);
+
 /// In a feed that is asked too rarely to know, so few events may gather that a burst still fits.
 const ROOM_FOR_A_BURST: f64 = 1.0;
 
@@ -73,7 +78,9 @@ pub(super) struct FeedPlan {
     overflow: Overflow,
     /// The clocks, as they relate if each request arrives as late as it can.
     latest: Skew,
-    /// The zero of the times that `latest` is given.
+    /// When the last answer came, by both clocks.
+    heard: Option<(Instant, Timestamp)>,
+    /// The zero of the times that `latest` is given, which count sleep.
     origin: Instant,
 }
 
@@ -155,6 +162,7 @@ impl FeedPlan {
             backoff: Backoff::new(facts.hosts),
             overflow: Overflow::default(),
             latest: Skew::default(),
+            heard: None,
             origin: now,
         }
     }
@@ -311,6 +319,9 @@ impl FeedPlan {
         seen: Seen,
         fastest: Duration,
     ) -> Option<Suspected> {
+        // Our monotonic clock stood still, and Agora's went on.
+        let slept = self.slept(when);
+        self.origin = self.origin.checked_sub(slept).unwrap_or(self.origin);
         if seen.torn {
             // It tells nothing of the buffer, and what is lost of it is a gap already.
             return None;
@@ -329,6 +340,16 @@ impl FeedPlan {
             times: seen.times,
         };
         self.overflow.observe(emptying, &self.latest)
+    }
+
+    /// How long the machine slept since the last answer: so much further than the monotonic clock
+    /// did the wall clock go.
+    fn slept(&mut self, when: Answered) -> Duration {
+        let before = self.heard.replace((when.now, when.wall));
+        let (now, wall) = before.unwrap_or((when.now, when.wall));
+        let awake = when.now.saturating_duration_since(now);
+        let slept = when.wall.since(wall).saturating_sub(awake);
+        if slept > SLEPT { slept } else { Duration::ZERO }
     }
 
     fn take_out(&mut self, asked: Asked) -> Option<Out> {

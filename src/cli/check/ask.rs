@@ -162,8 +162,17 @@ impl Transport for Once {
         let reply = self.http.ask(request).await;
         let (verdict, says) = said(&reply);
         let mut seen = self.shared.lock();
-        seen.answered.push((feed.clone(), verdict, says));
         let feeds: std::collections::HashSet<_> = self.feeds.values().collect();
+        if matches!(&reply, Reply::Answered(raw) if raw.status == 401) {
+            // It holds for the app: its other feeds would be asked a minute later each.
+            for other in feeds.iter().filter(|it| it.app == feed.app) {
+                if !seen.asked.contains(other) {
+                    seen.asked.push((*other).clone());
+                    seen.answered.push(((*other).clone(), verdict, says.clone()));
+                }
+            }
+        }
+        seen.answered.push((feed.clone(), verdict, says));
         if seen.answered.len() == feeds.len() {
             self.shared.done.cancel();
         }

@@ -57,6 +57,14 @@ name = "ap"
 hosts = ["https://ap.example"]
 [apps.auth]
 token = "007hunter2"
+
+[[apps]]
+app_id = "0123456789abcdef0123456789abcdef"
+[apps.auth]
+app_certificate = "cafehunter2"
+user_id = "bridge"
+token_version = "007"
+token_life = "1h"
 "#;
 
 /// What is right, what is written instead, and the fault without its line.
@@ -128,6 +136,10 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("\"007hunter2\"", "7", "apps[1].auth.token: must be a text in quotes"),
     ("\"007hunter2\"", "\"\"", "apps[1].auth.token: is empty"),
     ("token = \"007", "token_file = \"/nowhere/007", "apps[1].auth.token_file = \"/nowhere/007hun"),
+    ("n = \"007\"", "n = \"008\"", "apps[2].auth.token_version = \"008\": must be 007 or 006"),
+    ("\"1h\"", "\"25h\"", "apps[2].auth.token_life = \"25h\": must be from 1m to 24h: clocks"),
+    ("\"cafe", "\"cafe ", "apps[2].auth.app_certificate: holds no App Certificate"),
+    ("app_certificate = \"cafe", "app_certificate_file = \"/nowhere/", "apps[2].auth.app_certif"),
 ];
 
 #[test]
@@ -143,6 +155,18 @@ fn each_mistake_is_named_with_its_line_and_the_reason() {
     }
 }
 
+const MINTS_007: &str = r#"abcdef"
+[apps.auth]
+app_certificate = "cafehunter2"
+user_id = "bridge"
+token_version = "007"#;
+
+const MINTS_006: &str = r#""
+[apps.auth]
+app_certificate = "cafehunter2"
+user_id = "bridge"
+token_version = "006"#;
+
 /// What is right, what is written instead, and the fault with the line of the group.
 #[rustfmt::skip]
 const MISSING: &[(&str, &str, &str)] = &[
@@ -154,6 +178,10 @@ const MISSING: &[(&str, &str, &str)] = &[
     ("token = \"007", "# = \"007", "53: apps[1].auth: is required: customer_id with customer_secr"),
     ("\"007", "\"006", "53: apps[1].auth.user_id: is required beside a token that begins with 006"),
     ("customer_id = \"me\"", "token = \"t\"", "41: apps[0].auth: must have one form"),
+    ("customer_id = \"me\"", "app_certificate = \"c\"", "41: apps[0].auth: must have one form"),
+    ("app_certificate =", "token = \"007\"\napp_certificate =", "58: apps[2].auth: must have one"),
+    ("user_id = \"bridge\"", "", "58: apps[2].auth.user_id: is required beside app_certificate: a"),
+    (MINTS_007, MINTS_006, "61: apps[2].auth.token_version = \"006\": needs an app_id of 32 char"),
 ];
 
 #[test]

@@ -1,0 +1,201 @@
+//! How far the clocks of Agora's hosts and ours are apart, by the `Date` of their answers.
+//!
+//! A `Date` counts whole seconds, and any single one may be wild: a cache's, or of a machine behind a
+//! balancer that nobody maintains. So a difference is the median of the latest [`SAMPLES`], taken a
+//! second apart: to mislead it, most of the answers of several seconds have to be wrong alike.
+//! Where our own wall clock jumps against the monotonic one (it was set, or the machine slept), all
+//! samples are of another time and forgotten.
+//!
+//! Tokens are made by Agora's clock, and times that are compared with those of events are stated in
+//! it. A difference of seconds is left alone: it is within the bounds that gaps have anyway.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tokio::time::Instant;
+use tracing::info;
+use tracing::warn;
+
+use crate::agora::Moment;
+use crate::model::Timestamp;
+
+/// An odd number has a middle.
+const SAMPLES: usize = 9;
+
+/// So many agree before a difference is believed enough to be told.
+const TRUSTED: usize = 3;
+
+/// Samples are taken so far apart, once there are [`TRUSTED`].
+const APART: Duration = Duration::from_secs(1);
+
+/// What differs more between two clocks of this machine is a jump.
+const JUMP: i64 = 1_000;
+
+/// Less is what a `Date` can't tell, and what the way takes.
+const NOTHING: i64 = 2_500;
+
+/// A person is told of a difference beyond this …
+const TOO_FAR: i64 = 60_000;
+
+/// … until it is less than this again.
+const NEAR_AGAIN: i64 = 50_000;
+
+/// The clocks of all hosts. Cheap to clone; clones share.
+#[derive(Clone, Debug, Default)]
+pub struct Clocks(Arc<Mutex<BTreeMap<String, Host>>>);
+
+/// One of Agora's hosts.
+#[derive(Debug, Default)]
+struct Host {
+    /// Its clock less ours, in milliseconds.
+    samples: VecDeque<i64>,
+    seen: Option<Moment>,
+    sampled_at: Option<Instant>,
+    told: bool,
+}
+
+// === impl Clocks ===
+
+impl Clocks {
+    /// Notes what a host's clock showed when ours showed `now`.
+    pub(super) fn observe(&self, host: &str, date: Timestamp, now: Moment) {
+        let mut hosts = self.lock();
+        if !hosts.contains_key(host) {
+            hosts.insert(host.to_owned(), Host::default());
+        }
+        let told = hosts.get_mut(host).and_then(|it| it.observe(date, now));
+        drop(hosts);
+        let seconds = |difference: i64| difference / 1_000;
+        match told {
+            Some((true, difference)) => warn!(
+                host,
+                seconds = seconds(difference),
+                "Agora's clock and ours are far apart: correct the clock of this machine (NTP)"
+            ),
+            Some((false, difference)) => {
+                info!(host, seconds = seconds(difference), "Agora's clock and ours agree again");
+            }
+            None => {}
+        }
+    }
+
+    /// A moment of our clock by that of a host, as far as that is known.
+    pub(super) fn by_host(&self, host: &str, ours: Timestamp) -> Timestamp {
+        let difference = self.difference(host);
+        Timestamp::from_millis(ours.as_millis().saturating_add(difference))
+    }
+
+    /// A moment of a host's clock by ours.
+    pub(super) fn by_us(&self, host: &str, theirs: Timestamp) -> Timestamp {
+        let difference = self.difference(host);
+        Timestamp::from_millis(theirs.as_millis().saturating_sub(difference))
+    }
+
+    fn difference(&self, host: &str) -> i64 {
+        self.lock().get(host).map_or(0, Host::difference)
+    }
+
+    /// Seconds that each host is ahead of us, where that is known.
+    pub fn snapshot(&self) -> BTreeMap<String, f64> {
+        let hosts = self.lock();
+        let known = hosts.iter().filter(|(_, it)| it.is_trusted());
+        known.map(|(host, it)| (host.clone(), it.median() as f64 / 1_000.0)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Host>> {
+        // The map is whole after every step, also after one that panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Clocks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let name = "agora_clock_ahead_seconds";
+        let help = "By how much the clock of one of Agora's hosts is ahead of ours.";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (host, seconds) in self.snapshot() {
+            ConstGauge::new(seconds).encode(family.encode_family(&[("host", host.as_str())])?)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Host ===
+
+impl Host {
+    /// Whether the clocks begin or cease to be too far apart, and by how much.
+    fn observe(&mut self, date: Timestamp, now: Moment) -> Option<(bool, i64)> {
+        if self.seen.replace(now).is_some_and(|before| jumped(before, now)) {
+            self.samples.clear();
+        }
+        let soon = self.sampled_at.is_some_and(|at| now.monotonic < at + APART);
+        if soon && self.is_trusted() {
+            return None;
+        }
+        self.sampled_at = Some(now.monotonic);
+        // In the middle of the second that it names.
+        let date = date.as_millis().saturating_add(500);
+        self.samples.push_back(date.saturating_sub(now.wall.as_millis()));
+        while self.samples.len() > SAMPLES {
+            self.samples.pop_front();
+        }
+        let far = self.median().saturating_abs();
+        let tells = match self.told {
+            false => self.is_trusted() && far > TOO_FAR,
+            true => !(self.is_trusted() && far < NEAR_AGAIN),
+        };
+        (tells != self.told).then(|| {
+            self.told = tells;
+            (tells, self.median())
+        })
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.samples.len() >= TRUSTED
+    }
+
+    /// What is to be reckoned with. The first one after a jump counts, too: it is more likely to be
+    /// right than nothing, and the next ones correct it.
+    fn difference(&self) -> i64 {
+        let median = self.median();
+        if median.saturating_abs() <= NOTHING { 0 } else { median }
+    }
+
+    /// The middle one; of two that of the smaller difference.
+    fn median(&self) -> i64 {
+        let mut sorted: Vec<i64> = self.samples.iter().copied().collect();
+        sorted.sort_unstable();
+        let Some(last) = sorted.len().checked_sub(1) else { return 0 };
+        let middle = sorted.get(last / 2..=last.div_ceil(2)).unwrap_or_default();
+        middle.iter().copied().min_by_key(|it| it.saturating_abs()).unwrap_or(0)
+    }
+}
+
+/// Whether the wall clock went another way than the monotonic one.
+fn jumped(before: Moment, now: Moment) -> bool {
+    let monotonic = now.monotonic.saturating_duration_since(before.monotonic);
+    let monotonic = i64::try_from(monotonic.as_millis()).unwrap_or(i64::MAX);
+    let wall = now.wall.as_millis().saturating_sub(before.wall.as_millis());
+    wall.saturating_sub(monotonic).saturating_abs() > JUMP
+}
+
+/// The host of a URL with its scheme, as it was configured.
+pub(super) fn host_of(url: &str) -> &str {
+    let behind_scheme = url.find("://").map_or(0, |at| at + 3);
+    let end = url.get(behind_scheme..).and_then(|rest| rest.find('/'));
+    end.and_then(|end| url.get(..behind_scheme + end)).unwrap_or(url)
+}
+
+#[cfg(test)]
+mod tests;
