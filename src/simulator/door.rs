@@ -6,7 +6,11 @@ use std::time::Duration;
 use super::script::AppScript;
 use super::script::TokenScript;
 use super::wire::Request;
+use crate::agora::token;
+use crate::agora::token::Token;
+use crate::model::AppId;
 use crate::model::Endpoint;
+use crate::model::Timestamp;
 
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +29,13 @@ pub(super) struct Lock {
     /// What follows `Basic `.
     basic: String,
     tokens: Vec<TokenScript>,
+    app_id: AppId,
+    certificate: String,
+    token_life: Option<Duration>,
 }
+
+/// A token that claims to be made further in the future was not made by an honest clock.
+const FROM_THE_FUTURE: Duration = Duration::from_secs(60);
 
 /// The requests of the last second.
 #[derive(Debug, Default)]
@@ -62,13 +72,44 @@ impl Lock {
     pub(super) fn of(app: &AppScript) -> Self {
         let AppScript { customer_id, customer_secret, .. } = app;
         let basic = base64(format!("{customer_id}:{customer_secret}").as_bytes());
-        Self { basic, tokens: app.tokens.clone() }
+        Self {
+            basic,
+            tokens: app.tokens.clone(),
+            app_id: app.app_id.clone(),
+            certificate: app.app_certificate.clone(),
+            token_life: app.token_life,
+        }
     }
 
     /// Whether the request carries one of the three forms of credentials, at that moment.
-    pub(super) fn opens(&self, request: &Request, now: Duration) -> bool {
+    pub(super) fn opens(&self, request: &Request, now: Duration, wall: Timestamp) -> bool {
         self.opens_with_basic(request)
             || self.tokens.iter().filter(|it| it.is_good(now)).any(|it| it.opens(request))
+            || self.opens_with_signature(request, wall)
+    }
+
+    /// A 007 token tells its user, a 006 token has to be told.
+    fn opens_with_signature(&self, request: &Request, wall: Timestamp) -> bool {
+        if let Some(("agora", value)) = authorization(request) {
+            let text = value.strip_prefix("token=").filter(|it| it.starts_with("007"));
+            let token = text.and_then(token::read);
+            return token.is_some_and(|it| self.admits(&it, it.user_id().unwrap_or(""), wall));
+        }
+        let text = request.value_of("x-agora-token").filter(|it| it.starts_with("006"));
+        let user = request.value_of("x-agora-uid");
+        let token = text.and_then(token::read);
+        token.zip(user).is_some_and(|(it, user)| self.admits(&it, user, wall))
+    }
+
+    fn admits(&self, token: &Token, user_id: &str, wall: Timestamp) -> bool {
+        let Some(ends_at) = token.ends_at else { return false };
+        let ends_at =
+            self.token_life.map_or(ends_at, |life| ends_at.min(token.issued_at.after(life)));
+        token.app_id == self.app_id.as_str()
+            && token.lets_in(user_id)
+            && token.is_signed_with(&self.certificate, user_id)
+            && token.issued_at <= wall.after(FROM_THE_FUTURE)
+            && wall < ends_at
     }
 
     pub(super) fn opens_with_basic(&self, request: &Request) -> bool {
@@ -144,6 +185,7 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agora::token::TokenForm;
 
     #[test]
     fn base64_agrees_with_its_rfc() {
@@ -213,8 +255,62 @@ mod tests {
         for (headers, at_first, after_expiry) in forms {
             let request = headers.iter().fold(Request::get("/"), |it, (k, v)| it.header(*k, *v));
             let lock = Lock::of(&app);
-            assert_eq!(lock.opens(&request, Duration::from_secs(9)), at_first, "{headers:?}");
-            assert_eq!(lock.opens(&request, Duration::from_secs(10)), after_expiry, "{headers:?}");
+            let opens =
+                |seconds| lock.opens(&request, Duration::from_secs(seconds), Timestamp::default());
+            assert_eq!(opens(9), at_first, "{headers:?}");
+            assert_eq!(opens(10), after_expiry, "{headers:?}");
+        }
+    }
+
+    /// A token that is good, and what its user is called.
+    fn order(app: &AppScript, form: TokenForm) -> token::Order<'_> {
+        token::Order {
+            form,
+            app_id: app.app_id.as_str(),
+            certificate: &app.app_certificate,
+            user_id: "me",
+            issued_at: Timestamp::from_millis(1_700_000_000_000),
+            life: Duration::from_secs(600),
+            salt: 1,
+        }
+    }
+
+    #[test]
+    fn a_signed_token_opens_its_own_app_to_its_user_until_its_end() {
+        let [app, other] = [0, 1].map(AppScript::numbered);
+        let in_header = |form: TokenForm, token: String, user: &str| match form {
+            TokenForm::AccessToken2 => {
+                Request::get("/").header("Authorization", format!("agora token={token}"))
+            }
+            TokenForm::AccessToken => {
+                Request::get("/").header("x-agora-token", token).header("x-agora-uid", user)
+            }
+        };
+        for form in [TokenForm::AccessToken2, TokenForm::AccessToken] {
+            let good = order(&app, form);
+            let opens = |made: token::Order<'_>, user: &str, app: &AppScript, seconds: i64| {
+                let wall = Timestamp::from_millis(1_700_000_000_000 + seconds * 1_000);
+                let request = in_header(form, token::mint(made), user);
+                Lock::of(app).opens(&request, Duration::ZERO, wall)
+            };
+            assert!(opens(good, "me", &app, 0) && opens(good, "me", &app, 599), "{form:?}");
+            assert!(!opens(good, "me", &app, 600), "{form:?}: it is over");
+            assert!(opens(good, "me", &app, -60) && !opens(good, "me", &app, -61), "{form:?}");
+            assert!(!opens(good, "me", &other, 0), "{form:?}: another App ID");
+            let certificate = other.app_certificate.as_str();
+            assert!(!opens(token::Order { certificate, ..good }, "me", &app, 0), "{form:?}");
+            let short = AppScript { token_life: Some(Duration::from_secs(5)), ..app.clone() };
+            assert!(opens(good, "me", &short, 4) && !opens(good, "me", &short, 5), "{form:?}");
+            if form == TokenForm::AccessToken {
+                assert!(!opens(good, "you", &app, 0), "it is told another user");
+            }
+            // Each form has its own header.
+            let token = token::mint(good);
+            let wrong = match form {
+                TokenForm::AccessToken2 => in_header(TokenForm::AccessToken, token, "me"),
+                TokenForm::AccessToken => in_header(TokenForm::AccessToken2, token, "me"),
+            };
+            assert!(!Lock::of(&app).opens(&wrong, Duration::ZERO, good.issued_at), "{form:?}");
         }
     }
 

@@ -63,7 +63,12 @@ pub struct AppScript {
     pub customer_id: String,
     /// Password of Basic authentication. Made up: it guards nothing.
     pub customer_secret: String,
-    /// Tokens that are accepted as well.
+    /// Opens tokens that are signed with it. Made up, too.
+    pub app_certificate: String,
+    /// Signed tokens live no longer than this, whatever they say.
+    #[serde(deserialize_with = "text::maybe_duration")]
+    pub token_life: Option<Duration>,
+    /// Tokens that are accepted as well, whatever they hold.
     pub tokens: Vec<TokenScript>,
     /// Signaling is not enabled for this App ID: 403.
     pub disabled: bool,
@@ -364,10 +369,13 @@ impl AppScript {
         let id = number.wrapping_mul(0x876922cbca0098dff4323566daa89675);
         let customer = number.wrapping_mul(0x4a1c6f0d3b5e4c7fa9d2e8b71f60c35d);
         let secret = number.wrapping_mul(0x91d53e7ac04b4f28b6f7052ce89d1a43);
+        let certificate = number.wrapping_mul(0x5cfd2fd1755d40ecb72977518be15d3b);
         Self {
             app_id: AppId::new(format!("{id:032x}")),
             customer_id: format!("{customer:032x}"),
             customer_secret: format!("{secret:032x}"),
+            app_certificate: format!("{certificate:032x}"),
+            token_life: None,
             tokens: Vec::new(),
             disabled: false,
             user_events: Load::default(),

@@ -61,7 +61,10 @@ AUTHENTICATION
   token with 006:      x-agora-token: <token>
                        x-agora-uid: <user the token was made for>
 
-  Tokens are made in a script ([[apps]] tokens) and may expire there.
+  Tokens have to be signed with the App Certificate of the App ID, let their user
+  log in to RTM, and not be over by Agora's clock. A script gives the certificate
+  ([[apps]] app_certificate), lets tokens end sooner (token_life), and may name
+  tokens that are good whatever they hold (tokens).
 
 STATUS CODES
 
@@ -118,6 +121,8 @@ EXAMPLES
     app_id = \"876922cbca0098dff4323566daa89675\"
     customer_id = \"me\"
     customer_secret = \"mine\"
+    app_certificate = \"5CFd2fd1755d40ecb72977518be15d3b\"
+    token_life = \"5m\"
     tokens = [{ token = \"007abc\", until = \"1h\" }]
     dialect = { old_names = true, seconds = true, empty = \"absent\" }
     user_events = { rate = 50, bursts = [{ at = \"30s\", events = 5000, over = \"1s\" }] }

@@ -266,10 +266,11 @@ impl World {
     }
 
     fn refusal(&mut self, app: usize, request: &Request) -> Option<Reply> {
+        let wall = self.wall_clock();
         let gate = self.gates.get_mut(app)?;
         let requests = self.ledger.requests_mut(app)?;
         requests.asked += 1;
-        if !gate.lock.opens(request, self.now) {
+        if !gate.lock.opens(request, self.now, wall) {
             return Some(Reply::message(401, "Invalid authentication credentials"));
         }
         if self.script.apps.get(app)?.disabled {
@@ -381,6 +382,7 @@ impl World {
     ) -> Answer {
         let number = self.ledger.next_answer();
         let framing = self.script.network.framing.draw(&mut self.answering);
+        reply.headers.push(("Date".into(), http_date(self.wall_clock())));
         reply.headers.push(("X-Request-ID".into(), format!("{:032x}", scattered(number))));
         reply.headers.push(("X-Resource-ID".into(), format!("simulated-{number}")));
         let Reply { status, headers, body, ending, fault, taken, complete } = reply;

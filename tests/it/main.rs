@@ -17,4 +17,5 @@ mod rooms;
 mod simulated;
 mod support;
 mod systemd;
+mod tokens;
 mod tools;

@@ -25,6 +25,7 @@ mod run;
 mod scenarios;
 mod starts;
 mod time;
+mod tokens;
 mod transport;
 
 use std::sync::Mutex;

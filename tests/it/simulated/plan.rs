@@ -1,8 +1,11 @@
 //! What happens in a run: drawn from a seed, or written down by a test.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use agora_rtm_bridge::config;
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Burst;
@@ -44,6 +47,10 @@ pub(crate) struct Plan {
     pub(crate) connecting: u32,
     /// The clock of the bridge's machine is so much ahead of Agora's, or behind.
     pub(crate) clock_ahead_ms: i64,
+    /// How apps prove who asks, where it is not by the RESTful credentials of the script.
+    pub(crate) auth: BTreeMap<usize, config::Auth>,
+    /// What is done to the bridge's machine in each life, and when.
+    pub(crate) deeds: Vec<(Duration, Deed)>,
     /// More happens than anybody can fetch: what a buffer loses has to be told, and is no fault.
     pub(crate) overloaded: bool,
     /// How long an orderly stop waits for Kafka.
@@ -52,6 +59,21 @@ pub(crate) struct Plan {
     pub(crate) busy: Duration,
     /// The lives of the bridge before its last one, which goes on until nothing waits any more.
     pub(crate) lives: Vec<Life>,
+}
+
+/// Something that is done to the bridge's machine.
+#[derive(Clone, Debug)]
+pub(crate) enum Deed {
+    /// A file gets this content, as a program writes that knows how: by a rename.
+    Write(PathBuf, String),
+    /// A file is gone.
+    Remove(PathBuf),
+    /// The wall clock is set by so many milliseconds.
+    SetClock(i64),
+    /// The machine sleeps.
+    Sleep(Duration),
+    /// Somebody asks `/ready` and `/status.json`.
+    Look,
 }
 
 /// How the bridge is told of Agora's regions.
@@ -108,6 +130,8 @@ impl Plan {
             twin: false,
             connecting: 0,
             clock_ahead_ms: 0,
+            auth: BTreeMap::new(),
+            deeds: Vec::new(),
             overloaded: false,
             grace: Duration::from_secs(120),
             busy,

@@ -6,9 +6,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs;
 use std::num::NonZeroU32;
 use std::panic;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::Once;
+use std::sync::atomic::AtomicI64;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,8 +34,10 @@ use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::World;
 use rusqlite::Connection;
 use tokio::runtime::Builder;
+use tokio_util::task::TaskTracker;
 
 use super::kafka_model::Cluster;
+use super::plan::Deed;
 use super::plan::End;
 use super::plan::Hosts;
 use super::plan::Plan;
@@ -61,6 +67,8 @@ pub(crate) struct Outcome {
     pub(crate) accounts: Vec<Balance>,
     /// The metrics of the last life, at its end.
     pub(crate) metrics: String,
+    /// What `/status.json` said when somebody looked.
+    pub(crate) looks: Vec<serde_json::Value>,
     /// Panics of tasks, which nobody else sees.
     pub(crate) panics: Vec<String>,
 }
@@ -93,12 +101,15 @@ struct Run<'a> {
     waiting: Option<Waiting>,
     came_to_rest: bool,
     metrics: String,
+    looks: Arc<Mutex<Vec<serde_json::Value>>>,
 }
 
 /// A bridge that runs.
 struct Bridge {
     daemon: Daemon,
     metrics: Metrics,
+    /// By how many milliseconds the wall clock of its machine was set.
+    set: &'static AtomicI64,
 }
 
 /// A database in memory that lives as long as this.
@@ -125,6 +136,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
         came_to_rest: run.came_to_rest,
         accounts: run.accounts,
         metrics: run.metrics,
+        looks: run.looks.lock().expect("nobody panics with it").clone(),
         panics: PANICS.take(),
     }
 }
@@ -150,6 +162,7 @@ impl<'a> Run<'a> {
             waiting: None,
             came_to_rest: false,
             metrics: String::new(),
+            looks: Arc::default(),
         }
     }
 
@@ -191,6 +204,7 @@ impl<'a> Run<'a> {
         let twin_disk = Disk::new();
         let has_twin = self.plan.twin && ends.is_none();
         let twin = has_twin.then(|| self.start(now, &twin_disk, 1));
+        TaskTracker::new().spawn(do_to(self.plan.deeds.clone(), now, &bridge, &self.looks));
         match ends {
             Some((lasts, _)) => now.reaches(self.now + lasts).await,
             None => self.come_to_rest(now, std::iter::once(&bridge).chain(&twin)).await,
@@ -221,7 +235,8 @@ impl<'a> Run<'a> {
     fn start(&self, now: Now, disk: &Disk, number: u128) -> Bridge {
         let ahead = i64::try_from(millis(self.now)).expect("minutes") + self.plan.clock_ahead_ms;
         let epoch = Timestamp::from_millis(self.plan.script.epoch.as_millis() + ahead);
-        let clock = Clock::simulated(epoch);
+        let set = Box::leak(Box::new(AtomicI64::new(0)));
+        let clock = Clock::simulated_and_set(epoch, set);
         let life = self.lives.len();
         let incarnation = (u128::from(self.plan.seed) << 64) + (number << 32) + life as u128;
         let (journal, recovered) = Journal::simulated(
@@ -242,7 +257,7 @@ impl<'a> Run<'a> {
             seed: self.plan.seed,
         };
         let daemon = Daemon::start(parts, &mut metrics);
-        Bridge { daemon, metrics }
+        Bridge { daemon, metrics, set }
     }
 
     /// Until Agora has nothing left, and all that was taken is delivered.
@@ -312,6 +327,39 @@ impl Disk {
     }
 }
 
+/// Does to a bridge's machine what is planned.
+fn do_to(
+    mut deeds: Vec<(Duration, Deed)>,
+    now: Now,
+    bridge: &Bridge,
+    looks: &Arc<Mutex<Vec<serde_json::Value>>>,
+) -> impl Future<Output = ()> + use<> {
+    deeds.sort_by_key(|(at, _)| *at);
+    let (report, set, looks) = (bridge.daemon.report().clone(), bridge.set, Arc::clone(looks));
+    async move {
+        for (at, deed) in deeds {
+            now.reaches(at).await;
+            match deed {
+                Deed::Write(path, content) => {
+                    let next = path.with_extension("next");
+                    fs::write(&next, content).expect("a fresh folder can be written to");
+                    fs::rename(next, path).expect("a file can be renamed");
+                }
+                Deed::Remove(path) => fs::remove_file(path).expect("the file is there"),
+                Deed::SetClock(by) => drop(set.fetch_add(by, Ordering::Relaxed)),
+                Deed::Sleep(lasts) => {
+                    now.sleep(lasts);
+                    let millis = i64::try_from(lasts.as_millis()).expect("hours at the most");
+                    set.fetch_add(millis, Ordering::Relaxed);
+                }
+                Deed::Look => {
+                    looks.lock().expect("nobody panics with it").push(report.status());
+                }
+            }
+        }
+    }
+}
+
 fn settings(plan: &Plan) -> Settings {
     let count = |count| NonZeroU32::new(count).expect("at least one");
     let apps = plan.script.apps.iter().enumerate().map(|(index, app)| config::App {
@@ -324,7 +372,7 @@ fn settings(plan: &Plan) -> Settings {
             })
             .to_vec(),
         requests_per_second: count(plan.requests_per_second),
-        auth: auth(app),
+        auth: plan.auth.get(&index).cloned().unwrap_or_else(|| auth(app)),
     });
     Settings {
         data_dir: "unused".into(),

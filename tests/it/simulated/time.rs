@@ -3,6 +3,8 @@
 //! Each life of a bridge has a runtime of its own, whose paused clock begins anew. Agora and Kafka
 //! live longer: they count from the beginning of the run.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,6 +17,8 @@ use tokio::time::sleep_until;
 pub(crate) struct Now {
     born: Instant,
     born_at: Duration,
+    /// For how many milliseconds the machine slept: nobody on it noticed, and the world went on.
+    slept: &'static AtomicU64,
 }
 
 // === impl Now ===
@@ -23,17 +27,34 @@ impl Now {
     /// A life begins, so long after the run began. Has to be called inside its runtime.
     pub(crate) async fn born_at(born_at: Duration) -> Self {
         align().await;
-        Self { born: Instant::now(), born_at }
+        let slept = Box::leak(Box::new(AtomicU64::new(0)));
+        Self { born: Instant::now(), born_at, slept }
     }
 
     /// The time since the run began.
     pub(crate) fn get(&self) -> Duration {
-        self.born_at + self.born.elapsed()
+        self.born_at + self.born.elapsed() + self.slept()
+    }
+
+    /// The machine slept for so long.
+    pub(crate) fn sleep(&self, lasts: Duration) {
+        let millis = u64::try_from(lasts.as_millis()).expect("hours at the most");
+        self.slept.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    fn slept(&self) -> Duration {
+        Duration::from_millis(self.slept.load(Ordering::Relaxed))
     }
 
     /// Waits until so long after the run began.
     pub(crate) async fn reaches(&self, at: Duration) {
-        sleep_until(self.born + at.saturating_sub(self.born_at)).await;
+        loop {
+            let left = at.saturating_sub(self.born_at).saturating_sub(self.slept());
+            if Instant::now() >= self.born + left {
+                return;
+            }
+            sleep_until(self.born + left).await;
+        }
     }
 }
 

@@ -286,8 +286,8 @@ impl Way {
         };
         Reply::Answered(Raw {
             status: answer.status,
-            retry_after: header("retry-after"),
             date: header("date"),
+            retry_after: header("retry-after"),
             request_id: header("x-request-id"),
             resource_id: header("x-resource-id"),
             body: Bytes::from(answer.body).slice(..bytes),

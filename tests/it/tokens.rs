@@ -1,0 +1,83 @@
+//! The real process and a secret that is wrong: who says so, and what happens once it is corrected.
+//!
+//! Kafka is not there: draining goes on without it.
+
+use std::fs;
+use std::time::Duration;
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::World;
+use serde_json::Value;
+
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::names;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+use crate::support::within;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Nobody listens here.
+const NO_KAFKA: &str = "127.0.0.1:1";
+
+fn taken(world: &World, app: usize) -> u64 {
+    let answers = world.ledger().answers().iter();
+    answers.filter(|it| it.feed.is_some_and(|feed| feed.0 == app)).map(|it| it.taken).sum()
+}
+
+/// The reasons of this condition, with their subjects.
+fn reasons(bridge: &Bridge, condition: &str) -> Vec<(String, String)> {
+    let status = bridge.status();
+    let reasons = status["readiness"]["reasons"].as_array().expect("a list").clone();
+    let text = |reason: &Value, field: &str| reason[field].as_str().expect("a text").to_owned();
+    reasons
+        .iter()
+        .filter(|reason| reason["condition"] == condition)
+        .map(|reason| (text(reason, "subject"), text(reason, "reason")))
+        .collect()
+}
+
+#[test]
+fn a_wrong_secret_of_one_app_recovers_when_its_file_is_corrected_and_the_others_go_on() {
+    let agora = Agora::start(Script {
+        apps: (0..3).map(|index| AppScript::numbered(index).rates(5.0, 5.0)).collect(),
+        ..Script::default()
+    });
+    let apps: Vec<AppScript> = agora.world().script().apps.clone();
+    let (folder, right) = (names::folder(), apps[1].customer_secret.clone());
+    let file = folder.path().join("secret");
+    fs::write(&file, "hunter2wrong\n").expect("a fresh folder can be written to");
+    let config = agora.config(&Names::unique("tokens"), NO_KAFKA, Hosts::EachRegion);
+    let by_value = format!("customer_secret = {right:?}");
+    assert!(config.contains(&by_value), "{config}");
+    let by_file = format!("customer_secret_file = {:?}", file.display().to_string());
+    // The third makes its tokens itself.
+    let third = format!(
+        "customer_id = {:?}\ncustomer_secret = {:?}",
+        apps[2].customer_id, apps[2].customer_secret
+    );
+    assert!(config.contains(&third), "{config}");
+    let minted = format!("app_certificate = {:?}\nuser_id = \"bridge\"", apps[2].app_certificate);
+    let config = config.replace(&by_value, &by_file).replace(&third, &minted);
+    let bridge = Bridge::start(&config);
+
+    let said = within(LIMIT, || reasons(&bridge, "credentials").pop())
+        .unwrap_or_else(|late| panic!("the refusal was told {late}"));
+    assert_eq!(said.0, apps[1].app_id.as_str());
+    assert!(said.1.contains(&format!("customer_secret_file ({})", file.display())), "{said:?}");
+    for other in [0, 2] {
+        agora.wait_until("the others are drained", LIMIT, |world| taken(world, other) > 0);
+    }
+    assert_eq!(taken(&agora.world(), 1), 0);
+
+    fs::write(&file, &right).expect("the folder can be written to");
+    agora.wait_until("the corrected one is drained", LIMIT, |world| taken(world, 1) > 0);
+    within(LIMIT, || reasons(&bridge, "credentials").is_empty().then_some(()))
+        .unwrap_or_else(|late| panic!("the recovery was told {late}"));
+    assert_eq!(bridge.status()["tokens"][0]["app_id"], apps[2].app_id.as_str());
+    for secret in ["hunter2", &right, &apps[2].app_certificate, "agora token", "007eJ"] {
+        assert!(!bridge.log().contains(secret), "`{secret}` is in the log");
+    }
+}
