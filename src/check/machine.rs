@@ -60,7 +60,7 @@ fn data_dir(path: &Path, max_size: u64) -> Finding {
             let says = "in use by another process";
             return Finding::failed(subject, says, Some(&format!("{RUNNING} data_dir")));
         }
-        Err(error) if error.kind() != ErrorKind::NotFound => {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             let says = format!("its lock can't be opened: {error}");
             let remedy = "give the directory and its files to the user that the bridge runs as";
             return Finding::failed(subject, says, Some(remedy));
@@ -100,14 +100,15 @@ fn or_here(path: &Path) -> &Path {
 /// What the journal has already taken of its room.
 fn taken(data_dir: &Path) -> u64 {
     let files = fs::read_dir(data_dir).into_iter().flatten().flatten();
-    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    let own = files.filter(|file| file.file_name().to_string_lossy().starts_with("journal"));
+    own.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
 }
 
 fn judged(subject: String, magic: i64, free: u64, taken: u64, max_size: u64) -> Finding {
     let known = FILE_SYSTEMS.iter().find(|(number, ..)| *number == magic);
     let (name, kind) = known.map_or(("local", Kind::Local), |(_, name, kind)| (*name, *kind));
     let [free_text, most] = [free, max_size].map(size);
-    if free < LEAST_ROOM && taken < LEAST_ROOM {
+    if free < LEAST_ROOM {
         let says = format!("the disk is full: {free_text} free, and nothing is asked below 64 MiB");
         let remedy = "make room, or name a directory on another disk";
         return Finding::failed(subject, says, Some(remedy));
@@ -177,7 +178,7 @@ mod tests {
             (0xef53, GIB, 3 * GIB, Verdict::Ok, "1 GiB free"),
             (0xef53, GIB, 0, Verdict::Warning, "lower journal.max_size"),
             (0xef53, 1 << 20, 0, Verdict::Failed, "disk is full: 1 MiB free"),
-            (0xef53, 1 << 20, GIB, Verdict::Warning, "make room"),
+            (0xef53, 1 << 20, GIB, Verdict::Failed, "make room"),
             (0x6969, 9 * GIB, 0, Verdict::Warning, "on NFS"),
             (0x6969, 0, 0, Verdict::Failed, "disk is full: 0 B free"),
             (0x0102_1994, 9 * GIB, 0, Verdict::Warning, "gone with the container"),

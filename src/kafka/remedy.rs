@@ -28,6 +28,10 @@ const REMEDIES: &[(&str, &str)] = &[
          and \"ssl.key.location\" in [kafka.options]",
     ),
     (
+        "No provider for SASL mechanism",
+        "set \"sasl.mechanism\" in [kafka.options] to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+    ),
+    (
         "Unsupported SASL mechanism",
         "set \"sasl.mechanism\" in [kafka.options] to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
     ),

@@ -9,7 +9,7 @@
 //! `tests/campaign` runs it for hours; the suite runs a short form of it.
 
 mod audit;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod kind;
 mod load;
 mod round;

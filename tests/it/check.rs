@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Script;
+use serde_json::Value;
 
+use crate::campaign::disk::SmallDisk;
 use crate::real_broker::LIMIT;
 use crate::real_broker::stop;
 use crate::support::agora::Agora;
@@ -64,7 +66,7 @@ impl Checked {
         let failed = self.lines("FAILED");
         assert_eq!(failed.len(), 1, "{}{}", self.out, self.err);
         for word in words {
-            assert!(failed[0].contains(word), "{word}: {}", failed[0]);
+            assert!(failed.iter().all(|line| line.contains(word)), "{word}: {failed:?}");
         }
     }
 
@@ -172,6 +174,45 @@ fn what_is_amiss_with_topics_is_named_with_its_remedy() {
 }
 
 #[test]
+fn what_is_amiss_with_this_machine_is_named_with_its_remedy() {
+    let (agora, names) = (agora(), Names::unique("check-machine"));
+    let config = config(&agora, &names);
+    let home = names::folder();
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap();
+    check_in(&file, home.path(), &config, &[]).assert_failed(&["not a directory", "name a"]);
+    check(&format!("journal.max_size = \"1024TiB\"\n{config}"), &[])
+        .assert_warned(&["data_dir", "lower journal.max_size"]);
+    // Where a secret can't be read nothing is looked at.
+    let secret = format!("customer_secret = {:?}", agora.world().script().apps[0].customer_secret);
+    let unreadable = config.replace(&secret, "customer_secret_file = \"/nowhere/secret\"");
+    let checked = check(&unreadable, &[]);
+    assert_eq!(checked.code, Some(78), "{}", checked.err);
+    assert!(checked.err.contains("/nowhere/secret") && checked.err.contains("No such file"));
+    let json: Value = serde_json::from_str(&check(&unreadable, &["--json"]).out).unwrap();
+    assert_eq!(json["ok"], false);
+    assert_eq!(json["findings"][0]["verdict"], "failed");
+}
+
+#[test]
+fn a_full_disk_is_named_with_its_remedy() {
+    if let Err(why) = SmallDisk::try_out() {
+        // What is said of numbers is tested without a disk, where it is decided.
+        eprintln!("no disk can be mounted here: {why}");
+        return;
+    }
+    let (agora, names, home) = (agora(), Names::unique("check-disk"), names::folder());
+    let data_dir = home.path().join("data");
+    let disk = SmallDisk::mount(&data_dir).expect("it was tried out");
+    disk.fill();
+    check_in(&data_dir, home.path(), &config(&agora, &names), &[]).assert_failed(&[
+        "data_dir",
+        "disk is full: 0 B free",
+        "make room",
+    ]);
+}
+
+#[test]
 fn a_data_directory_in_use_is_named_and_the_bridge_does_not_notice() {
     let (agora, names) = (agora(), Names::unique("check-in-use"));
     let config = config(&agora, &names);
@@ -228,6 +269,22 @@ fn what_check_asked_for_is_published_by_the_next_run() {
     let verdict = judge(&names, agora.events(), &consumer.finish());
     verdict.assert_complete();
     verdict.assert_in_order();
+}
+
+#[test]
+fn what_is_in_force_is_shown_with_its_origins_and_without_secrets() {
+    let (agora, names) = (agora(), Names::unique("check-config"));
+    let shown = check(&config(&agora, &names), &["--print-config"]);
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    for line in [
+        "customer_secret = \"***\"  # ",
+        "listen = \"127.0.0.1:0\"  # AGORA_RTM_BRIDGE__HTTP__LISTEN",
+        "shutdown_grace = \"1m 30s\"  # ",
+        "delivery = \"exactly-once\"  # default",
+    ] {
+        assert!(shown.out.contains(line), "{line}: {}", shown.out);
+    }
+    assert!(!shown.out.contains(&agora.world().script().apps[0].customer_secret));
 }
 
 #[test]

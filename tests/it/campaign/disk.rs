@@ -10,7 +10,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A tmpfs, gone when dropped.
-pub(super) struct SmallDisk {
+pub(crate) struct SmallDisk {
     path: PathBuf,
 }
 
@@ -21,13 +21,13 @@ const SIZE: &str = "size=96m,mode=0700";
 
 impl SmallDisk {
     /// Why this can't be done here, if it can't.
-    pub(super) fn try_out() -> Result<(), String> {
+    pub(crate) fn try_out() -> Result<(), String> {
         let folder = TempDir::new().expect("the temporary folder can be written to");
         Self::mount(folder.path()).map(drop)
     }
 
     /// Mounts one on a folder, which is made where it is missing.
-    pub(super) fn mount(path: &Path) -> Result<Self, String> {
+    pub(crate) fn mount(path: &Path) -> Result<Self, String> {
         fs::create_dir_all(path).expect("a fresh folder can be written to");
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", SIZE, "tmpfs"]).arg(path);
@@ -39,7 +39,7 @@ impl SmallDisk {
     }
 
     /// Takes every byte that is left.
-    pub(super) fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut file = File::create(self.filler()).expect("a disk that is full has inodes left");
         let zeros = vec![0; 64 * 1024];
         for piece in [&zeros[..], &[0]] {
@@ -48,7 +48,7 @@ impl SmallDisk {
     }
 
     /// Gives them back.
-    pub(super) fn free(&self) {
+    pub(crate) fn free(&self) {
         // Freed twice, where two of a round overlap.
         fs::remove_file(self.filler()).ok();
     }
