@@ -228,26 +228,28 @@ fn what_was_overwritten_lies_within_a_suspicion() {
 }
 
 /// Two full pages that reach so far back, behind a minute in which a page every 250 ms emptied the
-/// feed.
+/// feed, and an empty answer.
 fn two_full_pages(reach_back: i64, times_are_readable: bool) -> Option<Suspected> {
     let (mut overflow, mut skew) = (Overflow::default(), Skew::default());
-    let mut observe = |now: i64, events, first, last| {
+    let mut observe = |now: i64, events, times: Option<(i64, i64)>| {
         let stated = |time: i64| Timestamp::from_millis(time);
-        let times = times_are_readable.then(|| (stated(first), stated(last)));
-        let emptying =
-            Emptying { arrived: now + AHEAD, uncertain: JITTER, wall: stated(now), events, times };
+        let times = times.filter(|_| times_are_readable);
+        let times = times.map(|(first, last)| (stated(first), stated(last)));
+        let arrived = now + AHEAD;
         if let Some(times) = times {
-            skew.observe(emptying.arrived, events, times);
+            skew.observe(arrived, events, times);
         }
-        overflow.observe(emptying, &skew)
+        let wall = stated(now);
+        overflow.observe(Emptying { arrived, uncertain: JITTER, wall, events, times }, &skew)
     };
     for page in 1..240 {
-        assert_eq!(observe(250 * page, 10, 250 * page - 200, 250 * page - 1), None);
+        assert_eq!(observe(250 * page, 10, Some((250 * page - 200, 250 * page - 1))), None);
     }
+    assert_eq!(observe(59_950, 0, None), None);
     let half = reach_back / 2;
-    let found = observe(60_000, 1_000, 60_000 - reach_back, 60_000 - half - 1);
-    let found = found.or(observe(60_050, 1_000, 60_000 - half, 60_000 - 10));
-    found.or(observe(60_300, 10, 60_200, 60_290))
+    let found = observe(60_000, 1_000, Some((60_000 - reach_back, 60_000 - half - 1)));
+    let found = found.or(observe(60_050, 1_000, Some((60_000 - half, 60_000 - 10))));
+    found.or(observe(60_300, 10, Some((60_200, 60_290))))
 }
 
 #[test]
