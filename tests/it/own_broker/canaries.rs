@@ -33,12 +33,13 @@ fn assert_silent(what: &str, text: &str) {
 /// canary, in the file or in files beside it.
 fn config(agora: &Agora, names: &Names, key: &std::path::Path) -> String {
     let (broker, proof) = (secured::shared(), Proof::Plain("plain-user"));
-    let secret = agora.world().script().apps[0].customer_secret.clone();
+    let secret = AppScript::numbered(0).customer_secret;
     let config = agora
         .config(names, &broker.door(proof), Hosts::EachRegion)
         .replace(&secret, &format!("{CANARY}-secret"));
     let proxy = agora.apps(Hosts::InOrder(&[0]));
-    let proxy = proxy.split("http://").nth(1).and_then(|it| it.split('"').next()).unwrap();
+    let proxy = proxy.split("http://").nth(1).and_then(|it| it.split('"').next());
+    let proxy = proxy.expect("the simulator is asked over HTTP");
     format!(
         "agora.proxy = \"http://me:{CANARY}-proxy@{proxy}\"\nlog.level = \"trace\"\n{config}\n\
          [[apps]]\napp_id = \"0123\"\nhosts = [\"https://agora.invalid\"]\n\
@@ -69,14 +70,46 @@ fn no_secret_comes_out_of_what_is_refused_nor_out_of_what_is_shown() {
     assert_silent("/ready", &ready);
     assert_silent("/status.json", &bridge.status().to_string());
     assert_silent("/metrics", &bridge.metrics());
-    bridge.terminate();
-    bridge.terminate();
-    bridge.wait(LIMIT);
+    bridge.kill_9();
     assert!(bridge.log().contains("librdkafka"), "the log tells what it can");
     assert_silent("the log", &bridge.log());
 
     for args in [&[][..], &["--json"], &["--print-config"]] {
         let checked = check(&config, args);
         assert_silent("check", &format!("{}{}", checked.out, checked.err));
+    }
+}
+
+#[test]
+fn no_secret_comes_out_of_a_configuration_that_is_refused() {
+    let apps = vec![AppScript::numbered(0)];
+    let agora = Agora::start(Script { apps, ..Script::default() });
+    let (names, home) = (Names::unique("canaries"), names::folder());
+    let key = home.path().join("token");
+    fs::write(&key, format!("007{CANARY}-token")).unwrap();
+    let config = config(&agora, &names, &key);
+    // Its certificates are looked at where it speaks TLS only.
+    let tls = config.replace("sasl_plaintext", "sasl_ssl");
+    let password = format!("\"sasl.password\" = \"{CANARY}-password\"");
+    let wrong = [
+        // Names that librdkafka does not know, and values that it does not take.
+        config.replace("\"sasl.password\"", "\"sasl.pasword\""),
+        tls.replace(&password, &format!("{password}\n\"ssl.key.pem\" = \"{CANARY}\"")),
+        tls.replace(&password, &format!("{password}\n\"ssl.ca.pem\" = \"{CANARY}\"")),
+        config.replace("\"debug\" = \"all\"", &format!("\"sasl_password\" = \"{CANARY}\"")),
+        // What the configuration refuses by itself.
+        config.replace("customer_secret = ", "customer_secrt = "),
+        config.replace("auth.token_file", &format!("auth.tokn = \"{CANARY}\"\nauth.token_file")),
+        config.replace("http://me", "ftp://me"),
+    ];
+    for (number, config) in wrong.iter().enumerate() {
+        let mut bridge = Bridge::start(config);
+        let status = bridge.wait(LIMIT);
+        let (code, log) = (status.code(), bridge.log());
+        assert_silent(&format!("the refusal of configuration {number}"), &log);
+        assert!(log.lines().count() < 60, "{number}: {code:?} {log}");
+        let checked = check(config, &[]);
+        assert_ne!(checked.code, Some(0), "{number}: {}", checked.out);
+        assert_silent(&format!("check of {number}"), &format!("{}{}", checked.out, checked.err));
     }
 }
