@@ -5,8 +5,8 @@
 //! `tests/run` leaves it out where a Kafka was given.
 
 mod campaign;
-mod corpus;
 mod check;
+mod corpus;
 mod deployment;
 mod fixtures;
 mod http;
