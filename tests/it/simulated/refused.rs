@@ -258,7 +258,9 @@ async fn of_two_owners_one_stays_off_as_long_as_the_other_shows_life() {
         loops.commit(5 * round..5 * round + 5).await;
         sleep(10 * SECOND).await;
     }
-    assert_eq!(loops.kafka.transactions().fenced, 1, "they took it from each other in turn");
+    // What the first one had open was aborted, or what it tried next was refused.
+    let of_run = loops.kafka.transactions();
+    assert_eq!(of_run.fenced + of_run.aborted, 1, "they took it from each other in turn");
     let reasons = loops.reasons();
     assert!(reasons.len() == 1 && reasons[0].contains("another bridge"), "{reasons:?}");
 
