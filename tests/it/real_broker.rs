@@ -9,6 +9,7 @@ mod at_least_once;
 mod away;
 mod duel;
 mod end_to_end;
+mod memory;
 mod repeats;
 mod stops;
 mod topics;

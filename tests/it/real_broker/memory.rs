@@ -1,0 +1,132 @@
+//! How long a start reads the memory of very many apps, and what it takes. A measurement, told in
+//! `docs/benchmarks.md`; too long for the suite.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use agora_rtm_bridge::config;
+use agora_rtm_bridge::dedupe::Fingerprint;
+use agora_rtm_bridge::kafka::Batch;
+use agora_rtm_bridge::kafka::Cluster;
+use agora_rtm_bridge::kafka::Kafka as _;
+use agora_rtm_bridge::kafka::Memory;
+use agora_rtm_bridge::kafka::partition_of;
+use agora_rtm_bridge::model::AppId;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::Timestamp;
+use rdkafka::ClientConfig;
+use rdkafka::producer::BaseProducer;
+use rdkafka::producer::BaseRecord;
+use rdkafka::producer::Producer as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::LIMIT;
+use crate::support::broker;
+use crate::support::names::Names;
+
+const APPS: u32 = 1_000;
+const PARTITIONS: u32 = 8;
+const EVENTS: u128 = 8_192;
+
+#[test]
+#[ignore = "a measurement of a minute and 260 MB; see docs/benchmarks.md"]
+fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("memory"));
+    let text = names.kafka_tables(bootstrap)
+        + "page_partitions = 8\n[[apps]]\napp_id = \"a\"\n[apps.auth]\ncustomer_id = \"c\"\ncustomer_secret = \"s\"\n";
+    let home = crate::support::names::folder();
+    let file = home.path().join("bridge.toml");
+    fs::write(&file, text).expect("a fresh folder can be written to");
+    let settings = config::load(Some(&file), std::iter::empty()).expect("the settings are right");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime needs nothing");
+    let cluster = Cluster::new(settings.kafka, "memory");
+    runtime.block_on(cluster.prepare()).expect("the broker makes topics");
+    let bytes = fill(bootstrap, &names);
+
+    forget_peak();
+    let (before, begun) = (resident(), Instant::now());
+    let memories = runtime.block_on(async {
+        let mut claims = JoinSet::new();
+        for partition in 0..i32::try_from(PARTITIONS).unwrap() {
+            let cluster = cluster.clone();
+            claims.spawn(async move {
+                let (_owned, records) = cluster.claim(partition).await.expect("it is ours");
+                Memory::restore(HashMap::new(), records).expect("it is readable")
+            });
+        }
+        claims.join_all().await
+    });
+    let took = begun.elapsed();
+    let mut known = 0;
+    for mut memory in memories {
+        known += (0..APPS).map(|app| memory.window(&id(app), Endpoint::User).len()).sum::<usize>();
+    }
+    assert_eq!(known, APPS as usize * EVENTS as usize, "all of it is known");
+    eprintln!(
+        "{} MB read in {took:?}; resident {} MB before, {} MB at the most",
+        bytes / 1_000_000,
+        before / 1_000,
+        peak() / 1_000
+    );
+}
+
+/// Writes full windows, as publishers would leave them. How many bytes.
+fn fill(bootstrap: &str, names: &Names) -> usize {
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("it is right");
+    let mut bytes = 0;
+    for app in 0..APPS {
+        let id = id(app);
+        let partition = partition_of(id.as_str().as_bytes(), PARTITIONS);
+        let mut memory = Memory::restore(HashMap::new(), []).expect("nothing is readable");
+        for endpoint in Endpoint::ALL {
+            let first = (u128::from(app) * 2 + endpoint as u128) * EVENTS;
+            for number in first..first + EVENTS {
+                let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+                let event = Fingerprint::from_bytes(spread.to_be_bytes());
+                memory.window(&id, endpoint).insert(event, Timestamp::from_millis(1));
+            }
+        }
+        let mut batch = Batch::default();
+        memory.write_changes(partition, &mut batch);
+        for record in batch.iter() {
+            let value = record.value().unwrap_or_default();
+            bytes += value.len();
+            let mut next =
+                BaseRecord::to(&names.state).partition(partition).key(record.key()).payload(value);
+            while let Err((_, back)) = producer.send(next) {
+                producer.poll(Duration::from_millis(10));
+                next = back;
+            }
+        }
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(LIMIT).expect("the broker takes it");
+    bytes
+}
+
+fn id(app: u32) -> AppId {
+    AppId::new(format!("{app:032x}"))
+}
+
+fn resident() -> u64 {
+    status("VmRSS:")
+}
+
+/// What was the most so far is not about what comes.
+fn forget_peak() {
+    fs::write("/proc/self/clear_refs", "5").expect("Linux takes it of its own processes");
+}
+
+fn peak() -> u64 {
+    status("VmHWM:")
+}
+
+/// A figure of this process, in kilobytes.
+fn status(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("it has that line");
+    line.split_whitespace().nth(1).and_then(|figure| figure.parse().ok()).expect("a number")
+}
