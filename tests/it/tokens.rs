@@ -30,7 +30,11 @@ fn taken(world: &World, app: usize) -> u64 {
 /// The reasons of this condition, with their subjects.
 fn reasons(bridge: &Bridge, condition: &str) -> Vec<(String, String)> {
     let status = bridge.status();
-    let reasons = status["readiness"]["reasons"].as_array().expect("a list").clone();
+    let reasons = status
+        .pointer("/readiness/reasons")
+        .and_then(serde_json::Value::as_array)
+        .expect("a list")
+        .clone();
     let text = |reason: &Value, field: &str| reason[field].as_str().expect("a text").to_owned();
     reasons
         .iter()
