@@ -17,6 +17,7 @@ mod splitter;
 pub mod token;
 
 use std::future::Future;
+use std::time::Duration;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -93,6 +94,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Sends one request, once: it is never sent again on the way. Ends by an answer, an error of
     /// the connection, or silence.
     fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send;
+
+    /// Every request has its end after so long, whatever the server does.
+    fn longest(&self) -> Duration;
 }
 
 // === impl Reply ===

@@ -45,7 +45,7 @@ use crate::model::Endpoint;
 use crate::model::Region;
 
 pub use fault::{Fault, Faults, Origin, Origins};
-pub use host::{Host, Proxy};
+pub use host::{Host, Proxy, is_loopback};
 pub use secret::{Secret, SecretError};
 
 use layer::Layer;
@@ -115,10 +115,16 @@ pub struct Agora {
     pub connect_timeout: Duration,
     /// How long a request may stay without a byte.
     pub silence_timeout: Duration,
-    /// Certificates (PEM) to trust beside the system's. Could be read when the settings were.
+    /// Certificates (PEM) to trust. Could be read when the settings were.
     pub ca_file: Option<PathBuf>,
-    /// The proxy to go through.
+    /// Whether those of the system are trusted, too. Always, where no file names others.
+    pub system_certificates: bool,
+    /// The files (PEM) of the certificate that is shown to the server, and of its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The proxy to go through; hosts on this machine are asked directly.
     pub proxy: Option<Proxy>,
+    /// Its password, where the URL doesn't carry it.
+    pub proxy_password: Option<Secret>,
 }
 
 /// How often Agora is asked.

@@ -5,6 +5,7 @@
 //! hold none: a whole body of at most [`SMALL`] bytes that is a JSON object without events, and the
 //! body of an error status in which the word `events` does not even occur.
 
+use std::fmt;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -17,7 +18,6 @@ use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::TransportError;
 use crate::agora::split;
-use crate::model::Wholeness;
 
 /// A body of up to so many bytes is looked into before it is durable.
 pub const SMALL: usize = 512;
@@ -36,14 +36,12 @@ pub enum Answer {
     Page {
         /// HTTP status.
         status: u16,
-        /// Whether it is all that was sent.
-        wholeness: Wholeness,
+        /// Why it broke off; `None` where it is all that was sent.
+        cut: Option<TransportError>,
         /// The body.
         body: Bytes,
-        /// `X-Request-ID`.
-        request_id: Option<String>,
-        /// `X-Resource-ID`.
-        resource_id: Option<String>,
+        /// What Agora's support asks for.
+        ids: Ids,
         /// What the status says beside it.
         trouble: Option<Trouble>,
     },
@@ -64,6 +62,8 @@ pub enum Trouble {
     Throttled {
         /// `Retry-After`.
         retry_after: Option<Duration>,
+        /// What the server said.
+        said: Said,
     },
     /// The server failed; it may work the next time.
     Failed(Said),
@@ -73,14 +73,59 @@ pub enum Trouble {
 
 /// What a server said about a failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("status {status}{}, request id {}", excerpt(.text), .request_id.as_deref().unwrap_or("unknown"))]
+#[error("status {status}{}, {}", excerpt(.text), .ids)]
 pub struct Said {
     /// HTTP status.
     pub status: u16,
     /// The beginning of the body.
     pub text: String,
-    /// `X-Request-ID`, what Agora's support asks for.
-    pub request_id: Option<String>,
+    /// What Agora's support asks for.
+    pub ids: Ids,
+}
+
+/// The ids of an answer: what Agora's support asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// `X-Request-ID`.
+    pub request: Option<String>,
+    /// `X-Resource-ID`.
+    pub resource: Option<String>,
+}
+
+// === impl Said ===
+
+impl Said {
+    /// What the status means at Agora, and what a person can do.
+    pub fn meaning(&self) -> &'static str {
+        match self.status {
+            200..=299 => "Agora says itself that it failed; it is asked again",
+            300..=399 => "redirects are not followed: check the hosts of the app and the proxy",
+            400 => "Agora does not know the App ID, or not the path: check apps.app_id",
+            401 => "check the credentials of the app (apps.auth)",
+            403 => "enable Signaling (RTM) for the App ID in Agora's console",
+            404 => "check the hosts and the path of the endpoint",
+            407 => "the proxy wants a user and a password: check agora.proxy",
+            408 => "it took Agora too long; it is asked again",
+            429 => "Agora counts too many requests; fewer are sent for a while",
+            500..=599 => {
+                "Agora fails; it is asked again, and at the next host if this lasts. Its support \
+                 asks for the ids"
+            }
+            _ => "no status that Agora's documents name: check the hosts of the app and the proxy",
+        }
+    }
+}
+
+// === impl Ids ===
+
+impl fmt::Display for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request id {}", self.request.as_deref().unwrap_or("unknown"))?;
+        match &self.resource {
+            Some(resource) => write!(f, ", resource id {resource}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Decides what a reply means. `now` is for a `Retry-After` that is a date.
@@ -99,13 +144,11 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
             None => Answer::Empty,
         };
     }
-    let wholeness = if raw.cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
     Answer::Page {
         status: raw.status,
-        wholeness,
+        cut: raw.cut,
         body: raw.body,
-        request_id: raw.request_id,
-        resource_id: raw.resource_id,
+        ids: Ids { request: raw.request_id, resource: raw.resource_id },
         trouble,
     }
 }
@@ -115,7 +158,7 @@ fn trouble(raw: &Raw, now: SystemTime) -> Option<Trouble> {
         200..=299 => None,
         429 => {
             let retry_after = raw.retry_after.as_deref().and_then(|text| delay(text, now));
-            Some(Trouble::Throttled { retry_after })
+            Some(Trouble::Throttled { retry_after, said: said(raw) })
         }
         400 | 401 | 403 | 404 => Some(Trouble::Refused(said(raw))),
         _ => Some(Trouble::Failed(said(raw))),
@@ -173,7 +216,8 @@ fn said(raw: &Raw) -> Said {
         .split(char::is_whitespace)
         .filter(|word| !word.is_empty())
         .collect();
-    Said { status: raw.status, text: text.join(" "), request_id: raw.request_id.clone() }
+    let ids = Ids { request: raw.request_id.clone(), resource: raw.resource_id.clone() };
+    Said { status: raw.status, text: text.join(" "), ids }
 }
 
 fn excerpt(text: &str) -> String {
@@ -196,7 +240,7 @@ mod tests {
 
     fn kind(answer: &Answer) -> &'static str {
         match answer {
-            Answer::Page { wholeness: Wholeness::Cut, .. } => "cut",
+            Answer::Page { cut: Some(_), .. } => "cut",
             Answer::Page { trouble: Some(_), .. } => "page in trouble",
             Answer::Page { .. } => "page",
             Answer::Empty => "empty",
@@ -268,6 +312,9 @@ mod tests {
             ..Raw::default()
         };
         assert_eq!(said(&raw).to_string(), "status 503 (<html> busy</html>), request id r1");
+        let both = Raw { resource_id: Some("o1".to_owned()), ..raw };
+        let text = "status 503 (<html> busy</html>), request id r1, resource id o1";
+        assert_eq!(said(&both).to_string(), text);
         assert_eq!(said(&Raw::default()).to_string(), "status 0, request id unknown");
     }
 
@@ -281,7 +328,7 @@ mod tests {
         };
         let years_later = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let answer = judge(Reply::Answered(raw), years_later);
-        let Answer::Nothing(Trouble::Throttled { retry_after }) = answer else {
+        let Answer::Nothing(Trouble::Throttled { retry_after, .. }) = answer else {
             panic!("{answer:?}")
         };
         assert_eq!(retry_after, Some(Duration::from_secs(7)));

@@ -4,16 +4,20 @@
 //! a request again that it never began to write; nothing else is allowed to. The body is read chunk
 //! by chunk, so that of a body that breaks off everything is kept that came.
 
+mod clients;
+
 use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use reqwest::Client;
-use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
+pub use self::clients::HttpError;
+
+use self::clients::Clients;
+use self::clients::LIFE;
 use crate::agora::LARGEST_BODY;
 use crate::agora::Raw;
 use crate::agora::Reply;
@@ -22,85 +26,39 @@ use crate::agora::Transport;
 use crate::agora::TransportError;
 use crate::config::Agora;
 
-/// Idle connections are closed before a load balancer does it while a request is on its way.
-const IDLE: Duration = Duration::from_secs(15);
-
 /// reqwest behind the [`Transport`] seam. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Http {
-    client: Client,
+    clients: Clients,
     silence: Duration,
-}
-
-/// Why no client can be made.
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// A file of certificates can't be read.
-    #[error("read `{path}` (agora.ca_file)")]
-    CaFile {
-        /// Which.
-        path: String,
-        /// Why.
-        #[source]
-        cause: std::io::Error,
-    },
-    /// A file of certificates holds none, or a proxy is not one.
-    #[error("use {what}")]
-    Unusable {
-        /// Which key.
-        what: &'static str,
-        /// Why.
-        #[source]
-        cause: reqwest::Error,
-    },
-    /// TLS can't be set up.
-    #[error("set up the HTTP client")]
-    Client(#[source] reqwest::Error),
+    longest: Duration,
 }
 
 // === impl Http ===
 
 impl Http {
-    /// A client with the operator's timeouts, certificates and proxy.
+    /// A transport with the operator's timeouts, certificates and proxy.
+    ///
+    /// # Errors
+    ///
+    /// A file can't be read or used, or TLS can't be set up.
     pub fn new(settings: &Agora) -> Result<Self, HttpError> {
-        // Another part of the process may have installed it; it is the only one we link.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let mut builder = Client::builder()
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .connect_timeout(settings.connect_timeout)
-            .pool_idle_timeout(IDLE)
-            .tcp_nodelay(true)
-            .user_agent(concat!("agora-rtm-bridge/", env!("CARGO_PKG_VERSION")))
-            .default_headers(HeaderMap::from_iter([
-                (reqwest::header::ACCEPT, HeaderValue::from_static("application/json")),
-                (reqwest::header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            ]));
-        if let Some(path) = &settings.ca_file {
-            let pem = std::fs::read(path)
-                .map_err(|cause| HttpError::CaFile { path: path.display().to_string(), cause })?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|cause| HttpError::Unusable { what: "agora.ca_file", cause })?;
-            for certificate in certificates {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
-        if let Some(proxy) = &settings.proxy {
-            let proxy = reqwest::Proxy::all(proxy.reveal())
-                .map_err(|cause| HttpError::Unusable { what: "agora.proxy", cause })?
-                .no_proxy(reqwest::NoProxy::from_string("localhost,127.0.0.0/8,::1"));
-            builder = builder.proxy(proxy);
-        }
-        let client = builder.build().map_err(HttpError::Client)?;
-        Ok(Self { client, silence: settings.silence_timeout })
+        Self::with_life(settings, LIFE)
+    }
+
+    fn with_life(settings: &Agora, life: Duration) -> Result<Self, HttpError> {
+        Ok(Self {
+            clients: Clients::new(settings.clone(), life)?,
+            silence: settings.silence_timeout,
+            longest: settings.longest_request(),
+        })
     }
 }
 
 impl Transport for Http {
     async fn ask(&self, request: Request) -> Reply {
-        let mut builder = self.client.get(request.url);
+        let began = Instant::now();
+        let mut builder = self.clients.client(&request.url).get(request.url);
         for (name, value) in request.proof {
             let Ok(mut value) = HeaderValue::from_str(&value) else {
                 let reason =
@@ -121,14 +79,20 @@ impl Transport for Http {
         let head_at = Some(Instant::now());
         let mut body = BytesMut::with_capacity(room(&response));
         let cut = loop {
-            match timeout(self.silence, response.chunk()).await {
+            // A body that drips has an end, too: others wait for it, be it the stop.
+            let left = self.longest.saturating_sub(began.elapsed());
+            match timeout(self.silence.min(left), response.chunk()).await {
                 Ok(Ok(None)) => break None,
-                Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
+                Ok(Ok(Some(chunk))) => {
+                    let fits = chunk.get(..LARGEST_BODY - body.len());
+                    body.extend_from_slice(fits.unwrap_or(&chunk));
+                    if fits.is_some_and(|fits| fits.len() < chunk.len()) {
+                        break Some(TransportError(format!("more than {LARGEST_BODY} bytes")));
+                    }
+                }
                 Ok(Err(error)) => break Some(plain(error)),
+                Err(_) if left <= self.silence => break Some(self.endless()),
                 Err(_) => break Some(self.silent()),
-            }
-            if body.len() > LARGEST_BODY {
-                break Some(TransportError(format!("more than {LARGEST_BODY} bytes")));
             }
         };
         let text = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
@@ -143,11 +107,20 @@ impl Transport for Http {
             head_at,
         })
     }
+
+    fn longest(&self) -> Duration {
+        self.longest
+    }
 }
 
 impl Http {
     fn silent(&self) -> TransportError {
         TransportError(format!("silent for {:?} (agora.silence_timeout)", self.silence))
+    }
+
+    fn endless(&self) -> TransportError {
+        let longest = self.longest;
+        TransportError(format!("not complete after {longest:?} (agora.silence_timeout and more)"))
     }
 }
 
@@ -169,3 +142,6 @@ fn plain(error: reqwest::Error) -> TransportError {
     }
     TransportError(text)
 }
+
+#[cfg(test)]
+mod tests;

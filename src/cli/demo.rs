@@ -341,9 +341,6 @@ fn settings(
     set("DATA_DIR".to_owned(), &data_dir.to_string_lossy());
     set("INSTANCE".to_owned(), "demo");
     set("HTTP__LISTEN".to_owned(), "127.0.0.1:0");
-    // Never used: hosts on loopback are asked directly. But with a proxy of our own, a proxy that
-    // the environment names is not asked for them.
-    set("AGORA__PROXY".to_owned(), "http://127.0.0.1:9");
     set("KAFKA__BOOTSTRAP_SERVERS".to_owned(), broker);
     // The mock answers an empty fetch after the whole wait, whatever comes meanwhile.
     set("KAFKA__OPTIONS__FETCH_WAIT_MAX_MS".to_owned(), "20");

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
@@ -30,19 +31,21 @@ pub(super) fn settings(reader: &mut Reader) -> Read<Settings> {
     let apps = apps::apps(reader);
 
     if let (Ok(grace), Ok(agora)) = (shutdown_grace, &agora)
-        && grace <= agora.silence_timeout
+        && grace <= agora.longest_request()
     {
         let why = "a request that was sent is never given up, and what it brings has to be kept";
-        let silence = units::show_duration(agora.silence_timeout);
-        let grace = units::show_duration(grace);
+        let (least, grace) =
+            (units::show_duration(agora.longest_request()), units::show_duration(grace));
         reader.conflict(
             (
                 "shutdown_grace",
-                format!("must be longer than agora.silence_timeout ({silence}): {why}"),
+                format!(
+                    "must be longer than agora.silence_timeout and {BODY_TIME:?} ({least}): {why}"
+                ),
             ),
             (
                 "agora.silence_timeout",
-                format!("must be shorter than shutdown_grace ({grace}): {why}"),
+                format!("must be shorter than shutdown_grace ({grace}) by {BODY_TIME:?}: {why}"),
             ),
         );
     }
@@ -70,13 +73,55 @@ fn agora(reader: &mut Reader) -> Read<Agora> {
     let connect_timeout = reader.duration("agora.connect_timeout");
     let silence_timeout = reader.duration("agora.silence_timeout");
     let ca_file = reader.file("agora.ca_file");
+    let system_certificates = reader.flag("agora.system_certificates");
+    let client_certificate_file = reader.file("agora.client_certificate_file");
+    let client_key_file = reader.file("agora.client_key_file");
     let proxy = reader.optional("agora.proxy", Proxy::new);
+    let proxy_password = reader.secret("agora.proxy_password");
+    let (ca_file, system_certificates) = (ca_file?, system_certificates?);
+    if ca_file.is_none() && !system_certificates {
+        let why = "needs agora.ca_file beside it: nothing else would be trusted";
+        return Err(reader.fault("agora.system_certificates", why));
+    }
+    let client_certificate = match (client_certificate_file?, client_key_file?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            let why = "needs agora.client_key_file beside it";
+            return Err(reader.fault("agora.client_certificate_file", why));
+        }
+        (None, Some(_)) => {
+            let why = "needs agora.client_certificate_file beside it";
+            return Err(reader.fault("agora.client_key_file", why));
+        }
+    };
+    let (proxy, proxy_password) = (proxy?, proxy_password?);
+    if proxy.is_none() && proxy_password.is_some() {
+        let why = "needs agora.proxy beside it, with the user in its URL";
+        return Err(reader.fault("agora.proxy_password", why));
+    }
     Ok(Agora {
         connect_timeout: connect_timeout?,
         silence_timeout: silence_timeout?,
-        ca_file: ca_file?,
-        proxy: proxy?,
+        ca_file,
+        system_certificates,
+        client_certificate,
+        proxy,
+        proxy_password,
     })
+}
+
+// === impl Agora ===
+
+/// What a body has beyond the silence. A page of 200 KiB that trickles in at 16 KiB a second is
+/// still taken whole; and with the defaults a stop outlasts every request.
+const BODY_TIME: Duration = Duration::from_secs(4);
+
+impl Agora {
+    /// Every request has its end after so long.
+    pub fn longest_request(&self) -> Duration {
+        self.silence_timeout + BODY_TIME
+    }
 }
 
 fn poll(reader: &mut Reader) -> Read<Poll> {

@@ -77,6 +77,11 @@ impl Proxy {
         http_url(text).map(|url| Self(url.into()))
     }
 
+    /// The user that it names; empty where it names none.
+    pub fn user(&self) -> String {
+        Url::parse(&self.0).map(|url| url.username().to_owned()).unwrap_or_default()
+    }
+
     /// The URL, with its password where it has one.
     pub fn reveal(&self) -> &str {
         &self.0
@@ -106,13 +111,17 @@ fn http_url(text: &str) -> Result<Url, String> {
 }
 
 fn is_exposed(url: &Url) -> bool {
-    let is_loopback = match url.host() {
+    url.scheme() == "http" && !is_loopback(url)
+}
+
+/// Whether a URL leads to this machine.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
         Some(UrlHost::Ipv4(address)) => address.is_loopback(),
         Some(UrlHost::Ipv6(address)) => address.is_loopback(),
         Some(UrlHost::Domain(name)) => name == "localhost",
         None => false,
-    };
-    url.scheme() == "http" && !is_loopback
+    }
 }
 
 #[cfg(test)]

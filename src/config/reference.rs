@@ -172,7 +172,10 @@ fn every_key_of_the_table_is_shown_when_it_is_set() {
     let path = dir.path().join("all.toml");
     let all = used(&page())
         .replace("# ca_file = ", &format!("ca_file = {path:?} # "))
-        .replace("# proxy = ", "proxy = ");
+        .replace("# client_certificate_file = ", &format!("client_certificate_file = {path:?} # "))
+        .replace("# client_key_file = ", &format!("client_key_file = {path:?} # "))
+        .replace("# proxy = ", "proxy = ")
+        .replace("# proxy_password = ", "proxy_password = ");
     let with_regions = all
         .replace("\nhosts = ", "\n# hosts = ")
         .replace("# [[apps.regions]]", "[[apps.regions]]")

@@ -59,8 +59,16 @@ impl Settings {
         if let Some(file) = &agora.ca_file {
             page.text("ca_file", file.display());
         }
+        page.bare("system_certificates", agora.system_certificates);
+        if let Some((certificate, key)) = &agora.client_certificate {
+            page.text("client_certificate_file", certificate.display());
+            page.text("client_key_file", key.display());
+        }
         if let Some(proxy) = &agora.proxy {
             page.text("proxy", proxy);
+        }
+        if let Some(password) = &agora.proxy_password {
+            page.secret("proxy_password", password);
         }
         page.group("[poll]");
         page.duration("shortest_interval", self.poll.shortest_interval);

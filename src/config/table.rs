@@ -97,14 +97,40 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Path,
         absent: Absent::Optional("/etc/ssl/certs/my-proxy.pem"),
         why: "Certificates (PEM) to trust for Agora's hosts beside those of the system, as a proxy \
-              that opens TLS needs them.",
+              that opens TLS needs them. Read again every five minutes.",
+    },
+    Key {
+        name: "agora.system_certificates",
+        kind: Kind::Flag,
+        absent: Absent::Default("true"),
+        why: "False trusts the certificates of agora.ca_file alone.",
+    },
+    Key {
+        name: "agora.client_certificate_file",
+        kind: Kind::Path,
+        absent: Absent::Optional("/etc/ssl/bridge.pem"),
+        why: "The certificate (PEM, with what leads to its root) that is shown to a server or proxy \
+              that asks for it; with agora.client_key_file.",
+    },
+    Key {
+        name: "agora.client_key_file",
+        kind: Kind::Path,
+        absent: Absent::Optional("/etc/ssl/private/bridge.pem"),
+        why: "The key (PEM) of agora.client_certificate_file.",
     },
     Key {
         name: "agora.proxy",
         kind: Kind::Text,
         absent: Absent::Optional("http://proxy.example:3128"),
         why: "The HTTP proxy for requests to Agora. Without it the usual HTTPS_PROXY and NO_PROXY \
-              are obeyed.",
+              are obeyed. Hosts on this machine are asked directly in any case.",
+    },
+    Key {
+        name: "agora.proxy_password",
+        kind: Kind::Secret,
+        absent: Absent::Optional("your-proxy-password"),
+        why: "The password of the proxy. Its user stands in agora.proxy: \
+              http://user@proxy.example:3128.",
     },
     // --- poll ---
     Key {

@@ -88,11 +88,12 @@ impl<T: Transport> App<T> {
         let now = Instant::now();
         let facts: Vec<_> = poller.feeds.iter().map(Target::facts).collect();
         let health = &poller.tools.health;
+        let longest = poller.tools.transport.longest();
         let state = |target: Target| State {
             condition: health.condition("agora", target.feed.to_string()),
             emptied_by: None,
             failures: 0,
-            order: Arc::new(Mutex::new(Order::new())),
+            order: Arc::new(Mutex::new(Order::new(longest))),
             overdue: None,
             kept: (Pace { events_per_second: 0.0, burst: 0.0 }, now),
             target,

@@ -17,7 +17,6 @@ use crate::agora::Answer;
 use crate::agora::answer::Trouble;
 use crate::model::BUFFER_LIMIT;
 use crate::model::Feed;
-use crate::model::Wholeness;
 
 /// Counters of all apps together. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -75,8 +74,8 @@ impl PollerMetrics {
     /// Counts an answer.
     pub fn answer(&self, feed: &Feed, answer: &Answer) {
         let outcome = match answer {
-            Answer::Page { wholeness: Wholeness::Whole, .. } => "page",
-            Answer::Page { wholeness: Wholeness::Cut, .. } => "cut",
+            Answer::Page { cut: None, .. } => "page",
+            Answer::Page { cut: Some(_), .. } => "cut",
             Answer::Empty => "empty",
             Answer::Nothing(Trouble::NotSent(_)) => "not_sent",
             Answer::Nothing(Trouble::Throttled { .. }) => "throttled",

@@ -14,7 +14,7 @@
 //!
 //! A page is published at once if every other request arrived later for certain. Else it is held
 //! until all are settled that may have arrived before it, or before a page that it precedes; but
-//! not longer than [`LONGEST_WAIT`]. Pure: no I/O, no clock.
+//! not longer than a request can be out. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,8 +25,8 @@ use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// A page waits so long for requests that may have been handed an earlier one.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// A request that has come to its end has to be settled, too.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// The times of the first and the last event of a page.
 pub(super) type Times = (Timestamp, Timestamp);
@@ -38,6 +38,8 @@ pub(super) struct Order<H> {
     out: BTreeMap<Ticket, Span>,
     /// Pages that wait, in the order of publishing as far as it is known.
     held: Vec<Waiting<H>>,
+    /// A page waits no longer.
+    patience: Duration,
 }
 
 /// What to do with a page whose answer has arrived.
@@ -85,9 +87,10 @@ struct Waiting<H> {
 // === impl Order ===
 
 impl<H> Order<H> {
-    /// Nothing is out.
-    pub(super) fn new() -> Self {
-        Self { out: BTreeMap::new(), held: Vec::new() }
+    /// Nothing is out. No request may be out for longer than `longest`: whatever a page waits for
+    /// has left before the head of its own answer came, so it has come to its end by then.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self { out: BTreeMap::new(), held: Vec::new(), patience: longest + MARGIN }
     }
 
     /// A request is about to leave. Tickets have to grow in the order of sending.
@@ -122,14 +125,15 @@ impl<H> Order<H> {
 
     /// When a page will have waited too long.
     pub(super) fn overdue(&self) -> Option<Instant> {
-        self.held.iter().map(|it| it.span.waits_since + LONGEST_WAIT).min()
+        self.held.iter().map(|it| it.span.waits_since + self.patience).min()
     }
 
     /// What has waited too long, and what precedes that: to be released, in order, although others
     /// may still come that belong before it.
     #[must_use]
     pub(super) fn give_up(&mut self, now: Instant) -> Vec<H> {
-        self.release_up_to(|page| page.span.waits_since + LONGEST_WAIT <= now)
+        let patience = self.patience;
+        self.release_up_to(|page| page.span.waits_since + patience <= now)
     }
 
     /// Releases the last page that is `ready`, and all before it.

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::debug;
 use tracing::error;
+use tracing::warn;
 
 use super::Target;
 use super::Tools;
@@ -25,6 +26,8 @@ use crate::agora::Reply;
 use crate::agora::Request;
 use crate::agora::Shape;
 use crate::agora::Transport;
+use crate::agora::answer::Ids;
+use crate::agora::answer::Said;
 use crate::agora::answer::Trouble;
 use crate::journal::Held;
 use crate::journal::JournalError;
@@ -38,6 +41,7 @@ use crate::model::PAGE_LIMIT;
 use crate::model::Page;
 use crate::model::Ticket;
 use crate::model::Timestamp;
+use crate::model::Wholeness;
 use crate::observe::accounts::Column;
 use crate::schedule::Asked;
 use crate::schedule::Outcome;
@@ -120,7 +124,11 @@ impl Errand {
         tools.metrics.answer(feed, &answer);
         let mut done = Done::new(&self, ticket, head_at, &host);
         match answer {
-            Answer::Page { status, wholeness, body, request_id, resource_id, trouble } => {
+            Answer::Page { status, cut, body, ids, trouble } => {
+                if let Some(error) = &cut {
+                    warn!(%feed, %ticket, %error, %ids, "answer broke off; what came is kept");
+                }
+                let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
                 let page = Page {
                     feed: feed.clone(),
                     since,
@@ -128,8 +136,8 @@ impl Errand {
                     answered_at,
                     status,
                     wholeness,
-                    request_id,
-                    resource_id,
+                    request_id: ids.request,
+                    resource_id: ids.resource,
                     body,
                 };
                 self.commit(&tools, page, reservation, &mut done).await;
@@ -175,6 +183,7 @@ impl Errand {
         let ticket = reservation.ticket();
         let (feed, body) = (page.feed.clone(), page.body.clone());
         let (status, wholeness, asked_at) = (page.status, page.wholeness, page.asked_at);
+        let ids = Ids { request: page.request_id.clone(), resource: page.resource_id.clone() };
         let head_at = done.head_at.unwrap_or_else(Instant::now);
         let turn = self.order.lock().await.arrived(ticket, head_at, self.fastest);
         let held = match turn {
@@ -204,7 +213,10 @@ impl Errand {
                 done.outcome = Outcome::Events(Seen { events: received, times, torn });
             }
             Shape::Alien => {
-                done.trouble = Some("the answer is not what Agora sends".to_owned());
+                done.trouble = Some(format!(
+                    "the answer is not what Agora sends (status {status}, {ids}): check the hosts \
+                     of the app and the proxy"
+                ));
             }
         }
         // An error status says nothing about what the feed still holds.
@@ -273,30 +285,23 @@ impl Done {
         let Some(trouble) = trouble else { return };
         let (outcome, text) = match trouble {
             Trouble::NotSent(error) => (Outcome::Failed, format!("not reached: {error}")),
-            Trouble::Throttled { retry_after } => {
-                (Outcome::Throttled { retry_after }, "too many requests (429)".to_owned())
+            Trouble::Throttled { retry_after, said } => {
+                (Outcome::Throttled { retry_after }, explained(&said))
             }
-            Trouble::Failed(said) => (Outcome::Failed, said.to_string()),
+            Trouble::Failed(said) => (Outcome::Failed, explained(&said)),
             // What to do about it the app's credentials know.
             Trouble::Refused(said) if said.status == 401 => {
                 (Outcome::Unauthorised, said.to_string())
             }
-            Trouble::Refused(said) => {
-                (Outcome::Refused, format!("{said}: {}", remedy(said.status)))
-            }
+            Trouble::Refused(said) => (Outcome::Refused, explained(&said)),
         };
         self.outcome = outcome;
         self.trouble = Some(text);
     }
 }
 
-/// What a refusal means at Agora, and what to do.
-fn remedy(status: u16) -> &'static str {
-    match status {
-        403 => "enable Signaling (RTM) for the App ID in Agora's console",
-        404 => "check the hosts and the path of the endpoint",
-        _ => "check the App ID (apps.app_id)",
-    }
+fn explained(said: &Said) -> String {
+    format!("{said}: {}", said.meaning())
 }
 
 /// The wall clock for `Retry-After`.

@@ -277,8 +277,12 @@ fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
         // The array of events was closed; what broke off stood behind it.
         Ending::Torn if complete > 0 => return None,
         Ending::Torn => 0,
-        // An empty body that looks whole: its framing can't tell that it was cut.
-        Ending::NotAnObject(body) if page.wholeness == Wholeness::Cut || body.is_empty() => 0,
+        // A blank body that looks whole: its framing can't tell that it was cut.
+        Ending::NotAnObject(body)
+            if page.wholeness == Wholeness::Cut || body.trim_ascii().is_empty() =>
+        {
+            0
+        }
         Ending::Closed | Ending::NotAnArray(_) | Ending::NotAnObject(_) => return None,
     };
     Some(Gap {
@@ -412,6 +416,7 @@ mod tests {
             (Wholeness::Whole, r#"{"events":{"a":1}}"#, 1, 0),
             (Wholeness::Whole, r#"{"result":"failed"}"#, 0, 0),
             (Wholeness::Whole, "", 0, 1),
+            (Wholeness::Whole, " \r\n", 0, 1),
             (Wholeness::Cut, "", 0, 1),
             (Wholeness::Cut, r#"{"resul"#, 0, 1),
             (Wholeness::Whole, r#"{"events":[{"a":1"#, 1, 1),

@@ -178,6 +178,10 @@ impl Transport for Once {
         }
         reply
     }
+
+    fn longest(&self) -> Duration {
+        self.http.longest()
+    }
 }
 
 // === impl Shared ===

@@ -97,6 +97,10 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     // Agora.
     ("\"5s\"", "\"0s\"", "agora.connect_timeout = \"0s\": must be from 100ms to 60s"),
     ("[poll]", "ca_file = \"/nowhere\"\n[poll]", "agora.ca_file = \"/nowhere\": can't be read as"),
+    ("[poll]", "system_certificates = false\n[poll]", "agora.system_certificates = false: needs"),
+    ("[poll]", "client_key_file = \"/dev/null\"\n[poll]", "agora.client_key_file = \"/dev/nu"),
+    ("[poll]", "proxy_password = \"x\"\n[poll]", "agora.proxy_password: needs agora.proxy beside"),
+    ("\"20s\"", "\"19s\"", "shutdown_grace = \"19s\": must be longer than agora.silence_timeout"),
     ("[poll]", "proxy = \"squid\"\n[poll]", "agora.proxy = \"squid\": is not a URL"),
     ("250ms", "3s", "poll.shortest_interval = \"3s\": must not be longer than poll.longest_int"),
     ("250ms", "0s", "poll.shortest_interval = \"0s\": must be from 10ms to 60s"),

@@ -4,6 +4,7 @@ use super::*;
 use crate::model::Incarnation;
 
 const FASTEST: Duration = ms(40);
+const LONGEST: Duration = ms(19_000);
 
 /// No page.
 const NONE: [u64; 0] = [];
@@ -24,7 +25,7 @@ struct Bench {
 
 impl Bench {
     fn sent(at: &[u64]) -> Self {
-        let mut bench = Self { order: Order::new(), origin: Instant::now() };
+        let mut bench = Self { order: Order::new(LONGEST), origin: Instant::now() };
         for (ticket, at) in (1..).zip(at) {
             bench.order.begin(Ticket(ticket), bench.origin + ms(*at));
         }
@@ -123,7 +124,7 @@ fn a_page_is_given_up_after_the_longest_wait_with_what_precedes_it() {
     assert_eq!(bench.held(3, times((10, 20))), NONE);
     assert_eq!(bench.arrived(4, 400), Turn::Later);
     assert_eq!(bench.held(4, times((50, 60))), NONE);
-    let due = origin + ms(100) + LONGEST_WAIT;
+    let due = origin + ms(100) + LONGEST + MARGIN;
     assert_eq!(bench.order.overdue(), Some(due));
     assert_eq!(bench.order.give_up(due - ms(1)), NONE);
     assert_eq!(bench.order.give_up(due), [3, 2]);

@@ -385,7 +385,10 @@ fn settings(plan: &Plan) -> Settings {
             connect_timeout: CONNECT_TIMEOUT,
             silence_timeout: SILENCE_TIMEOUT,
             ca_file: None,
+            system_certificates: true,
+            client_certificate: None,
             proxy: None,
+            proxy_password: None,
         },
         poll: config::Poll {
             shortest_interval: Duration::from_millis(250),

@@ -210,6 +210,10 @@ impl Transport for Way {
         }
         reply
     }
+
+    fn longest(&self) -> Duration {
+        SILENCE_TIMEOUT + Duration::from_secs(4)
+    }
 }
 
 impl Way {
