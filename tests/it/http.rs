@@ -5,6 +5,9 @@
 //! request by its path, so a request that was sent twice is seen even where it broke off within
 //! its first line.
 
+mod proxy;
+mod tls;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -46,6 +49,10 @@ enum Act {
     Break { framing: Framing, body: usize, sent: usize, then: Then },
     /// Reads the whole request and says nothing, forever.
     Silent,
+    /// Sends these bytes and closes.
+    Say(Vec<u8>),
+    /// Sends a head and then a byte every 100 ms, forever.
+    Drip,
 }
 
 /// How a connection is ended.
@@ -183,6 +190,17 @@ async fn converse(
                 }
             }
             Act::Silent => std::future::pending().await,
+            Act::Say(bytes) => {
+                stream.write_all(&bytes).await?;
+                return end(stream, End::Close);
+            }
+            Act::Drip => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n").await?;
+                loop {
+                    stream.write_all(b"x").await?;
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
         }
     }
 }
@@ -254,14 +272,20 @@ fn body_of(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn transport() -> Http {
-    let settings = Agora {
+fn settings() -> Agora {
+    Agora {
         connect_timeout: Duration::from_secs(10),
         silence_timeout: SILENCE,
         ca_file: None,
+        system_certificates: true,
+        client_certificate: None,
         proxy: None,
-    };
-    Http::new(&settings).expect("these settings are usual ones")
+        proxy_password: None,
+    }
+}
+
+fn transport() -> Http {
+    Http::new(&settings()).expect("these settings are usual ones")
 }
 
 // === one drain is one request ===
@@ -373,4 +397,70 @@ async fn a_request_that_finds_nobody_was_not_sent() {
     let request = Request { url: format!("http://{address}/"), proof: Vec::new() };
     let reply = transport().ask(request).await;
     assert!(matches!(reply, Reply::NotSent(_)), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_drips_ends_and_what_came_is_kept() {
+    let reply = ask_once(Act::Drip).await;
+    let Reply::Answered(raw) = reply else { panic!("{reply:?}") };
+    let why = raw.cut.expect("it never ends by itself").to_string();
+    assert!(why.contains("not complete after 5s"), "{why}");
+    assert!(raw.body.len() > 10 && raw.body.iter().all(|byte| *byte == b'x'), "{:?}", raw.body);
+}
+
+// === what stands before a body ===
+
+#[tokio::test]
+async fn no_head_costs_the_body_behind_it() {
+    let length = "Content-Length: 2\r\n\r\n{}";
+    let flood: String = (0..1_000).map(|n| format!("X-{n}: {}\r\n", "y".repeat(200))).collect();
+    let heads = [
+        format!("HTTP/1.1 200 OK\r\n{flood}{length}"),
+        format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n{length}"),
+        format!("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n{length}"),
+        format!("HTTP/1.1 200 OK\r\nX bad name: 1\r\nX-Space : 1\r\n{length}"),
+        format!("HTTP/1.1 200 OK\r\nX-Folded: 1\r\n 2\r\n{length}"),
+        format!("HTTP/1.1 200 OK\r\nX-Byte: \u{1}\r\n{length}"),
+        format!("HTTP/1.0 200\r\n{length}"),
+        "HTTP/1.0 200 OK\r\n\r\n{}".to_owned(),
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\nA: b\r\n\r\n"
+            .to_owned(),
+    ];
+    for head in heads {
+        let shown = head.chars().take(60).collect::<String>();
+        let reply = ask_once(Act::Say(head.into_bytes())).await;
+        let Reply::Answered(raw) = reply else { panic!("{shown:?}: {reply:?}") };
+        assert_eq!((raw.status, &raw.cut, &*raw.body), (200, &None, &b"{}"[..]), "{shown:?}");
+    }
+}
+
+/// Neither is a head that an event can stand behind.
+#[tokio::test]
+async fn a_head_without_end_and_a_switch_of_protocols_are_lost() {
+    let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(1_000_000)).into_bytes();
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
+    for (bytes, name) in [(endless, "endless"), (switch.to_vec(), "switch")] {
+        match ask_once(Act::Say(bytes)).await {
+            Reply::Lost(_) => {}
+            Reply::Answered(raw) => assert_eq!((raw.status, raw.body.len()), (101, 0), "{name}"),
+            reply @ Reply::NotSent(_) => panic!("{name}: {reply:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_asked_over_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        return eprintln!("this machine has no IPv6");
+    };
+    let address = listener.local_addr().expect("it listens");
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("it listens");
+        read_rest(&mut stream).await.expect("a request comes");
+        write_answer(&mut stream, "/v6").await.expect("it is read");
+    });
+    let request = Request { url: format!("http://{address}/"), proof: Vec::new() };
+    let Reply::Answered(raw) = transport().ask(request).await else { panic!("not answered") };
+    assert_eq!(raw.body, "/v6");
 }

@@ -10,6 +10,7 @@ mod away;
 mod duel;
 mod end_to_end;
 mod memory;
+mod odd_bodies;
 mod repeats;
 mod stops;
 mod topics;

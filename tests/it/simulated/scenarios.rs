@@ -296,3 +296,51 @@ fn each_answer_has_a_page_name_of_its_own() {
     names.dedup();
     assert_eq!(names.len(), pages);
 }
+
+#[test]
+fn of_bodies_cut_in_chunks_in_the_old_dialect_every_complete_event_is_published() {
+    for seed in 0..4 {
+        let app = AppScript {
+            dialect: Dialect { old_names: true, empty: Empty::Null, ..Dialect::default() },
+            ..one_app(50.0, 50.0).apps.remove(0)
+        };
+        let script = Script {
+            seed,
+            apps: vec![app],
+            faults: vec![Fault::new(FaultKind::Cut).share(0.15)],
+            network: Network { framing: FramingChoice::Chunked, ..Network::default() },
+            ..Script::default()
+        };
+        let (verdict, _) = check(&Plan::calm(script, MINUTE));
+        let cut = verdict.gaps.iter().filter(|gap| gap.cause == "body_cut").count();
+        assert!(
+            verdict.published > 4_000 && cut > 20,
+            "{} published, {cut} cut",
+            verdict.published
+        );
+    }
+}
+
+#[test]
+fn every_fault_at_once_costs_no_complete_event_and_no_byte_of_a_malformed_one() {
+    let kinds = FaultKind::ALL;
+    for seed in 0..4 {
+        let app = AppScript {
+            malformed: 0.1,
+            wild_names: true,
+            unknown_fields: true,
+            wild_layout: true,
+            ..one_app(30.0, 30.0).apps.remove(0)
+        };
+        let faults = kinds.map(|kind| Fault::new(kind).share(0.04)).into();
+        let script = Script { seed, apps: vec![app], faults, ..Script::default() };
+        let (verdict, outcome) = check(&Plan::calm(script, 4 * MINUTE));
+        assert!(verdict.published > 2_000 && verdict.dead_letters > 200, "{verdict}");
+        outcome.agora.with(|world| {
+            let answers = world.ledger().answers();
+            for kind in kinds.into_iter().filter(|kind| !kind.strikes_connections()) {
+                assert!(answers.iter().any(|it| it.fault == Some(kind)), "{kind:?} never struck");
+            }
+        });
+    }
+}
