@@ -100,7 +100,7 @@ fn a_stop_while_the_broker_does_not_answer_keeps_its_grace_and_loses_nothing() {
     });
     let config = agora
         .config(&names, &bootstrap, Hosts::EachRegion)
-        .replace("shutdown_grace = \"90s\"", "shutdown_grace = \"4s\"")
+        .replace("shutdown_grace = \"90s\"", "shutdown_grace = \"7s\"")
         + "\n[agora]\nsilence_timeout = \"2s\"\n";
     let mut bridge = Bridge::start(&config);
     bridge.wait_ready();

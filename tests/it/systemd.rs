@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Neither Agora nor Kafka is there: systemd has to do without them.
 const CONFIG: &str = r#"
-shutdown_grace = "2s"
+shutdown_grace = "6s"
 [agora]
 silence_timeout = "1s"
 [kafka]

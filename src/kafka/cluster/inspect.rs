@@ -210,6 +210,10 @@ async fn create(clients: &Clients, admin: &AdminClient<Listener>, missing: &[Top
     let named = |name: &str| missing.iter().find(|topic| clients.topic(**topic) == name).copied();
     let right = |result: rdkafka::admin::TopicResult| match result {
         Ok(name) => Some((Right::Create(named(&name)?), Ok(()))),
+        // Somebody was quicker: a bridge that has just started.
+        Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => {
+            Some((Right::Create(named(&name)?), Ok(())))
+        }
         Err((name, code)) => {
             Some((Right::Create(named(&name)?), Err(refused("create", name, code))))
         }

@@ -101,9 +101,10 @@ fn a_person_is_told_once_of_clocks_that_are_far_apart() {
         (50..100).for_each(|second| ours.hear(second, 70_000));
         // Near the bound it is still the same episode.
         (100..150).for_each(|second| ours.hear(second, 55_000));
-        (150..200).for_each(|second| ours.hear(second, 0));
+        (150..200).for_each(|second| ours.hear(second, 70_000));
+        (200..250).for_each(|second| ours.hear(second, 0));
         ours.set = HOUR;
-        (200..300).for_each(|second| ours.hear(second, 0));
+        (250..300).for_each(|second| ours.hear(second, 0));
     });
     let lines: Vec<&str> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(lines.len(), 3, "{log}");

@@ -34,7 +34,7 @@ use crate::support::proxy::Way;
 use crate::support::tail;
 
 /// `shutdown_grace` of the bridge.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(7);
 
 /// `agora.silence_timeout` of the bridge.
 const SILENCE: &str = "2s";
