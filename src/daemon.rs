@@ -31,6 +31,7 @@ use crate::forwarder::Forwarder;
 use crate::journal::Held;
 use crate::journal::Journal;
 use crate::journal::Recovered;
+use crate::kafka::Attic;
 use crate::kafka::Kafka;
 use crate::kafka::Progress;
 use crate::kafka::partition_of;
@@ -85,6 +86,8 @@ pub struct Parts<T, K> {
     pub transport: T,
     /// The way to Kafka.
     pub kafka: K,
+    /// Where the memory keeps what it does not need now.
+    pub attic: Attic,
     /// The journal, open.
     pub journal: Journal,
     /// What was found in it.
@@ -198,6 +201,7 @@ impl Daemon {
         for partition in owned_partitions(partitions) {
             let publisher = Publisher {
                 kafka: parts.kafka.clone(),
+                attic: parts.attic.clone(),
                 partition,
                 has_apps: apps.iter().any(|app| partition_of_app(app, partitions) == partition),
                 group: parts.settings.kafka.group.clone(),

@@ -12,18 +12,25 @@
 //! [`MOST_HELD`] events; what would have to be held beyond that is counted.
 //!
 //! Events are kept in blocks of [`BLOCK_EVENTS`]. A block is the unit that is written to Kafka: the
-//! newest is written again until it is full, the others never change. Pure: no I/O, no clock.
+//! newest is written again until it is full, the others never change.
+//!
+//! Most windows of very many apps have nothing to do for most of the time. They are [`Resting`]: the
+//! events of each block lie on a [`Shelf`], 4 KiB each, and what stays in memory is what the blocks
+//! are. A [`Window`] is awake, with all its events and an index of them. What a block had on the
+//! shelf stays there while its window is awake, as long as the block does not change. Pure: no I/O,
+//! no clock; the shelf is somebody else's.
+
+mod index;
 
 use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::fmt;
-use std::hash::BuildHasherDefault;
-use std::hash::Hasher;
 use std::time::Duration;
 
 use ring::digest::Context;
 use ring::digest::SHA256;
 
+use self::index::Index;
 use crate::agora::Event;
 use crate::model::AppId;
 use crate::model::Endpoint;
@@ -58,14 +65,32 @@ pub struct Fingerprint(u128);
 /// The events of one app and endpoint that are known to be delivered.
 #[derive(Debug)]
 pub struct Window {
-    remember: usize,
-    known: HashSet<Fingerprint, BuildHasherDefault<AlreadyHashed>>,
+    ring: Ring,
     /// Oldest first. All but the last are full.
     blocks: VecDeque<Block>,
+    index: Index,
+    /// What nobody needs any more on the shelf.
+    loose: Vec<Cell>,
+    /// Room for what the blocks are at rest. Were it made anew each time, it would lie between what
+    /// is given back, and little of that would leave the process.
+    at_rest: Vec<Shelved>,
+    dropped_too_early: u64,
+}
+
+/// A window without its events, which lie on a shelf.
+#[derive(Debug)]
+pub struct Resting {
+    ring: Ring,
+    blocks: Vec<Shelved>,
+}
+
+/// What a window is, whether it rests or not.
+#[derive(Debug)]
+struct Ring {
+    remember: usize,
     /// Places of dropped blocks, to be written over.
     free_slots: Vec<u32>,
     next_sequence: u64,
-    dropped_too_early: u64,
 }
 
 /// A part of a window, as it is written to Kafka.
@@ -80,6 +105,42 @@ pub struct Block {
     /// Its events, in the order of delivery.
     pub events: Vec<Fingerprint>,
     changed: bool,
+    /// Where on the shelf the same events lie.
+    cell: Option<Cell>,
+}
+
+/// A block whose events lie on a shelf, or in memory where the shelf took none.
+#[derive(Debug)]
+pub struct Shelved {
+    slot: u32,
+    sequence: u64,
+    newest: Timestamp,
+    events: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Shelf(Cell, u16),
+    Memory(Box<[Fingerprint]>),
+}
+
+/// A place on a shelf, for the events of one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell(pub u32);
+
+/// Where the events of blocks lie while their window rests.
+pub trait Shelf {
+    /// Why something can't be read back.
+    type Error;
+
+    /// Stores up to [`BLOCK_EVENTS`] events. `None` where that can't be done: they stay in memory.
+    fn put(&mut self, events: &[Fingerprint]) -> Option<Cell>;
+
+    /// Reads back so many events, as many as were stored there.
+    fn get(&mut self, cell: Cell, count: usize) -> Result<Vec<Fingerprint>, Self::Error>;
+
+    /// Nobody needs what is stored there any more.
+    fn free(&mut self, cell: Cell);
 }
 
 // === impl Fingerprint ===
@@ -109,6 +170,12 @@ impl Fingerprint {
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
+
+    /// Some of its bits: a fingerprint is a hash already.
+    fn spread(self) -> usize {
+        let [.., a, b, c, d] = self.to_bytes();
+        usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX)
+    }
 }
 
 impl fmt::Display for Fingerprint {
@@ -128,43 +195,41 @@ impl fmt::Debug for Fingerprint {
 impl Window {
     /// An empty window for an endpoint that is drained in so many regions.
     pub fn new(regions: usize) -> Self {
-        Self::restore(regions, Vec::new())
+        let ring = Ring {
+            remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
+            free_slots: Vec::new(),
+            next_sequence: 0,
+        };
+        Self::of(ring, VecDeque::new(), Vec::new())
     }
 
-    /// The window whose blocks were read back.
-    pub fn restore(regions: usize, mut blocks: Vec<Block>) -> Self {
-        blocks.sort_by_key(|block| block.sequence);
-        let known = blocks.iter().flat_map(|block| block.events.iter().copied()).collect();
-        let used: HashSet<u32> = blocks.iter().map(|block| block.slot).collect();
-        let slots = used.iter().max().map_or(0, |slot| slot + 1);
-        Self {
-            remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
-            known,
-            next_sequence: blocks.last().map_or(0, |block| block.sequence + 1),
-            free_slots: (0..slots).rev().filter(|slot| !used.contains(slot)).collect(),
-            blocks: blocks.into(),
-            dropped_too_early: 0,
-        }
+    fn of(ring: Ring, blocks: VecDeque<Block>, at_rest: Vec<Shelved>) -> Self {
+        let index = Index::of(&blocks);
+        Self { ring, blocks, index, loose: Vec::new(), at_rest, dropped_too_early: 0 }
     }
 
     /// Remembers an event that a page of `handed_over` brought. False where it is known already.
     pub fn insert(&mut self, event: Fingerprint, handed_over: Timestamp) -> bool {
-        if !self.known.insert(event) {
-            return false;
-        }
         if self.blocks.back().is_none_or(|block| block.events.len() >= BLOCK_EVENTS) {
+            if self.contains(event) {
+                return false;
+            }
             self.begin_block(handed_over);
+        }
+        if !self.index.insert(&self.blocks, event) {
+            return false;
         }
         let block = self.blocks.back_mut().expect("a block was begun");
         block.events.push(event);
         block.newest = block.newest.max(handed_over);
         block.changed = true;
+        self.loose.extend(block.cell.take());
         true
     }
 
     /// Whether an event is remembered.
     pub fn contains(&self, event: Fingerprint) -> bool {
-        self.known.contains(&event)
+        self.index.contains(&self.blocks, event)
     }
 
     /// The blocks that changed since they were last asked for.
@@ -176,14 +241,19 @@ impl Window {
         })
     }
 
+    /// Whether [`Self::take_changes`] would give a block.
+    pub fn has_changes(&self) -> bool {
+        self.blocks.back().is_some_and(|block| block.changed)
+    }
+
     /// How many events it remembers.
     pub fn len(&self) -> usize {
-        self.known.len()
+        self.blocks.iter().map(|block| block.events.len()).sum()
     }
 
     /// Whether it remembers nothing.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.blocks.is_empty()
     }
 
     /// Events that [`HOLD`] would have kept and [`MOST_HELD`] did not, since this was last asked.
@@ -191,37 +261,71 @@ impl Window {
         std::mem::take(&mut self.dropped_too_early)
     }
 
+    /// Lays the events of all blocks on the shelf. Changes that were not taken are forgotten as
+    /// changes: see [`Self::has_changes`].
+    pub fn rest(mut self, shelf: &mut impl Shelf) -> Resting {
+        for cell in self.loose {
+            shelf.free(cell);
+        }
+        self.at_rest.extend(self.blocks.into_iter().map(|block| block.lay(shelf)));
+        Resting { ring: self.ring, blocks: self.at_rest }
+    }
+
     fn begin_block(&mut self, now: Timestamp) {
-        while self.blocks.len() * BLOCK_EVENTS >= self.remember && self.drop_oldest(now) {}
-        let slot = self.free_slots.pop().unwrap_or_else(|| {
+        while self.blocks.len() * BLOCK_EVENTS >= self.ring.remember && self.drop_oldest(now) {}
+        let slot = self.ring.free_slots.pop().unwrap_or_else(|| {
             u32::try_from(self.blocks.len()).expect("a window has less than 2^32 blocks")
         });
         self.blocks.push_back(Block {
             slot,
-            sequence: self.next_sequence,
+            sequence: self.ring.next_sequence,
             newest: now,
             events: Vec::with_capacity(BLOCK_EVENTS),
             changed: true,
+            cell: None,
         });
-        self.next_sequence += 1;
+        self.ring.next_sequence += 1;
     }
 
     /// Forgets the oldest block, unless it must be held.
     fn drop_oldest(&mut self, now: Timestamp) -> bool {
         let held = self.blocks.front().is_some_and(|oldest| now.since(oldest.newest) < HOLD);
-        let most = self.remember.max(MOST_HELD);
+        let most = self.ring.remember.max(MOST_HELD);
         if held && self.blocks.len() * BLOCK_EVENTS < most {
             return false;
         }
         let Some(oldest) = self.blocks.pop_front() else { return false };
-        for event in &oldest.events {
-            self.known.remove(event);
-        }
+        self.index.drop_oldest();
         if held {
             self.dropped_too_early += oldest.events.len() as u64;
         }
-        self.free_slots.push(oldest.slot);
+        self.ring.free_slots.push(oldest.slot);
+        self.loose.extend(oldest.cell);
         true
+    }
+}
+
+// === impl Resting ===
+
+impl Resting {
+    /// The window whose blocks were read back, for an endpoint that is drained in so many regions.
+    pub fn restore(regions: usize, mut blocks: Vec<Shelved>) -> Self {
+        blocks.sort_by_key(|block| block.sequence);
+        let used: HashSet<u32> = blocks.iter().map(|block| block.slot).collect();
+        let slots = used.iter().max().map_or(0, |slot| slot + 1);
+        let ring = Ring {
+            remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
+            next_sequence: blocks.last().map_or(0, |block| block.sequence + 1),
+            free_slots: (0..slots).rev().filter(|slot| !used.contains(slot)).collect(),
+        };
+        Self { ring, blocks }
+    }
+
+    /// Reads the events back.
+    pub fn wake<S: Shelf>(mut self, shelf: &mut S) -> Result<Window, S::Error> {
+        let blocks = self.blocks.drain(..).map(|block| block.fetch(shelf));
+        let blocks = blocks.collect::<Result<_, _>>()?;
+        Ok(Window::of(self.ring, blocks, self.blocks))
     }
 }
 
@@ -230,30 +334,54 @@ impl Window {
 impl Block {
     /// A block that was read back.
     pub fn restored(slot: u32, sequence: u64, newest: Timestamp, events: Vec<Fingerprint>) -> Self {
-        Self { slot, sequence, newest, events, changed: false }
+        Self { slot, sequence, newest, events, changed: false, cell: None }
+    }
+
+    /// Lays its events on the shelf.
+    pub fn lay(self, shelf: &mut impl Shelf) -> Shelved {
+        let count = u16::try_from(self.events.len()).ok();
+        let cell = count.and_then(|count| {
+            let cell = self.cell.or_else(|| shelf.put(&self.events))?;
+            Some((cell, count))
+        });
+        let events = match cell {
+            Some((cell, count)) => Place::Shelf(cell, count),
+            None => Place::Memory(self.events.into_boxed_slice()),
+        };
+        Shelved { slot: self.slot, sequence: self.sequence, newest: self.newest, events }
     }
 }
 
-/// A hasher for keys that are hashes.
-#[derive(Default)]
-struct AlreadyHashed(u64);
+// === impl Shelved ===
 
-// === impl AlreadyHashed ===
-
-impl Hasher for AlreadyHashed {
-    fn write(&mut self, bytes: &[u8]) {
-        let half = bytes.first_chunk().expect("only fingerprints are hashed");
-        self.0 = u64::from_ne_bytes(*half);
+impl Shelved {
+    /// As [`Block::slot`].
+    pub fn slot(&self) -> u32 {
+        self.slot
     }
 
-    fn finish(&self) -> u64 {
-        self.0
+    /// Nobody needs it any more.
+    pub fn discard(self, shelf: &mut impl Shelf) {
+        if let Place::Shelf(cell, _) = self.events {
+            shelf.free(cell);
+        }
+    }
+
+    fn fetch<S: Shelf>(self, shelf: &mut S) -> Result<Block, S::Error> {
+        let (mut events, cell) = match self.events {
+            Place::Shelf(cell, count) => (shelf.get(cell, count.into())?, Some(cell)),
+            Place::Memory(events) => (events.into_vec(), None),
+        };
+        events.reserve_exact(BLOCK_EVENTS.saturating_sub(events.len()));
+        let Self { slot, sequence, newest, .. } = self;
+        Ok(Block { slot, sequence, newest, events, changed: false, cell })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -276,6 +404,48 @@ mod tests {
 
     fn at(second: u64) -> Timestamp {
         Timestamp::from_millis(1_600_000_000_000).after(Duration::from_secs(second))
+    }
+
+    fn small() -> Window {
+        let mut window = Window::new(1);
+        window.ring.remember = 1_024;
+        window
+    }
+
+    /// A shelf in memory, for so many blocks.
+    #[derive(Debug)]
+    struct Shelves {
+        room: usize,
+        cells: BTreeMap<u32, Vec<Fingerprint>>,
+        next: u32,
+    }
+
+    impl Default for Shelves {
+        fn default() -> Self {
+            Self { room: usize::MAX, cells: BTreeMap::new(), next: 0 }
+        }
+    }
+
+    impl Shelf for Shelves {
+        type Error = Cell;
+
+        fn put(&mut self, events: &[Fingerprint]) -> Option<Cell> {
+            if self.cells.len() >= self.room {
+                return None;
+            }
+            self.next += 1;
+            self.cells.insert(self.next, events.to_vec());
+            Some(Cell(self.next))
+        }
+
+        fn get(&mut self, cell: Cell, count: usize) -> Result<Vec<Fingerprint>, Cell> {
+            let stored = self.cells.get(&cell.0).filter(|events| events.len() == count);
+            stored.cloned().ok_or(cell)
+        }
+
+        fn free(&mut self, cell: Cell) {
+            assert!(self.cells.remove(&cell.0).is_some(), "freed twice: {cell:?}");
+        }
     }
 
     /// Other programs compute the same: computed with Python's `struct` and `hashlib`.
@@ -353,9 +523,8 @@ mod tests {
             inserts in prop::collection::vec((0_u64..3_000, 0_u64..100), 0..3_000),
             write_every in 1_usize..500,
         ) {
-            let mut window = Window::new(1);
-            window.remember = 1_024;
-            let mut stored = std::collections::BTreeMap::new();
+            let mut window = small();
+            let mut stored = BTreeMap::new();
             for chunk in inserts.chunks(write_every) {
                 for (n, second) in chunk {
                     window.insert(number(*n), at(*second));
@@ -364,12 +533,55 @@ mod tests {
                     stored.insert(block.slot, block.clone());
                 }
             }
-            let blocks = stored.into_values().map(|block| {
-                Block::restored(block.slot, block.sequence, block.newest, block.events)
-            });
-            let restored = Window::restore(1, blocks.collect());
-            prop_assert!(window.known.is_subset(&restored.known));
-            prop_assert!(restored.blocks.len() <= window.blocks.len() + window.free_slots.len());
+            let shelf = &mut Shelves::default();
+            let blocks = stored.into_values().map(|block| block.lay(shelf)).collect();
+            let restored = Resting::restore(1, blocks).wake(shelf).unwrap();
+            let events = window.blocks.iter().flat_map(|block| &block.events);
+            prop_assert!(events.into_iter().all(|event| restored.contains(*event)));
+            prop_assert!(restored.blocks.len() <= window.blocks.len() + window.ring.free_slots.len());
+        }
+
+        #[test]
+        fn a_window_that_rests_now_and_then_is_as_one_that_never_does(
+            steps in prop::collection::vec(
+                (prop::collection::vec((0_u64..3_000, 0_u64..40), 0..400), any::<bool>()),
+                0..20,
+            ),
+            room in 0_usize..40,
+        ) {
+            let (mut never, mut rests) = (small(), small());
+            let mut shelf = Shelves { room, ..Shelves::default() };
+            for ((inserts, is_rest), minute) in steps.into_iter().zip(0..) {
+                for (n, second) in inserts {
+                    let (event, at) = (number(n), at(minute * 60 + second));
+                    prop_assert_eq!(never.insert(event, at), rests.insert(event, at));
+                }
+                let of = |window: &mut Window| -> Vec<_> {
+                    window.take_changes().map(|it| (it.slot, it.sequence, it.events.clone())).collect()
+                };
+                prop_assert_eq!(of(&mut never), of(&mut rests));
+                prop_assert_eq!(never.take_dropped_too_early(), rests.take_dropped_too_early());
+                if is_rest {
+                    rests = rests.rest(&mut shelf).wake(&mut shelf).unwrap();
+                    let held = rests.blocks.iter().filter(|block| block.cell.is_some()).count();
+                    prop_assert_eq!(shelf.cells.len(), held, "a cell for each block, and no other");
+                }
+                prop_assert_eq!(never.len(), rests.len());
+                for n in 0..3_000 {
+                    prop_assert_eq!(never.contains(number(n)), rests.contains(number(n)));
+                }
+            }
+        }
+
+        #[test]
+        fn the_index_knows_what_stands_in_the_blocks(
+            inserts in prop::collection::vec(0_u64..4_000, 0..3_000),
+        ) {
+            let mut window = small();
+            for (n, second) in inserts.into_iter().zip(0..) {
+                let known = window.blocks.iter().any(|block| block.events.contains(&number(n)));
+                prop_assert_eq!(window.insert(number(n), at(second)), !known);
+            }
         }
     }
 }

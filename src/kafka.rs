@@ -2,7 +2,8 @@
 //!
 //! Two traits are the seam: [`Kafka`] and, of a partition that was claimed, [`Owned`]. `cluster` is
 //! the real one, on librdkafka; the simulated-time tests put a model of topics and transactions in
-//! its place. Everything else in this room is pure: page records, memory, events.
+//! its place. Everything else in this room is pure (page records, memory, events), but for `attic`,
+//! which keeps on disk what of the memory is not needed now.
 //!
 //! Errors have one road. Whatever fails after a claim, the owner drops what it holds, waits, and
 //! claims anew: `init_transactions` ends what was open, the memory is read again, and the position
@@ -12,6 +13,7 @@
 use std::fmt;
 use std::future::Future;
 
+mod attic;
 mod batch;
 mod cluster;
 mod memory;
@@ -21,6 +23,8 @@ mod progress;
 pub mod record;
 mod remedy;
 
+pub use self::attic::Attic;
+pub use self::attic::Unread;
 pub use self::batch::Batch;
 pub use self::batch::Draft;
 pub use self::batch::Record;
@@ -36,7 +40,7 @@ pub use self::cluster::Stored;
 pub use self::cluster::TopicSettings;
 pub use self::memory::BadMemory;
 pub use self::memory::Memory;
-pub use self::memory::StateRecord;
+pub use self::memory::Recall;
 pub use self::pages::PageRecord;
 pub use self::partition::partition_of;
 pub use self::progress::Progress;
@@ -81,11 +85,12 @@ pub trait Kafka: Clone + Send + Sync + 'static {
     fn look(&self, partition: i32) -> impl Future<Output = Result<Look, KafkaError>> + Send;
 
     /// Makes this process the owner of a partition and ends whatever a former owner had begun.
-    /// Gives the records of the partition's memory, the last of each key.
+    /// `recall` takes in the records of the partition's memory, in their order, and is given back.
     fn claim(
         &self,
         partition: i32,
-    ) -> impl Future<Output = Result<(Self::Owned, Vec<StateRecord>), KafkaError>> + Send;
+        recall: Recall,
+    ) -> impl Future<Output = Result<(Self::Owned, Recall), KafkaError>> + Send;
 }
 
 /// A claimed partition.

@@ -25,6 +25,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio::time::Interval;
+use tokio::time::MissedTickBehavior;
+use tokio::time::interval_at;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -35,12 +38,14 @@ use tracing::warn;
 pub use self::metrics::PublisherMetrics;
 
 use self::decode::Draft;
+use self::decode::Stuck;
 use self::pairs::Pairs;
 use self::pairs::Turn;
 use self::switches::Switches;
 use self::trail::Step;
 use self::trail::Trail;
 use crate::error::Chain;
+use crate::kafka::Attic;
 use crate::kafka::BadMemory;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
@@ -49,6 +54,8 @@ use crate::kafka::Memory;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
 use crate::kafka::Progress;
+use crate::kafka::Recall;
+use crate::kafka::Unread;
 use crate::kafka::pages::BadPageRecord;
 use crate::model::AppId;
 use crate::model::Clock;
@@ -78,11 +85,16 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 /// Between two looks at the partition that another bridge owns.
 const LOOK_FOR_LIFE: Duration = Duration::from_secs(5);
 
+/// A window in which nothing happened for so long, or up to twice as long, rests.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Publishes one partition.
 #[derive(Debug)]
 pub struct Publisher<K> {
     /// The cluster.
     pub kafka: K,
+    /// Where the memory keeps what it does not need now.
+    pub attic: Attic,
     /// The partition of the pages topic.
     pub partition: i32,
     /// Whether apps of this process belong to the partition.
@@ -132,6 +144,8 @@ enum LetGo {
     Memory { partition: i32, source: BadMemory },
     #[error("read the page at offset {offset} of partition {partition}")]
     Page { partition: i32, offset: i64, source: BadPageRecord },
+    #[error("go on with partition {partition}")]
+    Attic { partition: i32, source: Unread },
 }
 
 // === impl Publisher ===
@@ -239,12 +253,15 @@ impl<K: Kafka> Publisher<K> {
         }
         condition.ok();
         course.signs.pairs.forget_all_users();
+        let mut rests = interval_at(Instant::now() + IDLE, IDLE);
+        rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let limit = course.limit(memory.position());
             let pages = tokio::select! {
                 biased;
                 () = give_up.cancelled() => return Ok(()),
                 () = self.finished(stop) => return Ok(()),
-                pages = owned.pages(course.limit(memory.position())) => pages?,
+                pages = next_pages(&mut owned, limit, &mut memory, &mut rests) => pages?,
             };
             let Some(pages) = self.follow(&mut trail, pages) else {
                 // Its offsets begin anew.
@@ -329,7 +346,10 @@ impl<K: Kafka> Publisher<K> {
         for stored in &pages {
             let offset = stored.0;
             decode::take_in(&mut draft, memory, &mut course.signs.pairs, &context, stored)
-                .map_err(|source| LetGo::Page { partition, offset, source })?;
+                .map_err(|stuck| match stuck {
+                    Stuck::Page(source) => LetGo::Page { partition, offset, source },
+                    Stuck::Memory(source) => LetGo::Attic { partition, source },
+                })?;
         }
         self.metrics.forgotten_early.inc_by(memory.take_dropped_too_early());
         self.tell(&mut draft);
@@ -403,9 +423,9 @@ impl<K: Kafka> Publisher<K> {
     async fn claim(&self) -> Result<(K::Owned, Memory, Trail), LetGo> {
         let partition = self.partition;
         self.kafka.prepare().await?;
-        let (mut owned, records) = self.kafka.claim(partition).await?;
-        let mut memory = Memory::restore(self.regions.clone(), records)
-            .map_err(|source| LetGo::Memory { partition, source })?;
+        let recall = Recall::new(self.regions.clone(), &self.attic, partition);
+        let (mut owned, recall) = self.kafka.claim(partition, recall).await?;
+        let mut memory = recall.finish().map_err(|source| LetGo::Memory { partition, source })?;
         if let Some(before) = memory.sign(&self.group) {
             warn!(
                 partition,
@@ -451,6 +471,24 @@ impl<K: Kafka> Publisher<K> {
     }
 }
 
+/// Waits for pages, and lets windows rest meanwhile and in between.
+async fn next_pages(
+    owned: &mut impl Owned,
+    limit: usize,
+    memory: &mut Memory,
+    rests: &mut Interval,
+) -> Result<Vec<(i64, PageRecord)>, KafkaError> {
+    let pages = owned.pages(limit);
+    tokio::pin!(pages);
+    loop {
+        tokio::select! {
+            biased;
+            _ = rests.tick() => memory.rest_idle(),
+            pages = &mut pages => return pages,
+        }
+    }
+}
+
 // === impl Course ===
 
 impl Course {
@@ -482,6 +520,7 @@ impl LetGo {
         match self {
             Self::Kafka(error) => error.failure(),
             Self::Memory { .. } | Self::Page { .. } => Failure::Refused,
+            Self::Attic { .. } => Failure::Broken,
         }
     }
 }

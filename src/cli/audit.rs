@@ -9,7 +9,6 @@ mod ledger;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::io;
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -29,7 +28,6 @@ use super::run;
 use crate::error::Chain;
 use crate::kafka::Cluster;
 use crate::kafka::KafkaError;
-use crate::kafka::Memory;
 use crate::kafka::Reader;
 use crate::kafka::Spans;
 use crate::kafka::Stored;
@@ -157,8 +155,8 @@ fn positions(reader: &Reader) -> Result<BTreeMap<i32, i64>, Failure> {
     let partitions = reader.partitions(Topic::State).map_err(|error| Failure::of(&error))?;
     let mut positions = BTreeMap::new();
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-        let records = reader.memory(partition).map_err(|error| Failure::of(&error))?;
-        let memory = Memory::restore(HashMap::new(), records).map_err(|error| {
+        let recall = reader.memory(partition).map_err(|error| Failure::of(&error))?;
+        let memory = recall.finish().map_err(|error| {
             let message = format!("read the memory of partition {partition}: {}", Chain(&error));
             Failure { message, code: 1 }
         })?;

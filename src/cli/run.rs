@@ -32,6 +32,7 @@ use crate::daemon::Daemon;
 use crate::daemon::Parts;
 use crate::daemon::Waiting;
 use crate::journal::Journal;
+use crate::kafka::Attic;
 use crate::kafka::Cluster;
 use crate::model::Clock;
 use crate::model::Incarnation;
@@ -165,7 +166,8 @@ pub(super) async fn start(
     let mut metrics = Metrics::new();
     process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
     let seed = rand::random::<u32>().into();
-    let parts = Parts { settings, transport, kafka, journal, recovered, clock, seed };
+    let attic = Attic::in_folder(&settings.data_dir);
+    let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
     let daemon = Daemon::start(parts, &mut metrics);
     let report = daemon.report().clone();
     let pages = http::Pages {

@@ -202,6 +202,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::journal::Journal;
+    use crate::kafka::Attic;
     use crate::model::AppId;
     use crate::model::Clock;
     use crate::model::Endpoint;
@@ -231,8 +232,16 @@ mod tests {
             clock.now(),
         )
         .unwrap();
-        let parts =
-            Parts { settings, transport: (), kafka: (), journal, recovered, clock, seed: 1 };
+        let parts = Parts {
+            settings,
+            transport: (),
+            kafka: (),
+            attic: Attic::default(),
+            journal,
+            recovered,
+            clock,
+            seed: 1,
+        };
         Report::new(&parts, &Health::new(clock), &Accounts::default(), &Progress::new(8))
     }
 

@@ -46,7 +46,7 @@ use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
 use crate::kafka::Look;
 use crate::kafka::PageRecord;
-use crate::kafka::StateRecord;
+use crate::kafka::Recall;
 use crate::kafka::Topic;
 
 /// How long one question to a broker may take.
@@ -167,9 +167,10 @@ impl Kafka for Cluster {
     async fn claim(
         &self,
         partition: i32,
-    ) -> Result<(OwnedPartition, Vec<StateRecord>), KafkaError> {
+        recall: Recall,
+    ) -> Result<(OwnedPartition, Recall), KafkaError> {
         let facts = self.facts().await?;
-        OwnedPartition::claim(self.shared.clients.clone(), facts, partition).await
+        OwnedPartition::claim(self.shared.clients.clone(), facts, partition, recall).await
     }
 }
 

@@ -10,11 +10,13 @@ use crate::agora::Ending;
 use crate::agora::event;
 use crate::agora::split;
 use crate::dedupe::Fingerprint;
+use crate::dedupe::Window;
 use crate::kafka::Batch;
 use crate::kafka::Limits;
 use crate::kafka::Memory;
 use crate::kafka::PageRecord;
 use crate::kafka::Topic;
+use crate::kafka::Unread;
 use crate::kafka::pages;
 use crate::kafka::pages::BadPageRecord;
 use crate::kafka::record;
@@ -72,6 +74,14 @@ pub(super) struct Context<'a> {
     pub(super) refused: Option<&'a (i64, String)>,
 }
 
+/// Why a record can't be taken in.
+#[derive(Debug)]
+pub(super) enum Stuck {
+    Page(BadPageRecord),
+    /// The memory is of no more use.
+    Memory(Unread),
+}
+
 /// Takes one record of the pages topic in.
 pub(super) fn take_in(
     draft: &mut Draft,
@@ -79,10 +89,10 @@ pub(super) fn take_in(
     pairs: &mut Pairs,
     context: &Context<'_>,
     (offset, record): &(i64, PageRecord),
-) -> Result<(), BadPageRecord> {
+) -> Result<(), Stuck> {
     let forwarded = match pages::decode(record) {
         Ok(forwarded) => forwarded,
-        Err(newer @ BadPageRecord::Newer(_)) => return Err(newer),
+        Err(newer @ BadPageRecord::Newer(_)) => return Err(Stuck::Page(newer)),
         // Not ours, or damaged: it must not stand in the way of those behind it.
         Err(bad) => {
             let largest = (context.limits)(Topic::DeadLetter).largest_record;
@@ -103,7 +113,9 @@ pub(super) fn take_in(
     match forwarded.entry.content {
         Content::Gap(gap) => draft.gap(id, gap, pairs),
         Content::Page(page) => {
-            let reader = PageReader { draft, memory, pairs, context, id, page: &page };
+            let window =
+                memory.window(&page.feed.app, page.feed.endpoint).map_err(Stuck::Memory)?;
+            let reader = PageReader { draft, window, pairs, context, id, page: &page };
             match context.refused {
                 Some((refused, reason)) if refused == offset => reader.set_aside(reason),
                 _ => reader.read(),
@@ -115,7 +127,7 @@ pub(super) fn take_in(
 
 struct PageReader<'a> {
     draft: &'a mut Draft,
-    memory: &'a mut Memory,
+    window: &'a mut Window,
     pairs: &'a mut Pairs,
     context: &'a Context<'a>,
     id: PageId,
@@ -204,8 +216,7 @@ impl PageReader<'_> {
         };
         taken.newest = taken.newest.max(Some(event.time));
         let id = Fingerprint::of(&feed.app, feed.endpoint, &event);
-        let window = self.memory.window(&feed.app, feed.endpoint);
-        if !window.insert(id, self.page.answered_at) {
+        if !self.window.insert(id, self.page.answered_at) {
             if taken.new.contains(&id) {
                 counts.repeats_in_page += 1;
             } else {
@@ -297,12 +308,12 @@ fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::time::Duration;
 
     use bytes::Bytes;
 
     use super::*;
+    use crate::kafka::Recall;
     use crate::kafka::Stamping;
     use crate::model::Entry;
     use crate::model::Feed;
@@ -337,7 +348,7 @@ mod tests {
 
     fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
         let mut draft = Draft::default();
-        let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let mut memory = Recall::default().finish().unwrap();
         let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
         let context = Context {
             limits: &limits,
@@ -441,7 +452,7 @@ mod tests {
 
         let mut newer = page(1, Wholeness::Whole, &body);
         newer.headers[0].1 = b"2".to_vec();
-        let mut memory = Memory::restore(HashMap::new(), []).unwrap();
+        let mut memory = Recall::default().finish().unwrap();
         let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
         let context = Context {
             limits: &limits,
@@ -451,7 +462,7 @@ mod tests {
         };
         let refused =
             take_in(&mut Draft::default(), &mut memory, &mut pairs, &context, &(0, newer));
-        assert_eq!(refused, Err(BadPageRecord::Newer(2)));
+        assert!(matches!(refused, Err(Stuck::Page(BadPageRecord::Newer(2)))));
         assert_eq!(memory.position(), None);
     }
 

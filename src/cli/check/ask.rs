@@ -27,6 +27,7 @@ use crate::daemon::Daemon;
 use crate::daemon::Parts;
 use crate::error::Chain;
 use crate::journal::Journal;
+use crate::kafka::Attic;
 use crate::kafka::Batch;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
@@ -35,7 +36,7 @@ use crate::kafka::Limits;
 use crate::kafka::Look;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
-use crate::kafka::StateRecord;
+use crate::kafka::Recall;
 use crate::kafka::Topic;
 use crate::model::Clock;
 use crate::model::Feed;
@@ -92,7 +93,8 @@ async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
     let transport = Once { http, feeds: feeds(&settings), shared: Arc::clone(&shared) };
     let seed = rand::random::<u32>().into();
     let kafka = Nowhere;
-    let parts = Parts { settings, transport, kafka, journal, recovered, clock, seed };
+    let attic = Attic::default();
+    let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
     let daemon = Daemon::start(parts, &mut Metrics::new());
     shared.done.cancelled().await;
     let waiting = daemon.stop(Duration::ZERO).await;
@@ -217,7 +219,7 @@ impl Kafka for Nowhere {
         Err(nowhere())
     }
 
-    async fn claim(&self, _: i32) -> Result<(OfNowhere, Vec<StateRecord>), KafkaError> {
+    async fn claim(&self, _: i32, _: Recall) -> Result<(OfNowhere, Recall), KafkaError> {
         Err(nowhere())
     }
 }

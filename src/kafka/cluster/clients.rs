@@ -220,13 +220,24 @@ impl Clients {
 
     /// Reads a topic to its end.
     pub(super) fn end_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        self.consumer(&self.reader_to_end()?, "a reader to the end")
+    }
+
+    /// Reads a memory. At a start all partitions are read at once, so little is fetched ahead.
+    pub(super) fn memory_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        let mut config = self.reader_to_end()?;
+        config.set("queued.max.messages.kbytes", "1024").set("fetch.message.max.bytes", "262144");
+        self.consumer(&config, "a reader of the memory")
+    }
+
+    fn reader_to_end(&self) -> Result<ClientConfig, KafkaError> {
         let mut config = self.reader()?;
         config
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
             // The end is told one wait after the last record.
             .set("fetch.wait.max.ms", "10");
-        self.consumer(&config, "a reader to the end")
+        Ok(config)
     }
 
     fn reader(&self) -> Result<ClientConfig, KafkaError> {

@@ -5,7 +5,6 @@
 //! `read_uncommitted` client sees it, after `init_transactions` has ended what a former owner left
 //! open; then the last stable offset has to reach it; then everything up to there is read.
 
-use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use super::clients::Clients;
 use super::clients::Listener;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
-use crate::kafka::StateRecord;
+use crate::kafka::Recall;
 use crate::kafka::Topic;
 
 /// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
@@ -32,12 +31,13 @@ pub(super) const STABLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks at the last stable offset.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Reads the records; blocks. `uncommitted` is a `read_uncommitted` client.
+/// Reads the records into `recall`; blocks. `uncommitted` is a `read_uncommitted` client.
 pub(super) fn read(
     clients: &Clients,
     uncommitted: &BaseConsumer<Listener>,
     partition: i32,
-) -> Result<Vec<StateRecord>, KafkaError> {
+    recall: &mut Recall,
+) -> Result<(), KafkaError> {
     let topic = clients.topic(Topic::State);
     let failed = |error: ClientError| {
         KafkaError::new(Failure::Unavailable, "read the memory in", topic, error)
@@ -45,9 +45,9 @@ pub(super) fn read(
     let (low, high) =
         uncommitted.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?;
     if low >= high {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let reader = clients.end_reader()?;
+    let reader = clients.memory_reader()?;
     let deadline = Instant::now() + STABLE_TIMEOUT;
     while reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?.1 < high {
         if Instant::now() > deadline {
@@ -59,18 +59,12 @@ pub(super) fn read(
     let mut start = TopicPartitionList::new();
     start.add_partition_offset(topic, partition, Offset::Beginning).map_err(failed)?;
     reader.assign(&start).map_err(failed)?;
-    // Only the last record of each key: before compaction a topic holds each block many times.
-    let mut records = BTreeMap::new();
     loop {
         match reader.poll(ANSWER_TIMEOUT) {
             Some(Ok(message)) => {
-                let key = message.key().unwrap_or_default().to_vec();
-                records.insert(key, message.payload().map(<[u8]>::to_vec));
+                recall.take(message.key().unwrap_or_default(), message.payload());
             }
-            Some(Err(ClientError::PartitionEOF(_))) => {
-                let record = |(key, value)| StateRecord { key, value };
-                return Ok(records.into_iter().map(record).collect());
-            }
+            Some(Err(ClientError::PartitionEOF(_))) => return Ok(()),
             Some(Err(error)) => return Err(failed(error)),
             None => {
                 let reason = "no answer";

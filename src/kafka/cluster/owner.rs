@@ -43,8 +43,8 @@ use crate::kafka::KafkaError;
 use crate::kafka::Limits;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
+use crate::kafka::Recall;
 use crate::kafka::Record;
-use crate::kafka::StateRecord;
 use crate::kafka::Topic;
 
 /// How long a transaction may take before its failure can only be its own time-out.
@@ -102,13 +102,14 @@ impl OwnedPartition {
         clients: Clients,
         facts: Arc<Facts>,
         partition: i32,
-    ) -> Result<(Self, Vec<StateRecord>), KafkaError> {
+        mut recall: Recall,
+    ) -> Result<(Self, Recall), KafkaError> {
         let (commands, receiver) = mpsc::channel();
         let (reply, claimed) = oneshot::channel();
         let (of_thread, largest_batch) = (clients.clone(), facts.largest_batch());
-        let work = move || match Worker::claim(of_thread, largest_batch, partition) {
-            Ok((worker, records)) => {
-                if reply.send(Ok(records)).is_ok() {
+        let work = move || match Worker::claim(of_thread, largest_batch, partition, &mut recall) {
+            Ok(worker) => {
+                if reply.send(Ok(recall)).is_ok() {
                     worker.run(receiver);
                 }
             }
@@ -121,8 +122,8 @@ impl OwnedPartition {
             },
         )?;
         let claimed = claimed.await.unwrap_or_else(|_| Err(gone()));
-        let records = claimed.inspect_err(|_| clients.doubt_topics())?;
-        Ok((Self { commands, clients, facts }, records))
+        let recall = claimed.inspect_err(|_| clients.doubt_topics())?;
+        Ok((Self { commands, clients, facts }, recall))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, KafkaError> {
@@ -162,7 +163,8 @@ impl Worker {
         clients: Clients,
         largest_batch: usize,
         partition: i32,
-    ) -> Result<(Self, Vec<StateRecord>), KafkaError> {
+        recall: &mut Recall,
+    ) -> Result<Self, KafkaError> {
         let listener = Listener::default();
         let producer = clients.event_producer(partition, largest_batch, listener.clone())?;
         let reader = clients.page_reader()?;
@@ -175,8 +177,8 @@ impl Worker {
             // First of all: whatever a former owner has open is ended by this.
             worker.retried("take over", || worker.producer.init_transactions(ANSWER_TIMEOUT))?;
         }
-        let records = memory::read(&worker.clients, &worker.reader, partition)?;
-        Ok((worker, records))
+        memory::read(&worker.clients, &worker.reader, partition, recall)?;
+        Ok(worker)
     }
 
     fn run(mut self, commands: mpsc::Receiver<Command>) {

@@ -31,7 +31,7 @@ use super::owner;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::PageRecord;
-use crate::kafka::StateRecord;
+use crate::kafka::Recall;
 use crate::kafka::Topic;
 use crate::model::Timestamp;
 
@@ -147,8 +147,10 @@ impl Reader {
     }
 
     /// What the publisher of a partition of the pages topic remembers, as it is committed now.
-    pub fn memory(&self, partition: i32) -> Result<Vec<StateRecord>, KafkaError> {
-        memory::read(&self.clients, &self.uncommitted, partition)
+    pub fn memory(&self, partition: i32) -> Result<Recall, KafkaError> {
+        let mut recall = Recall::default();
+        memory::read(&self.clients, &self.uncommitted, partition, &mut recall)?;
+        Ok(recall)
     }
 
     fn begin_at(

@@ -3,14 +3,17 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
 use agora_rtm_bridge::dedupe::Fingerprint;
+use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::kafka::Batch;
 use agora_rtm_bridge::kafka::Cluster;
 use agora_rtm_bridge::kafka::Kafka as _;
 use agora_rtm_bridge::kafka::Memory;
+use agora_rtm_bridge::kafka::Recall;
 use agora_rtm_bridge::kafka::partition_of;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Endpoint;
@@ -47,29 +50,59 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
 
     forget_peak();
     let (before, begun) = (resident(), Instant::now());
-    let memories = runtime.block_on(async {
+    let attic = Attic::in_folder(home.path());
+    let mut memories: HashMap<i32, Memory> = runtime.block_on(async {
         let mut claims = JoinSet::new();
         for partition in 0..i32::try_from(PARTITIONS).unwrap() {
+            let recall = Recall::new(HashMap::new(), &attic, partition);
             let cluster = cluster.clone();
             claims.spawn(async move {
-                let (_owned, records) = cluster.claim(partition).await.expect("it is ours");
-                Memory::restore(HashMap::new(), records).expect("it is readable")
+                let (_owned, recall) = cluster.claim(partition, recall).await.expect("it is ours");
+                (partition, recall.finish().expect("it is readable"))
             });
         }
-        claims.join_all().await
+        claims.join_all().await.into_iter().collect()
     });
     let took = begun.elapsed();
-    let mut known = 0;
-    for mut memory in memories {
-        known += (0..APPS).map(|app| memory.window(&id(app), Endpoint::User).len()).sum::<usize>();
-    }
-    assert_eq!(known, APPS as usize * EVENTS as usize, "all of it is known");
     eprintln!(
         "{} MB read in {took:?}; resident {} MB before, {} MB at the most",
         bytes / 1_000_000,
         before / 1_000,
         peak() / 1_000
     );
+    let begun = Instant::now();
+    let mut known = 0;
+    for first in (0..APPS).step_by(100) {
+        known += wake(&mut memories, first..first + 100);
+        rest(&mut memories);
+    }
+    assert_eq!(known, APPS as usize * 2 * EVENTS as usize, "all of it is known");
+    eprintln!("100 apps in turn, in {:?}: resident {} MB", begun.elapsed(), resident() / 1_000);
+    let begun = Instant::now();
+    wake(&mut memories, 0..APPS);
+    eprintln!("all awake, in {:?}: resident {} MB", begun.elapsed(), resident() / 1_000);
+}
+
+/// Wakes the windows of these apps. How many events they know.
+fn wake(memories: &mut HashMap<i32, Memory>, apps: Range<u32>) -> usize {
+    let mut known = 0;
+    for app in apps {
+        let partition = partition_of(id(app).as_str().as_bytes(), PARTITIONS);
+        let memory = memories.get_mut(&partition).expect("each was claimed");
+        for endpoint in Endpoint::ALL {
+            known += memory.window(&id(app), endpoint).expect("it is read back").len();
+        }
+    }
+    known
+}
+
+/// As publishers do when a minute is over.
+fn rest(memories: &mut HashMap<i32, Memory>) {
+    for memory in memories.values_mut() {
+        memory.write_changes(0, &mut Batch::default());
+        memory.rest_idle();
+        memory.rest_idle();
+    }
 }
 
 /// Writes full windows, as publishers would leave them. How many bytes.
@@ -80,13 +113,14 @@ fn fill(bootstrap: &str, names: &Names) -> usize {
     for app in 0..APPS {
         let id = id(app);
         let partition = partition_of(id.as_str().as_bytes(), PARTITIONS);
-        let mut memory = Memory::restore(HashMap::new(), []).expect("nothing is readable");
+        let mut memory = Recall::default().finish().expect("nothing is readable");
         for endpoint in Endpoint::ALL {
             let first = (u128::from(app) * 2 + endpoint as u128) * EVENTS;
             for number in first..first + EVENTS {
                 let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
                 let event = Fingerprint::from_bytes(spread.to_be_bytes());
-                memory.window(&id, endpoint).insert(event, Timestamp::from_millis(1));
+                let window = memory.window(&id, endpoint).expect("there is no attic");
+                window.insert(event, Timestamp::from_millis(1));
             }
         }
         let mut batch = Batch::default();

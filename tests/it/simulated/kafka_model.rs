@@ -31,8 +31,8 @@ use agora_rtm_bridge::kafka::Limits;
 use agora_rtm_bridge::kafka::Look;
 use agora_rtm_bridge::kafka::Owned;
 use agora_rtm_bridge::kafka::PageRecord;
+use agora_rtm_bridge::kafka::Recall;
 use agora_rtm_bridge::kafka::Stamping;
-use agora_rtm_bridge::kafka::StateRecord;
 use agora_rtm_bridge::kafka::Topic;
 use rand::RngExt as _;
 use rand::SeedableRng as _;
@@ -77,6 +77,13 @@ pub(crate) struct Transactions {
     pub(crate) aborted: u32,
     /// Refused: there was a younger owner.
     pub(crate) fenced: u32,
+}
+
+/// A record of the memory.
+#[derive(Clone, Debug)]
+struct StateRecord {
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
 }
 
 /// A record that `read_committed` shows.
@@ -324,7 +331,11 @@ impl Kafka for Client {
         })
     }
 
-    async fn claim(&self, partition: i32) -> Result<(Claimed, Vec<StateRecord>), KafkaError> {
+    async fn claim(
+        &self,
+        partition: i32,
+        mut recall: Recall,
+    ) -> Result<(Claimed, Recall), KafkaError> {
         let (raised_at, told) = {
             let mut state = self.state();
             let share = state.trouble.claim;
@@ -339,8 +350,10 @@ impl Kafka for Client {
             epoch = self.state().raise_epoch(partition);
         }
         self.told(told, "claim").await?;
-        let memory = self.state().read_memory(partition);
-        Ok((Claimed { client: self.clone(), partition, epoch, position: 0 }, memory))
+        for StateRecord { key, value } in self.state().read_memory(partition) {
+            recall.take(&key, value.as_deref());
+        }
+        Ok((Claimed { client: self.clone(), partition, epoch, position: 0 }, recall))
     }
 }
 

@@ -1,13 +1,18 @@
 //! The two loops behind the poller, when Kafka is not as it was: it refuses pages or events for good,
-//! topics were deleted, somebody else owns the partition.
+//! topics were deleted, somebody else owns the partition. And when what the memory laid down is gone.
 
 use std::collections::HashMap;
+use std::fs;
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agora_rtm_bridge::forwarder::Forwarder;
 use agora_rtm_bridge::forwarder::ForwarderMetrics;
 use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::journal::Settlement;
+use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::kafka::Progress;
 use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::AppId;
@@ -40,6 +45,7 @@ const PAGES: u64 = 30;
 struct Loops {
     kafka: Cluster,
     client: Client,
+    attic: Attic,
     journal: Journal,
     clock: Clock,
     health: Health,
@@ -53,6 +59,10 @@ struct Loops {
 
 impl Loops {
     async fn start(trouble: Trouble) -> Self {
+        Self::start_with(trouble, Attic::default()).await
+    }
+
+    async fn start_with(trouble: Trouble, attic: Attic) -> Self {
         let now = Now::born_at(Duration::ZERO).await;
         let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
         let kafka = Cluster::new(1, trouble, 1);
@@ -63,6 +73,7 @@ impl Loops {
         let loops = Self {
             client: kafka.connect(now),
             kafka,
+            attic,
             journal,
             clock,
             health: Health::new(clock),
@@ -92,6 +103,7 @@ impl Loops {
     fn publish(&self, health: &Health, stop: &CancellationToken) {
         let publisher = Publisher {
             kafka: self.client.clone(),
+            attic: self.attic.clone(),
             partition: 0,
             has_apps: true,
             group: "bridge".to_owned(),
@@ -270,4 +282,38 @@ async fn of_two_owners_one_stays_off_as_long_as_the_other_shows_life() {
     assert_eq!(loops.published(), twice_each(0..310, &[]));
     assert_eq!(loops.reasons(), Vec::<String>::new());
     loops.end().await;
+}
+
+/// The window rests after a minute. What it laid down is cut off, so it can't wake up; the memory
+/// is read anew, and the next time nothing is laid down.
+#[tokio::test(start_paused = true)]
+async fn fingerprints_that_can_not_be_read_back_are_read_anew_from_kafka() {
+    let home = crate::support::names::folder();
+    let attic = Attic::in_folder(home.path());
+    let loops = Loops::start_with(Trouble::default(), attic).await;
+    loops.forward();
+    loops.commit(0..PAGES).await;
+    sleep(5 * SECOND).await;
+    assert_eq!(scratch_of(home.path()), None, "an awake window lays nothing down");
+    sleep(180 * SECOND).await;
+    let scratch = scratch_of(home.path()).expect("the window rests");
+    File::options().write(true).open(scratch).unwrap().set_len(0).unwrap();
+
+    loops.commit(PAGES - 5..2 * PAGES).await;
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    sleep(180 * SECOND).await;
+    assert_eq!(scratch_of(home.path()), None);
+    loops.commit(PAGES..3 * PAGES).await;
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..3 * PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
+/// A file without a name that this process has open, of those that were made in `folder`.
+fn scratch_of(folder: &Path) -> Option<PathBuf> {
+    let open = fs::read_dir("/proc/self/fd").expect("Linux has it").flatten();
+    let mut open = open.map(|entry| entry.path());
+    open.find(|path| fs::read_link(path).is_ok_and(|target| target.starts_with(folder)))
 }

@@ -23,6 +23,7 @@ use agora_rtm_bridge::daemon::Daemon;
 use agora_rtm_bridge::daemon::Parts;
 use agora_rtm_bridge::daemon::Waiting;
 use agora_rtm_bridge::journal::Journal;
+use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::model::Clock;
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::model::Incarnation;
@@ -251,6 +252,7 @@ impl<'a> Run<'a> {
             settings: self.settings.clone(),
             transport: self.agora.connect(now, life, self.plan.connecting),
             kafka: self.kafka.connect(now),
+            attic: Attic::default(),
             journal,
             recovered,
             clock,
