@@ -631,6 +631,39 @@ mod tests {
         assert!((0..1_000).all(|n| window.contains(event(n))));
     }
 
+    /// The topic is compacted, so its size is that of the last record of each key.
+    #[test]
+    fn an_hour_of_traffic_needs_no_more_keys_than_the_window_has_blocks() {
+        let app = AppId::new("a");
+        // Events a second, transactions a second, and the most keys: 8,192 events, or those of 30 s
+        // as far as they are held, and a block that is begun.
+        let cases: [(u32, u32, usize); 4] =
+            [(1, 1, 33), (100, 1, 33), (3_000, 3, 353), (9_000, 9, 513)];
+        for (rate, transactions, most) in cases {
+            let mut memory = fresh();
+            let mut sizes: HashMap<Vec<u8>, usize> = HashMap::new();
+            let mut next = 0;
+            for transaction in 0..3_600 * transactions {
+                let now = Timestamp::from_millis(i64::from(transaction * 1_000 / transactions));
+                let window = memory.window(&app, Endpoint::User).unwrap();
+                for _ in 0..rate / transactions {
+                    window.insert(event(next), now);
+                    next += 1;
+                }
+                let mut batch = Batch::default();
+                memory.write_changes(0, &mut batch);
+                for record in batch.iter() {
+                    let size = record.value().unwrap_or_default().len();
+                    sizes.insert(record.key().to_vec(), size);
+                }
+            }
+            let keys = sizes.len() - 1;
+            let least = next.min(8_192) / 256;
+            assert!((least..=most as u128).contains(&(keys as u128)), "{keys} keys at {rate}/s");
+            assert!(sizes.values().all(|size| *size <= 17 + 256 * 16), "a block is 4 KiB");
+        }
+    }
+
     proptest! {
         #[test]
         fn record_by_record_is_as_the_last_of_each_key(
