@@ -1,9 +1,10 @@
-//! How long a start reads the memory of very many apps, and what it takes. A measurement, told in
-//! `docs/benchmarks.md`; too long for the suite.
+//! How long a start reads the memory of very many apps, and what it takes; how large the topic of a
+//! memory becomes. Measurements, told in `docs/benchmarks.md`; too long for the suite.
 
 use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
@@ -19,9 +20,15 @@ use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::model::Timestamp;
 use rdkafka::ClientConfig;
+use rdkafka::Message as _;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer as _;
 use rdkafka::producer::BaseProducer;
 use rdkafka::producer::BaseRecord;
 use rdkafka::producer::Producer as _;
+use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -37,15 +44,9 @@ const EVENTS: u128 = 8_192;
 #[ignore = "a measurement of a minute and 260 MB; see docs/benchmarks.md"]
 fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
     let (bootstrap, names) = (broker::shared(), Names::unique("memory"));
-    let text = names.kafka_tables(bootstrap)
-        + "page_partitions = 8\n[[apps]]\napp_id = \"a\"\n[apps.auth]\ncustomer_id = \"c\"\ncustomer_secret = \"s\"\n";
     let home = crate::support::names::folder();
-    let file = home.path().join("bridge.toml");
-    fs::write(&file, text).expect("a fresh folder can be written to");
-    let settings = config::load(Some(&file), std::iter::empty()).expect("the settings are right");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime needs nothing");
-    let cluster = Cluster::new(settings.kafka, "memory");
-    runtime.block_on(cluster.prepare()).expect("the broker makes topics");
+    let runtime = Runtime::new().expect("a runtime needs nothing");
+    let cluster = prepared(bootstrap, &names, home.path(), &runtime);
     let bytes = fill(bootstrap, &names);
 
     forget_peak();
@@ -83,6 +84,68 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
     eprintln!("all awake, in {:?}: resident {} MB", begun.elapsed(), resident() / 1_000);
 }
 
+/// The broker compacts the topic meanwhile and afterwards, as it is set up.
+#[test]
+#[ignore = "a measurement of a minute and 600 MB; see docs/benchmarks.md"]
+fn the_memory_of_an_hour_at_9000_events_a_second_is_compacted() {
+    const TRANSACTIONS: u32 = 9;
+    let (bootstrap, names) = (broker::shared(), Names::unique("hour"));
+    let home = crate::support::names::folder();
+    let runtime = Runtime::new().expect("a runtime needs nothing");
+    drop(prepared(bootstrap, &names, home.path(), &runtime));
+    let producer = producer(bootstrap);
+    let mut memory = Recall::default().finish().expect("nothing is readable");
+    let (mut events, mut written) = ((0..).map(fingerprint), 0);
+    for transaction in 0..3_600 * TRANSACTIONS {
+        let now = Timestamp::from_millis(i64::from(transaction * 1_000 / TRANSACTIONS));
+        let window = memory.window(&id(0), Endpoint::User).expect("there is no attic");
+        for event in events.by_ref().take(1_000) {
+            window.insert(event, now);
+        }
+        written += write_changes(&mut memory, &producer, &names, 0);
+    }
+    producer.flush(LIMIT).expect("the broker takes it");
+    eprintln!("{} MB written", written / 1_000_000);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(45) {
+        let (records, bytes) = stored(bootstrap, &names.state);
+        eprintln!("{records} records of {} MB after {:?}", bytes / 1_000_000, begun.elapsed());
+        std::thread::sleep(Duration::from_secs(15));
+    }
+}
+
+/// What a reader of partition 0 has to read.
+fn stored(bootstrap: &str, topic: &str) -> (usize, usize) {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "stored")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+        .expect("it is right");
+    let mut start = TopicPartitionList::new();
+    start.add_partition_offset(topic, 0, Offset::Beginning).expect("it is right");
+    consumer.assign(&start).expect("it is right");
+    let (mut records, mut bytes) = (0, 0);
+    while let Some(Ok(message)) = consumer.poll(LIMIT) {
+        records += 1;
+        bytes += message.payload().unwrap_or_default().len();
+    }
+    (records, bytes)
+}
+
+/// A cluster with its topics, for the settings of which `home` is.
+fn prepared(bootstrap: &str, names: &Names, home: &Path, runtime: &Runtime) -> Cluster {
+    let text = names.kafka_tables(bootstrap)
+        + "page_partitions = 8\n[[apps]]\napp_id = \"a\"\n[apps.auth]\ncustomer_id = \"c\"\ncustomer_secret = \"s\"\n";
+    let file = home.join("bridge.toml");
+    fs::write(&file, text).expect("a fresh folder can be written to");
+    let settings = config::load(Some(&file), std::iter::empty()).expect("the settings are right");
+    let cluster = Cluster::new(settings.kafka, "memory");
+    runtime.block_on(cluster.prepare()).expect("the broker makes topics");
+    cluster
+}
+
 /// Wakes the windows of these apps. How many events they know.
 fn wake(memories: &mut HashMap<i32, Memory>, apps: Range<u32>) -> usize {
     let mut known = 0;
@@ -107,8 +170,7 @@ fn rest(memories: &mut HashMap<i32, Memory>) {
 
 /// Writes full windows, as publishers would leave them. How many bytes.
 fn fill(bootstrap: &str, names: &Names) -> usize {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("it is right");
+    let producer = producer(bootstrap);
     let mut bytes = 0;
     for app in 0..APPS {
         let id = id(app);
@@ -117,28 +179,47 @@ fn fill(bootstrap: &str, names: &Names) -> usize {
         for endpoint in Endpoint::ALL {
             let first = (u128::from(app) * 2 + endpoint as u128) * EVENTS;
             for number in first..first + EVENTS {
-                let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-                let event = Fingerprint::from_bytes(spread.to_be_bytes());
                 let window = memory.window(&id, endpoint).expect("there is no attic");
-                window.insert(event, Timestamp::from_millis(1));
+                window.insert(fingerprint(number), Timestamp::from_millis(1));
             }
         }
-        let mut batch = Batch::default();
-        memory.write_changes(partition, &mut batch);
-        for record in batch.iter() {
-            let value = record.value().unwrap_or_default();
-            bytes += value.len();
-            let mut next =
-                BaseRecord::to(&names.state).partition(partition).key(record.key()).payload(value);
-            while let Err((_, back)) = producer.send(next) {
-                producer.poll(Duration::from_millis(10));
-                next = back;
-            }
-        }
-        producer.poll(Duration::ZERO);
+        bytes += write_changes(&mut memory, &producer, names, partition);
     }
     producer.flush(LIMIT).expect("the broker takes it");
     bytes
+}
+
+/// Writes what changed as a publisher would, but in no transaction. How many bytes.
+fn write_changes(
+    memory: &mut Memory,
+    producer: &BaseProducer,
+    names: &Names,
+    partition: i32,
+) -> usize {
+    let mut batch = Batch::default();
+    memory.write_changes(partition, &mut batch);
+    let mut bytes = 0;
+    for record in batch.iter() {
+        let value = record.value().unwrap_or_default();
+        bytes += value.len();
+        let mut next =
+            BaseRecord::to(&names.state).partition(partition).key(record.key()).payload(value);
+        while let Err((_, back)) = producer.send(next) {
+            producer.poll(Duration::from_millis(10));
+            next = back;
+        }
+    }
+    producer.poll(Duration::ZERO);
+    bytes
+}
+
+fn producer(bootstrap: &str) -> BaseProducer {
+    ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("it is right")
+}
+
+fn fingerprint(number: u128) -> Fingerprint {
+    let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    Fingerprint::from_bytes(spread.to_be_bytes())
 }
 
 fn id(app: u32) -> AppId {
