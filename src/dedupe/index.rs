@@ -132,3 +132,39 @@ impl Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::BLOCK_EVENTS;
+    use super::*;
+    use crate::model::Timestamp;
+
+    fn event(n: u64) -> Fingerprint {
+        Fingerprint::from_bytes((u128::from(n) * 0x9e37_79b9_7f4a_7c15).to_be_bytes())
+    }
+
+    #[test]
+    fn the_numbers_of_blocks_begin_again_and_all_is_found() {
+        let mut index = Index { first: NUMBERS - 3, ..Index::default() };
+        let mut blocks = VecDeque::new();
+        let (mut oldest, size) = (0, BLOCK_EVENTS as u64);
+        for n in 0..8 * size {
+            if n % size == 0 {
+                blocks.push_back(Block::restored(0, n, Timestamp::default(), Vec::new()));
+            }
+            if blocks.len() > 3 {
+                blocks.pop_front();
+                index.drop_oldest();
+                oldest += size;
+            }
+            assert!(index.insert(&blocks, event(n)));
+            blocks.back_mut().unwrap().events.push(event(n));
+            assert!(!index.insert(&blocks, event(n)));
+        }
+        assert!(index.first < 3);
+        for n in 0..9 * size {
+            let is_there = (oldest..8 * size).contains(&n);
+            assert_eq!(index.contains(&blocks, event(n)), is_there, "{n}");
+        }
+    }
+}
