@@ -9,10 +9,9 @@
 //! sent again), so it counts until it is answered.
 //!
 //! On a steady way this is the log of the last ten send times; on one that jitters it costs just
-//! the jitter that happened. The slack on top is for what the fastest round trip is not known to be:
-//! it shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come, more slowly where the way jitters.
-//! What it can't cover is a way that becomes faster from one request to the next; then the server
-//! may count one too many, once. And the fastest is taken for
+//! the jitter that happened. How much faster than the fastest one could be, [`Fastest`] tells. The slack
+//! on top shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come. What it can't cover is a way
+//! that becomes faster from one request to the next; then the server may count one too many, once. And the fastest is taken for
 //! zero until it can be believed: the first answers are slow, they wait for connections.
 //!
 //! When an answer's head is there, its request has arrived: that counts, and not the body's end.
@@ -180,8 +179,7 @@ impl Budget {
         let answers = self.fastest.answers();
         let share =
             f64::from(ANSWERS_TO_QUARTER) / f64::from(ANSWERS_TO_QUARTER.saturating_add(answers));
-        let learning = FIRST_SLACK.mul_f64(share).min(4 * self.fastest.apart());
-        FIRST_SLACK.mul_f64(share * share).max(learning).max(self.fastest.doubt()).max(LEAST_SLACK)
+        FIRST_SLACK.mul_f64(share * share).max(LEAST_SLACK)
     }
 }
 
