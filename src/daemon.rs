@@ -4,7 +4,8 @@
 //! publishers. None waits for a later one, so the order of starting is nobody's concern; the order
 //! of stopping is: first the pollers, with the answers that are out; then the forwarders, when the
 //! journal is empty; then the publishers, when everything that was forwarded is delivered. What
-//! Kafka can't take within the grace waits in the journal or in the pages topic for the next start.
+//! Kafka can't take within the grace waits in the journal or in the pages topic for the next start,
+//! and where Kafka confirms nothing at all it is not waited for that long: nobody polls meanwhile.
 //!
 //! The three seams (transport, journal, Kafka) are parameters, so that the simulated-time tests run
 //! this same composition.
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
+use tracing::warn;
 
 pub use self::report::Report;
 pub use self::report::Waiting;
@@ -73,6 +75,13 @@ const ALL_APPS: Duration = Duration::from_millis(800);
 /// Kafka is waited for at least so long, even where answers took the whole grace: where it is well,
 /// that is plenty.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
+
+/// A stop gives up when Kafka has confirmed nothing for so long. All is safe by then, and until the
+/// next start Agora's buffers run over.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// Between two looks whether a stop gets on.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The accounts are logged this often.
 const ACCOUNTS_EVERY: Duration = Duration::from_secs(3_600);
@@ -166,9 +175,9 @@ impl Daemon {
     }
 
     /// Asks no more, waits for the answers that are out, commits, forwards, delivers. Waits for
-    /// Kafka no longer than `grace`; for answers as long as they take, since nobody can ask twice.
-    /// What they bring is delivered even if they took all of `grace`, where Kafka is well. Tells
-    /// what waits for the next start.
+    /// Kafka no longer than `grace`, and no longer than five seconds in which it confirms nothing;
+    /// for answers as long as they take, since nobody can ask twice. What they bring is delivered
+    /// even if they took all of `grace`, where Kafka is well. Tells what waits for the next start.
     pub async fn stop(self, grace: Duration) -> Waiting {
         let deadline = Instant::now() + grace;
         self.polling.end().await;
@@ -183,6 +192,15 @@ impl Daemon {
             biased;
             () = &mut in_order => {}
             () = give_up.cancelled() => in_order.await,
+            () = self.report.stalled(STALLED, LOOK) => {
+                warn!(
+                    waiting = %self.report.waiting(),
+                    "Kafka has confirmed nothing for {STALLED:?}: giving up the wait for it; pages \
+                     wait in the journal for the next start"
+                );
+                give_up.cancel();
+                in_order.await;
+            }
             () = tokio::time::sleep_until(deadline) => {
                 give_up.cancel();
                 in_order.await;

@@ -38,6 +38,7 @@ use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
 use crate::kafka::Progress;
 use crate::kafka::pages;
+use crate::kafka::wait_to_try_again;
 use crate::model::Clock;
 use crate::model::Content;
 use crate::model::PageId;
@@ -139,7 +140,7 @@ impl<K: Kafka> Forwarder<K> {
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => return,
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+                () = wait_to_try_again(wait, &stop) => wait = (wait * 2).min(LONGEST_WAIT),
             }
         }
     }

@@ -44,6 +44,7 @@ pub use self::memory::Recall;
 pub use self::pages::PageRecord;
 pub use self::partition::partition_of;
 pub use self::progress::Progress;
+pub use self::progress::wait_to_try_again;
 pub use self::record::Stamping;
 
 use crate::model::Endpoint;

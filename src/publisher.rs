@@ -57,6 +57,7 @@ use crate::kafka::Progress;
 use crate::kafka::Recall;
 use crate::kafka::Unread;
 use crate::kafka::pages::BadPageRecord;
+use crate::kafka::wait_to_try_again;
 use crate::model::AppId;
 use crate::model::Clock;
 use crate::model::Incarnation;
@@ -184,7 +185,7 @@ impl<K: Kafka> Publisher<K> {
                 // The other one may have delivered what we forwarded.
                 () = self.finished(&stop), if fenced => return,
                 () = self.stand_off(&condition), if fenced => {}
-                () = tokio::time::sleep(wait), if !fenced => {}
+                () = wait_to_try_again(wait, &stop), if !fenced => {}
             }
         }
     }

@@ -53,8 +53,9 @@ const MEALS: u32 = 3;
 /// Run the daemon
 ///
 /// SIGTERM or SIGINT stops it in order: no new requests, answers that are out are waited for,
-/// everything is delivered within `shutdown_grace`. A second signal gives up only the wait for
-/// Kafka; what is not delivered then waits on disk or in Kafka for the next start.
+/// everything is delivered within `shutdown_grace`, or what is not delivered waits on disk or in
+/// Kafka for the next start. Kafka is not waited for when it has confirmed nothing for five seconds,
+/// nor after a second signal.
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Run {

@@ -29,8 +29,9 @@ pub(super) const KEYS: &[Key] = &[
             because: "a stop has to let requests that are out come home, and has to end",
         }),
         absent: Absent::Default("20s"),
-        why: "How long a stop waits for answers, the journal and Kafka; longer than \
-              agora.silence_timeout, because a request that was sent is never given up.",
+        why: "How long a stop waits for answers, the journal and Kafka, and for Kafka no longer \
+              than five seconds in which it confirms nothing; longer than agora.silence_timeout, \
+              because a request that was sent is never given up.",
     },
     // --- log ---
     Key {

@@ -1,6 +1,7 @@
 //! What can be seen of a running daemon, for people, for programs, and for the stop.
 
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -11,6 +12,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio::time::sleep;
 
 use super::Parts;
 use crate::forwarder::ForwarderMetrics;
@@ -108,6 +110,19 @@ impl Report {
         }
     }
 
+    /// Ends when what waits has been the same for so long, looked at as often as `every`. Never
+    /// while a page is in memory only: it would be lost.
+    pub(super) async fn stalled(&self, lasts: Duration, every: Duration) {
+        let mut known = (self.waiting(), Instant::now());
+        while known.1.elapsed() < lasts {
+            sleep(every).await;
+            let waiting = self.waiting();
+            if waiting != known.0 || self.backlog.borrow().in_memory > 0 {
+                known = (waiting, Instant::now());
+            }
+        }
+    }
+
     /// The answer to `/status.json`.
     pub fn status(&self) -> serde_json::Value {
         let waiting = self.waiting();
@@ -197,7 +212,6 @@ impl fmt::Display for Waiting {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use super::*;
     use crate::config;

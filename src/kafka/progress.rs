@@ -4,8 +4,14 @@
 //! for the two to meet; a person reads the distance.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// A stop that sees no progress gives up, so meanwhile no attempt waits for longer.
+const WAIT_AT_A_STOP: Duration = Duration::from_millis(500);
 
 /// Offsets of the pages topic, by partition. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -76,6 +82,19 @@ impl Progress {
             .ok()
             .and_then(|index| self.partitions.get(index))
             .expect("partitions are counted once, at the start")
+    }
+}
+
+/// Waits for the next attempt after a failure; not for long once `stop` has come.
+pub async fn wait_to_try_again(wait: Duration, stop: &CancellationToken) {
+    let until_stop = async {
+        stop.cancelled().await;
+        sleep(WAIT_AT_A_STOP).await;
+    };
+    tokio::select! {
+        biased;
+        () = sleep(wait) => {}
+        () = until_stop => {}
     }
 }
 

@@ -107,8 +107,8 @@ struct State {
     /// Ids of committed transactions.
     committed: HashSet<u64>,
     transactions: Transactions,
-    /// The process is being killed: futures that are dropped now are not dropped by the bridge.
-    killing: bool,
+    /// The process is ending: what it drops now, nobody could have waited for.
+    ending: bool,
     broken_promises: Vec<String>,
 }
 
@@ -175,7 +175,7 @@ impl Cluster {
             last_id: 0,
             committed: HashSet::new(),
             transactions: Transactions::default(),
-            killing: false,
+            ending: false,
             broken_promises: Vec::new(),
         })))
     }
@@ -186,15 +186,15 @@ impl Cluster {
         Client { cluster: self.clone(), now, prepared: Arc::default() }
     }
 
-    /// The process is about to be killed. Everything that is dropped from now on is not its doing.
-    pub(crate) fn kill(&self, now: Duration) {
+    /// The process is about to end, by a stop or a kill. From now on it may drop what is open.
+    pub(crate) fn ends(&self, now: Duration) {
         let mut state = self.lock();
         state.settle(now);
-        state.killing = true;
+        state.ending = true;
     }
 
     /// The process is dead: what had not left it never comes.
-    pub(crate) fn killed(&self, now: Duration) {
+    pub(crate) fn ended(&self, now: Duration) {
         const ON_THE_WIRE: Duration = Duration::from_millis(30);
         let mut state = self.lock();
         for partition in &mut state.partitions {
@@ -209,7 +209,7 @@ impl Cluster {
             let open = partition.open.iter_mut();
             open.for_each(|open| open.commit = open.commit.filter(|it| it.leaves_at <= now));
         }
-        state.killing = false;
+        state.ending = false;
     }
 
     /// The pages topic is deleted and made again; half of what it held stands there anew, as
@@ -417,7 +417,7 @@ impl Owned for Claimed {
     }
 }
 
-/// Notes when a transaction is dropped by anything but the death of its process.
+/// Notes when a transaction is dropped by anything but the end of its process.
 struct NotDropped {
     cluster: Cluster,
     kept: bool,
@@ -434,7 +434,7 @@ impl NotDropped {
 impl Drop for NotDropped {
     fn drop(&mut self) {
         let mut state = self.cluster.lock();
-        if !self.kept && !state.killing {
+        if !self.kept && !state.ending {
             state.broken_promises.push("a transaction was dropped before its end".to_owned());
         }
     }

@@ -175,15 +175,15 @@ impl<'a> Run<'a> {
         let runtime = runtime.expect("a runtime can be made");
         let ended_at = runtime.block_on(self.live_inside(ends));
         let killed = self.lives.last().is_some_and(|life| life.killed);
+        self.kafka.ends(ended_at);
         if killed {
             self.agora.kill();
-            self.kafka.kill(ended_at);
         }
         drop(runtime);
         if killed {
             self.agora.killed();
-            self.kafka.killed(ended_at);
         }
+        self.kafka.ended(ended_at);
         // Whole milliseconds: the clocks of all lives agree on them.
         self.now = Duration::from_millis(millis(ended_at) + 1);
         if let Some(backup) = backup {
@@ -220,6 +220,8 @@ impl<'a> Run<'a> {
             return now.get();
         }
         let report = bridge.daemon.report().clone();
+        // A stop may give Kafka up.
+        self.kafka.ends(now.get());
         let waiting = bridge.daemon.stop(self.plan.grace).await;
         self.lives.iter_mut().last().expect("it was just pushed").left = Some(waiting);
         if let Some(twin) = twin {

@@ -28,6 +28,7 @@ use super::plan::regions;
 use super::run::Outcome;
 use super::run::run;
 
+const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -56,6 +57,43 @@ fn what_comes_after_the_whole_grace_of_a_stop_is_delivered_all_the_same() {
     assert!(stop > 6 * SECOND, "the answer was not slow: {stop:?}");
     let left = outcome.lives[0].left.expect("it was stopped");
     assert!(left.is_nothing(), "{left}");
+}
+
+/// How long the stop of the first life took.
+fn stop_of_first_life(plan: &Plan, outcome: &Outcome) -> Duration {
+    outcome.lives[1].began_at - plan.lives[0].lasts - plan.lives[0].pause
+}
+
+#[test]
+fn a_stop_while_kafka_is_away_ends_before_its_grace_and_the_next_start_goes_on() {
+    let stopped = Life { lasts: 30 * SECOND, end: End::Stopped, pause: SECOND };
+    let trouble = Trouble { away: vec![(10 * SECOND, 5 * MINUTE)], ..Trouble::default() };
+    for stopped in [stopped, Life { lasts: 12 * SECOND, ..stopped }] {
+        let calm = Plan::calm(one_app(20.0, 20.0), 6 * MINUTE);
+        let plan = Plan { trouble: trouble.clone(), lives: vec![stopped], ..calm };
+        let (verdict, outcome) = check(&plan);
+        assert_eq!((verdict.lost, verdict.gaps.len()), (0, 0));
+        let left = outcome.lives[0].left.expect("it was stopped");
+        assert!(left.in_journal > 0, "{left}");
+        let stop = stop_of_first_life(&plan, &outcome);
+        assert!((5 * SECOND..7 * SECOND).contains(&stop), "of a grace of two minutes: {stop:?}");
+    }
+}
+
+#[test]
+fn a_stop_that_gets_on_slowly_keeps_its_grace() {
+    // Once a second a few answers come through.
+    let slow = (25..200).map(|second| (second * SECOND, second * SECOND + 999 * MS));
+    let away = std::iter::once((SECOND, 25 * SECOND)).chain(slow).collect();
+    let stopped = Life { lasts: 25 * SECOND, end: End::Stopped, pause: SECOND };
+    let calm = Plan::calm(one_app(5.0, 5.0), 4 * MINUTE);
+    let trouble = Trouble { away, ..Trouble::default() };
+    let plan = Plan { trouble, lives: vec![stopped], ..calm };
+    let (_, outcome) = check(&plan);
+    let left = outcome.lives[0].left.expect("it was stopped");
+    assert!(left.is_nothing(), "{left}");
+    let stop = stop_of_first_life(&plan, &outcome);
+    assert!(stop > 15 * SECOND, "the test is about nothing: {stop:?}");
 }
 
 #[test]
