@@ -7,6 +7,7 @@
 
 mod at_least_once;
 mod away;
+mod doubt;
 mod duel;
 mod end_to_end;
 mod memory;
