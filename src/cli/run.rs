@@ -1,6 +1,7 @@
 //! `run`: the daemon.
 
 use std::ffi::OsString;
+use std::io;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,7 +32,9 @@ use crate::config::Settings;
 use crate::daemon::Daemon;
 use crate::daemon::Parts;
 use crate::daemon::Waiting;
+use crate::journal;
 use crate::journal::Journal;
+use crate::journal::OpenError;
 use crate::kafka::Attic;
 use crate::kafka::Cluster;
 use crate::model::Clock;
@@ -140,18 +143,10 @@ pub(super) async fn start(
     settings: Settings,
     kafka: Cluster,
 ) -> Result<(Daemon, SocketAddr), Failure> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| Failure {
-        message: format!("{what}: {error}"),
-        code: 1,
-    };
-    let listen = settings.http.listen;
-    let listener = TcpListener::bind(listen).await.map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::AddrInUse => "; another process has the port: end it or use another",
-            _ => "",
-        };
-        failed(&format!("listen on {listen} (http.listen)"), &format!("{error}{remedy}"))
-    })?;
+    // Before the journal: what a start learns from it is lost where it goes no further.
+    let listener = TcpListener::bind(settings.http.listen)
+        .await
+        .map_err(|error| not_listening(&settings, &error))?;
     let listen = listener.local_addr().map_err(|error| Failure::of(&error))?;
     let clock = Clock::system();
     let (journal, recovered) = Journal::open(
@@ -180,6 +175,24 @@ pub(super) async fn start(
     let (tasks, stop) = (tasks.clone(), stop.clone());
     tasks.clone().spawn(async move { http::serve(listener, pages, stop, &tasks).await });
     Ok((daemon, listen))
+}
+
+/// Who has the port. A second bridge by mistake has data directory and port in common with the first,
+/// and is told of both.
+fn not_listening(settings: &Settings, error: &io::Error) -> Failure {
+    let listen = format!("listen on {} (http.listen): {error}", settings.http.listen);
+    let data_dir = settings.data_dir.clone();
+    let message = match error.kind() {
+        ErrorKind::AddrInUse if journal::is_in_use(&data_dir).unwrap_or(false) => {
+            let holder = journal::holder(&data_dir);
+            format!("{}; {listen}", OpenError::InUse { data_dir, holder })
+        }
+        ErrorKind::AddrInUse => {
+            format!("{listen}; another process has the port: end it or use another")
+        }
+        _ => listen,
+    };
+    Failure { message, code: 1 }
 }
 
 /// Reads the configuration.

@@ -223,27 +223,25 @@ fn a_data_directory_in_use_is_named_and_the_bridge_does_not_notice() {
         let checked = check_in(&bridge.data_dir(), home.path(), &config, &[]);
         checked.assert_failed(&["in use by another process", "a second one needs another"]);
     }
-    let second = process::command()
-        .args(["run", "--config"])
-        .arg(home.path().join("check.toml"))
-        .env("AGORA_RTM_BRIDGE__DATA_DIR", bridge.data_dir())
-        .env("AGORA_RTM_BRIDGE__HTTP__LISTEN", "127.0.0.1:0")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&second.stderr);
-    assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains("is in use by process ") && said.contains("give each its own"), "{said}");
+    let run_beside = |data_dir: &Path, listen: &str, expected: &[&str]| {
+        let second = process::command()
+            .args(["run", "--config"])
+            .arg(home.path().join("check.toml"))
+            .env("AGORA_RTM_BRIDGE__DATA_DIR", data_dir)
+            .env("AGORA_RTM_BRIDGE__HTTP__LISTEN", listen)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(expected.iter().all(|words| said.contains(words)), "{said}");
+    };
+    let holder = format!("is in use by process {}", bridge.id());
     let port = bridge.address().expect("it listens").to_string();
-    let third = process::command()
-        .args(["run", "--config"])
-        .arg(home.path().join("check.toml"))
-        .env("AGORA_RTM_BRIDGE__DATA_DIR", home.path().join("data"))
-        .env("AGORA_RTM_BRIDGE__HTTP__LISTEN", &port)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&third.stderr);
-    assert_eq!(third.status.code(), Some(1), "{said}");
-    assert!(said.contains("(http.listen)") && said.contains("use another"), "{said}");
+    let own = home.path().join("data");
+    run_beside(&bridge.data_dir(), "127.0.0.1:0", &[&holder, "give each its own"]);
+    run_beside(&own, &port, &["(http.listen)", "use another"]);
+    // The same configuration, started twice.
+    run_beside(&bridge.data_dir(), &port, &[&holder, "give each its own", "(http.listen)"]);
     assert_eq!(bridge.get("/ready").status, 200);
     stop(&mut bridge);
 }
