@@ -10,6 +10,7 @@ mod corpus;
 mod deployment;
 mod fixtures;
 mod http;
+mod injected;
 mod journal;
 mod own_broker;
 mod real_broker;

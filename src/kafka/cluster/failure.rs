@@ -3,7 +3,7 @@
 //! | class | codes, for example | what happens |
 //! |---|---|---|
 //! | retriable | leader away, too few in-sync replicas, coordinator moving | librdkafka tries again by itself, for the life of a transaction, and for ever with pages |
-//! | [`Failure::Unavailable`] | no broker, no answer in time | the claim is made anew, pages wait in the journal |
+//! | [`Failure::Unavailable`] | no broker, no coordinator, no answer in time | the claim is made anew, pages wait in the journal |
 //! | [`Failure::Fenced`] | producer fenced, invalid epoch | stand off while the other one shows life |
 //! | [`Failure::Refused`] | not authorised, no such topic | the claim is made anew, topics are looked at and made again first |
 //! | [`Failure::Unfit`] | record too large, a time or a policy that the topic does not take | page by page, and the page that is refused alone is set aside |
@@ -43,15 +43,23 @@ fn failure_of_code(code: Code) -> Failure {
         | Code::RequestTimedOut
         | Code::BrokerTransportFailure
         | Code::AllBrokersDown
-        | Code::Resolve => Failure::Unavailable,
+        | Code::Resolve
+        | Code::NotCoordinator
+        | Code::CoordinatorNotAvailable
+        | Code::CoordinatorLoadInProgress => Failure::Unavailable,
         _ => Failure::Broken,
     }
 }
 
 /// Errors that a consumer reports and gets over by itself.
 pub(super) fn is_passing(error: &ClientError) -> bool {
-    let code = error.rdkafka_error_code();
-    code == Some(Code::NotCoordinator) || failure_of(error) == Failure::Unavailable
+    failure_of(error) == Failure::Unavailable
+}
+
+/// Whether a record did not even leave, or nobody waits for it any more, because its transaction had
+/// failed before.
+pub(super) fn is_thrown_away(error: &ClientError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight))
 }
 
 #[cfg(test)]
@@ -63,6 +71,7 @@ mod tests {
         for (code, failure) in [
             (Code::AllBrokersDown, Failure::Unavailable),
             (Code::OperationTimedOut, Failure::Unavailable),
+            (Code::CoordinatorLoadInProgress, Failure::Unavailable),
             (Code::ProducerFenced, Failure::Fenced),
             (Code::TopicAuthorizationFailed, Failure::Refused),
             (Code::UnknownTopicOrPartition, Failure::Refused),

@@ -34,6 +34,7 @@ use super::clients::Clients;
 use super::clients::Listener;
 use super::failure::failure_of;
 use super::failure::is_passing;
+use super::failure::is_thrown_away;
 use super::memory;
 use super::topics::Facts;
 use crate::config::Delivery;
@@ -328,6 +329,7 @@ impl Worker {
     }
 
     /// Waits until every record has arrived or failed: the commit would wait in steps of 100 ms.
+    /// Records that a failed transaction has thrown away are no failure here: the commit says why.
     fn wait_until_sent(&self) -> Result<(), KafkaError> {
         let deadline = Instant::now() + TRANSACTION_WAIT;
         loop {
@@ -347,6 +349,7 @@ impl Worker {
             thread::sleep(LOOK_AGAIN);
         }
         match self.listener.take_undelivered() {
+            Some((error, _)) if self.transactional() && is_thrown_away(&error) => Ok(()),
             Some((error, topic)) => Err(self.not_written(&topic, &error)),
             None => Ok(()),
         }
