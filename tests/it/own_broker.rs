@@ -9,23 +9,39 @@ mod secured;
 use std::time::Duration;
 
 use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Burst;
+use agora_rtm_bridge::simulator::Load;
 use agora_rtm_bridge::simulator::Script;
 use rdkafka::ClientConfig;
 use rdkafka::producer::BaseProducer;
 use rdkafka::producer::BaseRecord;
 use rdkafka::producer::Producer as _;
+use serde_json::Value;
 
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::broker;
 use crate::support::broker::Broker;
+use crate::support::broker::Extra;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
+use crate::support::within;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// A stop does not wait for long where Kafka has only just come back.
+fn wait_until_delivered(bridge: &Bridge) {
+    let mut last = Value::Null;
+    let delivered = within(LIMIT, || {
+        last = bridge.status();
+        let waits = [&last["journal"]["entries"], &last["pages_topic"]["not_delivered"]];
+        waits.into_iter().all(|it| *it == 0).then_some(())
+    });
+    delivered.unwrap_or_else(|late| panic!("nothing waits any more: {late}; {last:#}"));
+}
 
 #[test]
 fn a_killed_broker_comes_back_with_its_records_and_its_address() {
@@ -82,6 +98,7 @@ fn a_start_while_the_broker_is_away_drains_at_once_and_delivers_when_it_comes() 
     broker.start_again();
     let consumer = Consumer::start(&bootstrap, &names.published());
     agora.come_to_rest(&[0], LIMIT);
+    wait_until_delivered(&bridge);
     bridge.terminate();
     assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
     let verdict = judge(&names, agora.events(), &consumer.finish());
@@ -118,8 +135,70 @@ fn a_stop_while_the_broker_does_not_answer_ends_before_its_grace_and_loses_nothi
     bridge.start_again();
     let consumer = Consumer::start(&bootstrap, &names.published());
     agora.come_to_rest(&[0], LIMIT);
+    wait_until_delivered(&bridge);
     bridge.terminate();
     assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
     let verdict = judge(&names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+}
+
+/// Frozen for longer than a transaction lives and than librdkafka tries: whatever was open failed in
+/// one way or another, and some commits without an answer.
+#[test]
+fn a_broker_that_was_frozen_for_longer_than_a_transaction_lives_has_everything_once() {
+    let mut broker = Broker::own();
+    let (bootstrap, names) = (broker.bootstrap(), Names::unique("long-frozen"));
+    let agora = Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(200.0, 200.0)],
+        ..Script::default()
+    });
+    let mut bridge = Bridge::start(&agora.config(&names, &bootstrap, Hosts::EachRegion));
+    let consumer = Consumer::start(&bootstrap, &names.published());
+    bridge.wait_ready();
+    agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 400);
+    broker.freeze();
+    agora.wait_for_moment(agora.now() + Duration::from_secs(35));
+    broker.thaw();
+    agora.come_to_rest(&[0], LIMIT);
+    wait_until_delivered(&bridge);
+    let failures = bridge.metric("agora_rtm_bridge_publish_failures_total");
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    assert!(failures >= 1.0, "the test is about nothing");
+    let verdict = judge(&names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+    verdict.assert_in_order();
+}
+
+#[test]
+fn a_transactional_id_that_the_broker_has_forgotten_loses_and_repeats_nothing() {
+    let broker = Broker::own_with_extra(|_| Extra {
+        settings: "transactional.id.expiration.ms=1000\n\
+                   transaction.remove.expired.transaction.cleanup.interval.ms=500\n"
+            .to_owned(),
+        ..Extra::default()
+    });
+    let (bootstrap, names) = (broker.bootstrap(), Names::unique("expired"));
+    let burst = |second| Burst {
+        at: Duration::from_secs(second),
+        events: 50,
+        over: Duration::from_millis(300),
+    };
+    let load = Load { bursts: vec![burst(8), burst(20), burst(32)], ..Load::default() };
+    let app = AppScript { user_events: load, ..AppScript::numbered(0) };
+    let agora = Agora::start(Script { apps: vec![app], ..Script::default() });
+    let mut bridge = Bridge::start(&agora.config(&names, &bootstrap, Hosts::EachRegion));
+    let consumer = Consumer::start(&bootstrap, &names.published());
+    bridge.wait_ready();
+    agora.wait_until("all bursts are fetched", LIMIT, |world| {
+        world.ledger().total().delivered == 150
+    });
+    wait_until_delivered(&bridge);
+    let failures = bridge.metric("agora_rtm_bridge_publish_failures_total");
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    assert!(failures >= 1.0, "the test is about nothing: it was not forgotten");
+    let verdict = judge(&names, agora.events(), &consumer.finish());
+    assert_eq!(verdict.published, 150, "{verdict}");
     verdict.assert_complete();
 }
