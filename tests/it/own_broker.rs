@@ -37,8 +37,8 @@ fn wait_until_delivered(bridge: &Bridge) {
     let mut last = Value::Null;
     let delivered = within(LIMIT, || {
         last = bridge.status();
-        let waits = [&last["journal"]["entries"], &last["pages_topic"]["not_delivered"]];
-        waits.into_iter().all(|it| *it == 0).then_some(())
+        let waits = ["/journal/entries", "/pages_topic/not_delivered"];
+        waits.into_iter().all(|it| last.pointer(it) == Some(&Value::from(0))).then_some(())
     });
     delivered.unwrap_or_else(|late| panic!("nothing waits any more: {late}; {last:#}"));
 }
