@@ -338,6 +338,17 @@ impl Listener {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes a record that was not delivered, if it is the first.
+    pub(super) fn note_undelivered(&self, error: ClientError, topic: &str) {
+        let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| (error, topic.to_owned()));
+    }
+
+    /// Whether a record was not delivered that nobody has taken notice of.
+    pub(super) fn has_undelivered(&self) -> bool {
+        self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// The first record that was not delivered, since this was last asked.
     pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -392,8 +403,7 @@ impl ProducerContext for Listener {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, record)) = result {
             tracing::debug!(%error, topic = record.topic(), "a record was not delivered");
-            let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| (error.clone(), record.topic().to_owned()));
+            self.note_undelivered(error.clone(), record.topic());
         }
     }
 }

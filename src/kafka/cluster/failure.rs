@@ -56,10 +56,11 @@ pub(super) fn is_passing(error: &ClientError) -> bool {
     failure_of(error) == Failure::Unavailable
 }
 
-/// Whether a record did not even leave, or nobody waits for it any more, because its transaction had
-/// failed before.
-pub(super) fn is_thrown_away(error: &ClientError) -> bool {
-    matches!(error.rdkafka_error_code(), Some(Code::PurgeQueue | Code::PurgeInflight))
+/// Whether a record was not taken, or thrown away, because its transaction had failed before. The
+/// attempt to commit it fails then, and with the reason.
+pub(super) fn is_a_consequence(error: &ClientError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::Fatal))
 }
 
 #[cfg(test)]

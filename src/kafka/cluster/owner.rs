@@ -33,8 +33,8 @@ use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
 use super::failure::failure_of;
+use super::failure::is_a_consequence;
 use super::failure::is_passing;
-use super::failure::is_thrown_away;
 use super::memory;
 use super::topics::Facts;
 use crate::config::Delivery;
@@ -323,18 +323,27 @@ impl Worker {
                     self.producer.poll(Duration::ZERO);
                     thread::sleep(LOOK_AGAIN);
                 }
+                Err((error, _)) if self.transactional() && is_a_consequence(&error) => {
+                    self.listener.note_undelivered(error, topic);
+                    return Ok(());
+                }
                 Err((error, _)) => return Err(self.not_written(topic, &error)),
             }
         }
     }
 
     /// Waits until every record has arrived or failed: the commit would wait in steps of 100 ms.
-    /// Records that a failed transaction has thrown away are no failure here: the commit says why.
+    /// What only follows from a transaction's failure is no failure here: the commit says why.
     fn wait_until_sent(&self) -> Result<(), KafkaError> {
         let deadline = Instant::now() + TRANSACTION_WAIT;
         loop {
             self.producer.poll(Duration::ZERO);
-            if self.producer.in_flight_count() == 0 {
+            // A transaction of which one record fails has failed, and what librdkafka still holds of
+            // it may wait until it is too old.
+            let has_failed = || {
+                self.listener.has_undelivered() || self.producer.client().fatal_error().is_some()
+            };
+            if self.transactional() && has_failed() || self.producer.in_flight_count() == 0 {
                 break;
             }
             if Instant::now() > deadline {
@@ -348,8 +357,14 @@ impl Worker {
             }
             thread::sleep(LOOK_AGAIN);
         }
+        // The commit would first wait for what librdkafka still holds.
+        if self.transactional()
+            && let Some((code, _)) = self.producer.client().fatal_error()
+        {
+            return Err(self.failed("write to", ClientError::Global(code)));
+        }
         match self.listener.take_undelivered() {
-            Some((error, _)) if self.transactional() && is_thrown_away(&error) => Ok(()),
+            Some((error, _)) if self.transactional() && is_a_consequence(&error) => Ok(()),
             Some((error, topic)) => Err(self.not_written(&topic, &error)),
             None => Ok(()),
         }
