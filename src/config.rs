@@ -35,6 +35,7 @@ mod tests;
 mod units;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -158,6 +159,14 @@ pub enum Delivery {
     ExactlyOnce,
     /// An idempotent producer; repeats after a crash are possible.
     AtLeastOnce,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = kafka::DELIVERIES.iter().find(|(_, delivery)| delivery == self);
+        let (word, _) = found.expect("every delivery has its word");
+        f.write_str(word)
+    }
 }
 
 /// The topics. Their names are legal and distinct.

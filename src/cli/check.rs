@@ -113,7 +113,7 @@ fn refuse(faults: &Faults) -> Result<(), Failure> {
 fn what_it_says(settings: &Settings) -> String {
     let apps = settings.apps.len();
     let plural = if apps == 1 { "" } else { "s" };
-    format!("right, with its secrets; {apps} app{plural}, delivery {:?}", settings.kafka.delivery)
+    format!("right, with its secrets; {apps} app{plural}, delivered {}", settings.kafka.delivery)
 }
 
 /// Says on a terminal what is waited for, while it is.

@@ -16,6 +16,7 @@ use agora_rtm_bridge::kafka::Kafka as _;
 use agora_rtm_bridge::kafka::KafkaError;
 use agora_rtm_bridge::kafka::Owned as _;
 use agora_rtm_bridge::kafka::PageRecord;
+use agora_rtm_bridge::kafka::Recall;
 use agora_rtm_bridge::kafka::Topic;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
@@ -103,7 +104,7 @@ async fn claim_and_deliver(
     events: usize,
     then: impl FnOnce(),
 ) -> Result<(), KafkaError> {
-    let (mut owned, _) = kafka.claim(0).await?;
+    let (mut owned, _) = kafka.claim(0, Recall::default()).await?;
     then();
     let mut batch = Batch::default();
     for _ in 0..events {
@@ -210,7 +211,7 @@ fn every_error_of_a_claim_has_its_class_and_its_end() {
         let (failure, said) = mock.runtime.block_on(async {
             let kafka = mock.connect();
             mock.inject(api, &vec![error; times]);
-            let claimed = what(kafka.claim(0).await.map(drop));
+            let claimed = what(kafka.claim(0, Recall::default()).await.map(drop));
             mock.broker.clear_request_errors(api);
             mock.deliver_some_time(&kafka).await;
             claimed

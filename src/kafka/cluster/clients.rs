@@ -376,7 +376,9 @@ impl ClientContext for Listener {
     /// each attempt.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         match level {
-            _ if facility == "FAIL" => tracing::debug!(target: "librdkafka", "{text}"),
+            _ if facility == "FAIL" || is_our_choice(facility, text) => {
+                tracing::debug!(target: "librdkafka", "{facility} {text}");
+            }
             RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", "{facility} {text}"),
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
                 tracing::info!(target: "librdkafka", "{facility} {text}");
@@ -385,6 +387,11 @@ impl ClientContext for Listener {
             _ => tracing::error!(target: "librdkafka", "{facility} {text}"),
         }
     }
+}
+
+/// `enable.gapless.guarantee` is experimental, as librdkafka warns at each start.
+fn is_our_choice(facility: &str, text: &str) -> bool {
+    facility == "CONFWARN" && text.contains("enable.gapless.guarantee")
 }
 
 /// `sasl_ssl://kafka:9094/bootstrap: why (after 315ms in state AUTH_REQ)` → `why`: the address

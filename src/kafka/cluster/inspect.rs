@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::thread::sleep;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -39,6 +40,7 @@ use super::ANSWER_TIMEOUT;
 use super::blocking;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::is_passing;
 use super::reach::reach;
 use super::topics;
 use crate::config::Delivery;
@@ -318,8 +320,13 @@ fn note(clients: &Clients, _: &[Topic]) -> Rights {
             .add_partition_offset(&nowhere, 0, Offset::Offset(0))
             .map_err(|error| failed(&error))?;
         // First a question that ends in time: noting waits for as long as the group is out of reach.
-        if let Err(error) = reader.committed_offsets(position.clone(), ANSWER_TIMEOUT / 2) {
-            return Err(failed(&error));
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        while let Err(error) = reader.committed_offsets(position.clone(), ANSWER_TIMEOUT / 2) {
+            // The first group of a new cluster waits for the topic of all groups to be made.
+            if !is_passing(&error) || Instant::now() > deadline {
+                return Err(failed(&error));
+            }
+            sleep(STEP);
         }
         match reader.commit(&position, CommitMode::Sync) {
             Err(error)
