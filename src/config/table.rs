@@ -30,8 +30,8 @@ pub(super) const KEYS: &[Key] = &[
         }),
         absent: Absent::Default("20s"),
         why: "How long a stop waits for answers, the journal and Kafka, and for Kafka no longer \
-              than five seconds in which it confirms nothing; longer than agora.silence_timeout, \
-              because a request that was sent is never given up.",
+              than five seconds in which it confirms nothing; longer than the longest request \
+              (agora.silence_timeout and 4s), which is never given up.",
     },
     // --- log ---
     Key {

@@ -42,7 +42,7 @@ fn block(text: &str, head: &str) -> String {
 
 /// A stop may take the grace, and before it the answers that are out.
 fn assert_time_to_stop(settings: &Settings, allowed: Duration) {
-    assert!(allowed > settings.shutdown_grace + settings.agora.silence_timeout, "{allowed:?}");
+    assert!(allowed > settings.shutdown_grace + settings.agora.longest_request(), "{allowed:?}");
 }
 
 #[test]
