@@ -16,13 +16,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::task::spawn_blocking;
 
 use self::ledger::Ledger;
 use self::ledger::Letter;
 use self::ledger::Published;
 use self::verdict::Verdict;
 use super::Failure;
+use super::pages::aside;
 use super::progress::Progress;
 use super::run;
 use crate::error::Chain;
@@ -100,8 +100,7 @@ pub(super) async fn run(args: Audit) -> Result<(), Failure> {
     let settings = run::load(args.config.as_deref())?;
     let cluster = Cluster::new(settings.kafka, &settings.instance);
     let since = Clock::system().now().before(args.since);
-    let proved = spawn_blocking(move || audit(&cluster, since)).await;
-    let verdict = proved.expect("what blocks does not panic")?;
+    let verdict = aside(move || audit(&cluster, since)).await?;
     let text = if args.json { verdict.json() } else { verdict.text() };
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

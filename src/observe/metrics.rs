@@ -4,8 +4,11 @@
 //! gets [`Metrics::registry`], where every name starts with `agora_rtm_bridge_`. Only the metrics of
 //! the process keep the names that all Prometheus clients give them. `docs/metrics.md` lists all.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
+
+use crate::model::Feed;
 
 /// What every name starts with, and an underscore.
 pub const PREFIX: &str = "agora_rtm_bridge";
@@ -18,6 +21,17 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub struct Metrics {
     process: Registry,
     bridge: Registry,
+}
+
+/// Labels of what is counted for each feed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FeedLabels {
+    /// App ID.
+    pub app_id: String,
+    /// Region.
+    pub region: String,
+    /// Endpoint.
+    pub endpoint: &'static str,
 }
 
 // === impl Metrics ===
@@ -52,6 +66,19 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+// === impl FeedLabels ===
+
+impl FeedLabels {
+    /// Those of this feed.
+    pub fn of(feed: &Feed) -> Self {
+        Self {
+            app_id: feed.app.to_string(),
+            region: feed.region.as_str().to_owned(),
+            endpoint: feed.endpoint.name(),
+        }
     }
 }
 

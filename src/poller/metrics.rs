@@ -17,6 +17,7 @@ use crate::agora::Answer;
 use crate::agora::answer::Trouble;
 use crate::model::BUFFER_LIMIT;
 use crate::model::Feed;
+use crate::observe::metrics::FeedLabels;
 
 /// Counters of all apps together. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -45,17 +46,6 @@ pub struct PollerMetrics {
     pub tokens: Tokens,
     /// How far clocks are apart.
     pub clocks: Clocks,
-}
-
-/// Labels of what is counted for each feed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct FeedLabels {
-    /// App ID.
-    pub app_id: String,
-    /// Region.
-    pub region: String,
-    /// Endpoint.
-    pub endpoint: &'static str,
 }
 
 /// Labels of [`PollerMetrics::requests`].
@@ -178,18 +168,6 @@ impl Default for PollerMetrics {
             overflows_suspected: Family::default(),
             tokens: Tokens::default(),
             clocks: Clocks::default(),
-        }
-    }
-}
-
-// === impl FeedLabels ===
-
-impl FeedLabels {
-    fn of(feed: &Feed) -> Self {
-        Self {
-            app_id: feed.app.to_string(),
-            region: feed.region.as_str().to_owned(),
-            endpoint: feed.endpoint.name(),
         }
     }
 }

@@ -15,6 +15,7 @@ use prometheus_client::registry::Unit;
 use crate::model::AppId;
 use crate::model::Feed;
 use crate::model::Gap;
+use crate::observe::metrics::FeedLabels;
 
 /// Counters of all partitions together. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -47,17 +48,6 @@ pub struct PublisherMetrics {
     pub oldest_repeat: Family<FeedLabels, Gauge<f64, AtomicU64>>,
     /// How often another region of Agora began to answer.
     pub region_switches: Family<FeedLabels, Counter>,
-}
-
-/// Labels of what is counted for a feed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct FeedLabels {
-    /// App ID.
-    pub app_id: String,
-    /// Region.
-    pub region: String,
-    /// Endpoint.
-    pub endpoint: &'static str,
 }
 
 /// Labels of what is counted for an app.
@@ -93,11 +83,7 @@ impl PublisherMetrics {
 
     /// Counts what a page repeated, with the age of the oldest, and whether a switch shows in it.
     pub fn repeated(&self, feed: &Feed, events: u64, oldest: Duration, switched: bool) {
-        let labels = FeedLabels {
-            app_id: feed.app.to_string(),
-            region: feed.region.as_str().to_owned(),
-            endpoint: feed.endpoint.name(),
-        };
+        let labels = FeedLabels::of(feed);
         self.feed_repeats.get_or_create(&labels).inc_by(events);
         self.region_switches.get_or_create(&labels).inc_by(u64::from(switched));
         let gauge = self.oldest_repeat.get_or_create(&labels);

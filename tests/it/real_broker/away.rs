@@ -8,12 +8,7 @@ use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::journal::Settlement;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
 use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Wholeness;
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Script;
 use tokio::task::JoinSet;
@@ -22,6 +17,7 @@ use super::LIMIT;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::names::Names;
+use crate::support::pages;
 use crate::support::process::Bridge;
 use crate::support::within;
 
@@ -76,34 +72,23 @@ fn fill_journal(data_dir: &Path, app: &AppId) {
         let incarnation = Incarnation::from_u128(rand::random());
         let (journal, _) = Journal::open(data_dir, ROOM, incarnation, now)
             .expect("a fresh folder can be written to");
-        let feed =
-            Feed { app: app.clone(), region: Region::new("default"), endpoint: Endpoint::User };
-        let mut pages = JoinSet::new();
+        let mut kept = JoinSet::new();
         for number in 0..PAGES {
             // Each that is out reserves room.
-            if pages.len() >= AT_ONCE {
-                pages.join_next().await;
+            if kept.len() >= AT_ONCE {
+                kept.join_next().await;
             }
-            let (journal, feed) = (journal.clone(), feed.clone());
+            let journal = journal.clone();
             let user = format!(r#"{{"user_id":"{number}","type":"Login","ms":1578027420761}}"#);
             let body = format!(r#"{{"result":"success","request_id":"1","events":[{user}]}}"#);
-            let page = Page {
-                feed: feed.clone(),
-                since: None,
-                asked_at: now,
-                answered_at: now,
-                status: 200,
-                wholeness: Wholeness::Whole,
-                request_id: None,
-                resource_id: None,
-                body: body.into(),
-            };
-            pages.spawn(async move {
-                let reservation = journal.reserve(&feed, 0, None, now).await.expect("it has room");
+            let page = pages::of_users(app, now, body);
+            kept.spawn(async move {
+                let reservation =
+                    journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
                 reservation.settle(Settlement::Page(page)).await.expect("the disk has room");
             });
         }
-        pages.join_all().await;
+        kept.join_all().await;
     });
     // The journal's thread ends when its last handle is gone, and gives the lock back.
     let lock = File::open(data_dir.join("lock")).expect("an open journal is locked by it");

@@ -17,13 +17,8 @@ use agora_rtm_bridge::kafka::Progress;
 use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
 use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
 use agora_rtm_bridge::model::Timestamp;
-use agora_rtm_bridge::model::Wholeness;
 use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
 use agora_rtm_bridge::publisher::Publisher;
@@ -37,6 +32,7 @@ use super::kafka_model::Client;
 use super::kafka_model::Cluster;
 use super::kafka_model::Trouble;
 use super::time::Now;
+use crate::support::pages;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PAGES: u64 = 30;
@@ -121,27 +117,12 @@ impl Loops {
     /// Commits pages of two events, one page for each number.
     async fn commit(&self, numbers: std::ops::Range<u64>) {
         for number in numbers {
-            let feed = Feed {
-                app: AppId::new("a"),
-                region: Region::new("default"),
-                endpoint: Endpoint::User,
-            };
             let event =
                 |kind| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":1699999999000}}"#);
             let body = format!(r#"{{"events":[{},{}]}}"#, event("Login"), event("Logout"));
             let now = self.clock.now();
-            let room = self.journal.reserve(&feed, 0, None, now).await.expect("it has room");
-            let page = Page {
-                feed,
-                since: None,
-                asked_at: now,
-                answered_at: now,
-                status: 200,
-                wholeness: Wholeness::Whole,
-                request_id: None,
-                resource_id: None,
-                body: body.into(),
-            };
+            let page = pages::of_users(&AppId::new("a"), now, body);
+            let room = self.journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
             room.settle(Settlement::Page(page)).await.expect("the database takes it");
         }
     }

@@ -1,4 +1,5 @@
-//! A server that hands over prepared bodies, one a request, and then nothing more.
+//! Pages without an Agora: as a server that hands over prepared bodies, one a request, and then
+//! nothing more; and as the poller keeps them.
 
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -7,6 +8,14 @@ use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::thread;
+
+use agora_rtm_bridge::model::AppId;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::Feed;
+use agora_rtm_bridge::model::Page;
+use agora_rtm_bridge::model::Region;
+use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::model::Wholeness;
 
 /// Where it listens. Its thread ends with the test process.
 pub(crate) struct Pages {
@@ -48,4 +57,19 @@ fn answer(mut stream: TcpStream, body: Option<&str>) -> std::io::Result<()> {
         "HTTP/1.1 200 OK\r\nX-Request-ID: made-up-id\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// A page of user events that was asked for and came at this moment.
+pub(crate) fn of_users(app: &AppId, at: Timestamp, body: String) -> Page {
+    Page {
+        feed: Feed { app: app.clone(), region: Region::new("default"), endpoint: Endpoint::User },
+        since: None,
+        asked_at: at,
+        answered_at: at,
+        status: 200,
+        wholeness: Wholeness::Whole,
+        request_id: None,
+        resource_id: None,
+        body: body.into(),
+    }
 }
