@@ -68,7 +68,15 @@ pub enum HttpError {
         #[source]
         cause: std::io::Error,
     },
-    /// A file holds no certificates or keys, or a proxy is not one.
+    /// A file holds no certificates.
+    #[error("`{path}` ({key}) holds no certificate")]
+    Empty {
+        /// Which.
+        path: String,
+        /// Whose.
+        key: &'static str,
+    },
+    /// A file holds certificates or keys that are none, or a proxy is not one.
     #[error("use {key}")]
     Unusable {
         /// Which key of the configuration.
@@ -155,6 +163,9 @@ fn builder(settings: &Agora) -> Result<ClientBuilder, HttpError> {
         let key = "agora.ca_file";
         let certificates = Certificate::from_pem_bundle(&read(path, key)?)
             .map_err(|cause| HttpError::Unusable { key, cause })?;
+        if certificates.is_empty() {
+            return Err(HttpError::Empty { path: path.display().to_string(), key });
+        }
         builder = if settings.system_certificates {
             builder.tls_certs_merge(certificates)
         } else {

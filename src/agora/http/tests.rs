@@ -1,13 +1,31 @@
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
+use rcgen::CertifiedKey;
+use rustls::ServerConfig;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::PrivateKeyDer;
 use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
+
+fn settings() -> Agora {
+    Agora {
+        connect_timeout: Duration::from_secs(10),
+        silence_timeout: Duration::from_secs(10),
+        ca_file: None,
+        system_certificates: true,
+        client_certificate: None,
+        proxy: None,
+        proxy_password: None,
+    }
+}
 
 /// How many connections three requests take that one would do for.
 async fn connections(life: Duration) -> usize {
@@ -30,16 +48,7 @@ async fn connections(life: Duration) -> usize {
             });
         }
     });
-    let settings = Agora {
-        connect_timeout: Duration::from_secs(10),
-        silence_timeout: Duration::from_secs(10),
-        ca_file: None,
-        system_certificates: true,
-        client_certificate: None,
-        proxy: None,
-        proxy_password: None,
-    };
-    let http = Http::with_life(&settings, life).unwrap();
+    let http = Http::with_life(&settings(), life).unwrap();
     for _ in 0..3 {
         let reply = http.ask(Request { url: url.clone(), proof: Vec::new() }).await;
         let Reply::Answered(raw) = reply else { panic!("{reply:?}") };
@@ -52,4 +61,55 @@ async fn connections(life: Duration) -> usize {
 async fn a_connection_that_never_falls_idle_is_replaced_after_its_life() {
     assert_eq!(connections(LIFE).await, 1);
     assert_eq!(connections(Duration::ZERO).await, 3);
+}
+
+/// Answers over TLS with a certificate that nobody else knows. Its address, and the certificate.
+async fn tls_server() -> (String, String, JoinSet<()>) {
+    let names = vec!["127.0.0.1".to_owned()];
+    let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(names).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            // A client that does not trust us leaves, here or below.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = [0; 4_096];
+            if stream.read(&mut request).await.is_ok() {
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+                stream.write_all(answer).await.ok();
+            }
+        }
+    });
+    (url, cert.pem(), tasks)
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() {
+    let (url, certificate, _tasks) = tls_server().await;
+    let (_, another, _others) = tls_server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    fs::write(&file, another).unwrap();
+    let settings = Agora { ca_file: Some(file.clone()), system_certificates: false, ..settings() };
+    let http = Http::with_life(&settings, Duration::ZERO).unwrap();
+    let ask = || http.ask(Request { url: url.clone(), proof: Vec::new() });
+
+    let reply = ask().await;
+    assert!(matches!(reply, Reply::NotSent(_)), "it is not trusted: {reply:?}");
+    fs::write(&file, certificate).unwrap();
+    let reply = ask().await;
+    assert!(matches!(reply, Reply::Answered(_)), "it was not read again: {reply:?}");
+    fs::write(&file, "no certificate").unwrap();
+    let reply = ask().await;
+    assert!(matches!(reply, Reply::Answered(_)), "what was known is not kept: {reply:?}");
 }

@@ -1,6 +1,8 @@
 //! Proxies: who is asked through one, and what it is told.
 
+use std::env;
 use std::fs;
+use std::process::Command;
 
 use agora_rtm_bridge::config::Proxy;
 use agora_rtm_bridge::config::Secret;
@@ -67,4 +69,54 @@ async fn a_proxy_is_asked_with_the_password_of_a_file_and_never_for_this_machine
     }
     assert!(heads.try_recv().is_err(), "the proxy was asked for this machine");
     assert!(!format!("{http:?}").contains("hunter2"));
+}
+
+/// The variable that makes this binary the child, and says what to ask for.
+const CHILD: &str = "AGORA_TEST_PROXY_CHILD";
+
+/// Asks once, with what its environment says.
+#[tokio::test]
+#[ignore = "run as a child of the test below"]
+async fn child() {
+    let Ok(url) = env::var(CHILD) else { return };
+    let http = Http::new(&settings()).expect("these settings are usual ones");
+    let reply = http.ask(Request { url, proof: Vec::new() }).await;
+    println!("\nanswered {}", matches!(reply, Reply::Answered(_)));
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_asked_but_for_hosts_that_are_named_and_this_machine() {
+    let (address, mut heads, _tasks) = proxy().await;
+    let proxy = format!("http://{address}");
+    let server = Server::start(|| Act::Answer).await;
+    let here = format!("http://localhost:{}{}", server.address.port(), path(7));
+    let http = "http://agora.invalid/x";
+    for (url, variables, asked) in [
+        (http, vec![("http_proxy", &*proxy)], Some("GET http://agora.invalid/x ")),
+        (http, vec![("ALL_PROXY", &*proxy)], Some("GET http://agora.invalid/x ")),
+        (
+            "https://agora.invalid/x",
+            vec![("HTTPS_PROXY", &*proxy)],
+            Some("CONNECT agora.invalid:443 "),
+        ),
+        (http, vec![("http_proxy", &*proxy), ("no_proxy", "agora.invalid")], None),
+        (&here, vec![("http_proxy", &*proxy)], None),
+    ] {
+        let mut command = Command::new(env::current_exe().expect("this is a process"));
+        command.args(["--exact", "http::proxy::child", "--ignored", "--nocapture"]);
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
+        command.env(CHILD, url).envs(variables);
+        let child = tokio::task::spawn_blocking(move || command.output());
+        let output = child.await.expect("it does not panic").expect("it can be started");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let is_answered = asked.is_some_and(|asked| asked.starts_with("GET")) || url == here;
+        assert!(said.contains(&format!("\nanswered {is_answered}\n")), "{url}: {said}");
+        match (asked, heads.try_recv()) {
+            (Some(asked), Ok(head)) => assert!(head.starts_with(asked), "{head}"),
+            (None, Err(_)) => {}
+            (asked, head) => panic!("{url}: {asked:?}, {head:?}"),
+        }
+    }
 }
