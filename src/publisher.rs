@@ -245,6 +245,8 @@ impl<K: Kafka> Publisher<K> {
         let (mut owned, mut memory, mut trail) = tokio::select! {
             biased;
             () = give_up.cancelled() => return Ok(()),
+            // Nothing of ours waits for a partition that can't be had.
+            () = self.finished(stop) => return Ok(()),
             claimed = self.claim() => claimed?,
         };
         if let Some((position, draft)) = course.pending.take()

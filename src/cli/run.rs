@@ -222,7 +222,7 @@ fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, liste
         kafka = settings.kafka.bootstrap_servers,
         user_events = topics.user_events,
         channel_events = topics.channel_events,
-        delivery = ?settings.kafka.delivery,
+        delivery = %settings.kafka.delivery,
         waiting_in_journal = journal.backlog().borrow().entries,
         %listen,
         "starting"

@@ -81,6 +81,19 @@ fn a_stop_while_kafka_is_away_ends_before_its_grace_and_the_next_start_goes_on()
 }
 
 #[test]
+fn a_stop_with_nothing_on_its_way_does_not_wait_for_kafka() {
+    let stopped = Life { lasts: 12 * SECOND, end: End::Stopped, pause: SECOND };
+    let trouble = Trouble { away: vec![(Duration::ZERO, MINUTE)], ..Trouble::default() };
+    let calm = Plan::calm(one_app(0.0, 0.0), 2 * MINUTE);
+    let plan = Plan { trouble, lives: vec![stopped], ..calm };
+    let (_, outcome) = check(&plan);
+    let left = outcome.lives[0].left.expect("it was stopped");
+    assert!(left.is_nothing(), "{left}");
+    let stop = stop_of_first_life(&plan, &outcome);
+    assert!(stop < 3 * SECOND, "{stop:?}");
+}
+
+#[test]
 fn a_stop_that_gets_on_slowly_keeps_its_grace() {
     // Once a second a few answers come through.
     let slow = (25..200).map(|second| (second * SECOND, second * SECOND + 999 * MS));
