@@ -81,7 +81,7 @@ async fn child() {
     let Ok(url) = env::var(CHILD) else { return };
     let http = Http::new(&settings()).expect("these settings are usual ones");
     let reply = http.ask(Request { url, proof: Vec::new() }).await;
-    println!("\nanswered {}", matches!(reply, Reply::Answered(_)));
+    eprintln!("\nanswered {}", matches!(reply, Reply::Answered(_)));
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_proxy_of_the_environment_is_asked_but_for_hosts_that_are_named_and_th
         command.env(CHILD, url).envs(variables);
         let child = tokio::task::spawn_blocking(move || command.output());
         let output = child.await.expect("it does not panic").expect("it can be started");
-        let said = String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr);
         let is_answered = asked.is_some_and(|asked| asked.starts_with("GET")) || url == here;
         assert!(said.contains(&format!("\nanswered {is_answered}\n")), "{url}: {said}");
         match (asked, heads.try_recv()) {
