@@ -239,13 +239,19 @@ impl Run {
         }
         self.directory = copied;
         let mut killed: Vec<PageId> = self.open.drain(..).map(|it| it.place.id()).collect();
-        killed.append(&mut self.in_memory);
-        let is_killed = |id: &PageId| killed.contains(id);
         self.processes += 1;
         let opened = Journal::open(self.directory.path(), ROOM, incarnation(self.processes), at(9));
         let (journal, recovered) = opened.unwrap();
         assert!(!recovered.in_doubt);
         self.journal = journal;
+        let now = self.waiting().await;
+        // What memory had may have been stored before something else was.
+        let is_there = |id: &PageId| {
+            let mut pages = now.iter().filter(|(_, body)| body.is_some());
+            pages.any(|(it, _)| it == id) || recovered.held.iter().any(|(held, _)| held.id() == *id)
+        };
+        killed.extend(self.in_memory.drain(..).filter(|id| !is_there(id)));
+        let is_killed = |id: &PageId| killed.contains(id);
         let mut held: BTreeMap<PageId, String> =
             self.held.drain(..).map(|(held, body)| (held.id(), body)).collect();
         // What was released in memory only is held once more.
@@ -262,7 +268,6 @@ impl Run {
             self.held.push((again, body));
         }
         held.retain(|id, _| !is_killed(id));
-        let now = self.waiting().await;
         for (id, body) in &now {
             if line.iter().all(|(it, _)| it != id) {
                 let is_gap_of_a_killed = is_killed(id) && body.is_none();
@@ -274,9 +279,14 @@ impl Run {
             }
         }
         assert!(held.is_empty(), "held and not there: {held:?}");
-        // What came again stands where it stood: the order of the rest is the line's.
-        let rest: Line =
+        // What came again stands where it stood: the order of the rest is the line's. Only gaps in
+        // the place of what was held have no order.
+        let is_gap = |id: &PageId| now.iter().any(|(it, body)| it == id && body.is_none());
+        let gaps_last = |(id, _): &(PageId, Option<String>)| is_gap(id).then_some(*id);
+        let mut rest: Line =
             now.iter().filter(|(id, _)| line.iter().any(|(it, _)| it == id)).cloned().collect();
+        rest.sort_by_key(gaps_last);
+        line.sort_by_key(gaps_last);
         self.line = line;
         self.expect(&rest);
         self.line = now;
@@ -287,7 +297,8 @@ impl Run {
     }
 
     fn refuse(&mut self, refuses: bool) {
-        if refuses && !self.refuses {
+        // What is damaged can't be set aside where nothing can be written: it waits, unseen.
+        if refuses && !self.refuses && !self.flipped {
             let trigger = "CREATE TRIGGER refuse BEFORE INSERT ON entries
                            BEGIN SELECT raise(ABORT, 'refused'); END;
                            CREATE TRIGGER refuse_too BEFORE INSERT ON open_tickets
