@@ -142,8 +142,8 @@ fn a_stop_while_the_broker_does_not_answer_ends_before_its_grace_and_loses_nothi
     verdict.assert_complete();
 }
 
-/// Frozen for longer than a transaction lives and than librdkafka tries: whatever was open failed in
-/// one way or another, and some commits without an answer.
+/// Frozen for longer than a transaction lives and than librdkafka tries: whatever was open at that
+/// instant fails in one way or another, a commit without an answer among them.
 #[test]
 fn a_broker_that_was_frozen_for_longer_than_a_transaction_lives_has_everything_once() {
     let mut broker = Broker::own();
@@ -164,7 +164,10 @@ fn a_broker_that_was_frozen_for_longer_than_a_transaction_lives_has_everything_o
     let failures = bridge.metric("agora_rtm_bridge_publish_failures_total");
     bridge.terminate();
     assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
-    assert!(failures >= 1.0, "the test is about nothing");
+    // What was open, and so whether it failed, is chance.
+    let was_noticed = bridge.log().contains("Kafka has confirmed no page for 10s");
+    assert!(was_noticed, "the test is about nothing: {}", bridge.log());
+    eprintln!("{failures} publications failed");
     let verdict = judge(&names, agora.events(), &consumer.finish());
     verdict.assert_complete();
     verdict.assert_in_order();
