@@ -261,7 +261,14 @@ impl Run {
             let body = String::from_utf8(page.body.to_vec()).unwrap();
             let in_line = line.iter().position(|(it, _)| *it == id);
             let known = match in_line {
-                Some(at) => line.remove(at).1,
+                Some(at) => {
+                    let later = |(it, body): &&(PageId, Option<String>)| {
+                        body.is_some() && line[at..].iter().any(|(later, _)| later == it)
+                    };
+                    let overtaken = now.iter().find(later);
+                    assert_eq!(overtaken, None, "stands in the line before {id}");
+                    line.remove(at).1
+                }
                 None => held.remove(&id).or_else(|| self.forwarded.remove(&id).flatten()),
             };
             assert_eq!(known.as_ref(), Some(&body), "{id}");
