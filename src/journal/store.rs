@@ -467,9 +467,7 @@ impl Group {
 
 impl Noted {
     fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
-        for (sequence, row) in &self.released {
-            rows::shift(connection, *row, *sequence)?;
-        }
+        mending::move_released(connection, &self.released)?;
         for row in &self.forgotten {
             rows::delete(connection, *row)?;
         }

@@ -43,10 +43,11 @@ impl Store {
             return;
         }
         let known = self.known();
-        let in_memory = &self.in_memory;
+        let (in_memory, released) = (&self.in_memory, &self.released);
         let renewed = self.database.renew(Some(&known), self.now, |connection| {
             store_from_memory(connection, in_memory)?;
-            Ok(in_memory.keys().copied().collect())
+            move_released(connection, released)?;
+            Ok(in_memory.keys().chain(released.keys()).copied().collect())
         });
         let Ok(carried) = renewed else { return };
         self.in_memory.retain(|row, _| !carried.rows.contains(row));
@@ -60,6 +61,7 @@ impl Store {
         for row in lost {
             self.forget(by_row.get(&row).copied().unwrap_or(row));
         }
+        self.released.retain(|sequence, _| !carried.rows.contains(sequence));
         // What was forgotten or moved while the new file waited for its name.
         let wanted = self.known().rows;
         self.forgotten = carried.rows.into_iter().filter(|row| !wanted.contains_key(row)).collect();
@@ -91,6 +93,14 @@ impl Store {
     pub(super) fn has_nothing_open(&self) -> bool {
         self.in_memory.is_empty() && !self.database.is_distrusted() && self.known().open.is_empty()
     }
+}
+
+/// Moves released entries to their places in the line.
+pub(super) fn move_released(
+    connection: &Connection,
+    released: &BTreeMap<Sequence, Sequence>,
+) -> rusqlite::Result<()> {
+    released.iter().try_for_each(|(sequence, row)| rows::shift(connection, *row, *sequence))
 }
 
 fn store_from_memory(

@@ -265,6 +265,27 @@ async fn files_that_vanish_under_a_running_journal_cost_nothing() {
 }
 
 #[tokio::test]
+async fn in_a_new_file_no_later_page_overtakes_a_released_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&directory, 1);
+    let held = hold(&journal, "released").await;
+    let later = reserve(&journal).await;
+    journal.release(vec![held]).await;
+    let operator = Connection::open(directory.path().join(files::DATABASE)).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON entries
+                  BEGIN SELECT raise(ABORT, 'refused'); END";
+    operator.execute_batch(refuse).unwrap();
+    fs::remove_file(directory.path().join(files::DATABASE)).unwrap();
+    // Refused in the old file, and stored in a new one.
+    later.settle(Settlement::Page(page("later"))).await.unwrap();
+
+    let killed = copy(&directory);
+    let (journal, recovered) = open(&killed, 2);
+    assert!(recovered.held.is_empty(), "{:?}", recovered.held);
+    assert_eq!(bodies(&read(&journal).await), ["released", "later"]);
+}
+
+#[tokio::test]
 async fn a_journal_from_a_backup_brings_its_pages_again_under_their_old_names() {
     let directory = tempfile::tempdir().unwrap();
     let (journal, _) = open(&directory, 1);
