@@ -15,11 +15,11 @@
 //!
 //! It is SQLite (WAL): trusted with data, exact in its errors, and open to the tools of an
 //! operator. All commands go through one queue to one thread, which takes whatever is waiting into
-//! one transaction; it syncs only where the transaction holds a page or a gap. Tickets, deletions
-//! and releases need no sync: after a loss of power a page that comes back is recognised by its
-//! [`PageId`] (or is held once more: [`Recovered::held`]), and the next start draws a new
-//! [`Incarnation`] anyway. Tickets that were lost with the power are told as such
-//! ([`Recovered::in_doubt`]).
+//! one transaction (the end of a request that brought nothing waits a moment for others); it syncs
+//! only where the transaction holds a page or a gap. Tickets, deletions and releases need no sync:
+//! after a loss of power a page that comes back is recognised by its [`PageId`] (or is held once
+//! more: [`Recovered::held`]), and the next start draws a new [`Incarnation`] anyway. Tickets that
+//! were lost with the power are told as such ([`Recovered::in_doubt`]).
 //!
 //! No file is trusted longer than it deserves ([`database`]): one that is broken, gone or failed to
 //! sync is replaced by a new one with everything that can be read ([`salvage`]) and that memory
@@ -44,6 +44,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -82,6 +83,10 @@ const QUEUE: usize = 1_024;
 
 /// Commands that share a transaction at most.
 const GROUP: usize = 256;
+
+/// How long the ends of requests that brought nothing wait for something else to write. With many
+/// apps that saves nearly half of the transactions; with one, an empty feed is in no hurry.
+const COMPANY: Duration = Duration::from_millis(2);
 
 /// A journal that is open. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -337,6 +342,14 @@ impl Journal {
             .spawn(move || {
                 let mut group = Vec::with_capacity(GROUP);
                 while receiver.blocking_recv_many(&mut group, GROUP) > 0 {
+                    if group.iter().all(Command::brought_nothing) {
+                        thread::sleep(COMPANY);
+                        while group.len() < GROUP
+                            && let Ok(command) = receiver.try_recv()
+                        {
+                            group.push(command);
+                        }
+                    }
                     store.execute(group.drain(..));
                 }
             })
@@ -441,6 +454,15 @@ impl Journal {
                 store.lock().unwrap_or_else(PoisonError::into_inner).execute([command]);
             }
         }
+    }
+}
+
+// === impl Command ===
+
+impl Command {
+    /// Whether it is the end of a request that brought nothing.
+    fn brought_nothing(&self) -> bool {
+        matches!(self, Self::Settle { settlement: Settlement::Nothing, .. })
     }
 }
 
