@@ -32,7 +32,6 @@ use crate::journal::Backlog;
 use crate::journal::Journal;
 use crate::journal::JournalError;
 use crate::journal::Sequence;
-use crate::journal::Settlement;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
@@ -241,7 +240,7 @@ impl<K: Kafka> Forwarder<K> {
         let Content::Page(page) = content else { return Ok(()) };
         let feed = page.feed.clone();
         let room = self.journal.reserve(&feed, self.partition, page.since, self.clock.now());
-        room.await?.settle(Settlement::Page(page)).await?;
+        room.await?.settle(Content::Page(page)).await?;
         self.journal.forget(vec![sequence]).await;
         course.aside.remove(&sequence);
         course.alone_until = self.journal.backlog().borrow().newest;

@@ -151,17 +151,6 @@ pub struct Held {
     id: PageId,
 }
 
-/// How a request ended, as far as the journal is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settlement {
-    /// The feed handed over a page.
-    Page(Page),
-    /// Nothing was handed over.
-    Nothing,
-    /// A page may have been handed over and is gone.
-    Gap(Gap),
-}
-
 /// The place of an entry in the journal; grows in the order of settling and release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sequence(i64);
@@ -185,8 +174,8 @@ struct Place {
     ticket: Ticket,
 }
 
-/// The row of the entry that a settlement left, if it left one, and whether it is stored.
-type Settled = (Option<Sequence>, Result<(), JournalError>);
+/// The row of an entry, and whether it is stored.
+type Settled = (Sequence, Result<(), JournalError>);
 
 /// Why the journal can't do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -286,8 +275,11 @@ enum Command {
     },
     Settle {
         place: Place,
-        settlement: Settlement,
+        content: Content,
         reply: oneshot::Sender<Settled>,
+    },
+    Close {
+        place: Place,
     },
     Hold {
         place: Place,
@@ -342,7 +334,7 @@ impl Journal {
             .spawn(move || {
                 let mut group = Vec::with_capacity(GROUP);
                 while receiver.blocking_recv_many(&mut group, GROUP) > 0 {
-                    if group.iter().all(Command::brought_nothing) {
+                    if group.iter().all(|it| matches!(it, Command::Close { .. })) {
                         thread::sleep(COMPANY);
                         while group.len() < GROUP
                             && let Ok(command) = receiver.try_recv()
@@ -457,15 +449,6 @@ impl Journal {
     }
 }
 
-// === impl Command ===
-
-impl Command {
-    /// Whether it is the end of a request that brought nothing.
-    fn brought_nothing(&self) -> bool {
-        matches!(self, Self::Settle { settlement: Settlement::Nothing, .. })
-    }
-}
-
 // === impl Reservation ===
 
 impl Reservation {
@@ -474,11 +457,17 @@ impl Reservation {
         self.place.ticket
     }
 
-    /// Records how the request ended. On an error a page or gap is kept in memory and goes on from
-    /// there.
-    pub async fn settle(self, settlement: Settlement) -> Result<(), JournalError> {
+    /// Records the page that came, or the gap that is left of it. On an error it is kept in memory
+    /// and goes on from there.
+    pub async fn settle(self, content: Content) -> Result<(), JournalError> {
         let Self { journal, place } = self;
-        journal.ask(|reply| Command::Settle { place, settlement, reply }).await.1
+        journal.ask(|reply| Command::Settle { place, content, reply }).await.1
+    }
+
+    /// Nothing was handed over. Can't fail: what can't be written is a gap to the next process.
+    pub async fn close(self) {
+        let Self { journal, place } = self;
+        journal.send(Command::Close { place }).await;
     }
 
     /// Records a page or gap that has to wait for others: durable as with [`Self::settle`], also
@@ -486,7 +475,6 @@ impl Reservation {
     pub async fn hold(self, content: Content) -> (Held, Result<(), JournalError>) {
         let Self { journal, place } = self;
         let (row, stored) = journal.ask(|reply| Command::Hold { place, content, reply }).await;
-        let row = row.expect("content makes an entry");
         (Held { row, id: place.id() }, stored)
     }
 }

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::journal::Settlement;
 use agora_rtm_bridge::kafka::partition_of;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::model::Content;
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::model::Feed;
 use agora_rtm_bridge::model::Incarnation;
@@ -163,7 +163,7 @@ async fn keep(journal: Journal, page: Page) {
         .reserve(&page.feed, partition, None, page.asked_at)
         .await
         .expect("the journal has room");
-    reservation.settle(Settlement::Page(page)).await.expect("the disk takes it");
+    reservation.settle(Content::Page(page)).await.expect("the disk takes it");
 }
 
 fn page(app: &AppId, number: usize) -> Page {

@@ -61,6 +61,10 @@ const SLOW: Duration = Duration::from_secs(1);
 /// So often at most.
 const SAY_SLOW_EVERY: Duration = Duration::from_secs(60);
 
+/// Pages are counted after each transaction that stores entries, and else so often: to ask SQLite
+/// takes as long as a small write.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
+
 /// A log that exceeds this is not copied into the database as it should be.
 const LARGE_LOG: u64 = 64 * 1024 * 1024;
 
@@ -72,9 +76,10 @@ pub(super) struct Database {
     /// `None` in simulated time.
     files: Option<Files>,
     syncing: bool,
-    /// Bytes of the database and its log after the last transaction: asked once for each, because
-    /// asking takes as long as a small write.
+    /// Bytes of the database and its log.
     bytes: u64,
+    /// What of that SQLite told lately.
+    pages: Option<Pages>,
     distrust: Option<Distrust>,
     /// A new file that is whole and has not taken its place yet.
     declared: Option<Declared>,
@@ -96,6 +101,14 @@ struct Files {
     log_identity: Option<(u64, u64)>,
     /// Bytes that can still be written.
     available: u64,
+}
+
+/// Bytes of the pages of a database, and of those that are free.
+#[derive(Clone, Copy, Debug)]
+struct Pages {
+    all: u64,
+    free: u64,
+    counted_at: Instant,
 }
 
 /// Why a database isn't used any more.
@@ -183,6 +196,7 @@ impl Database {
             files,
             syncing: true,
             bytes: 0,
+            pages: None,
             distrust: None,
             declared: None,
             said_slow: None,
@@ -246,6 +260,9 @@ impl Database {
         self.say_slow(begun.elapsed());
         if let Err(cause) = &outcome {
             self.met(cause);
+        }
+        if sync {
+            self.pages = None;
         }
         self.weigh();
         outcome
@@ -405,6 +422,7 @@ impl Database {
         files.log_identity = None;
         self.connection = Some(connection);
         self.syncing = true;
+        self.pages = None;
         self.weigh();
         Ok(())
     }
@@ -432,16 +450,12 @@ impl Database {
     /// Looks how large the database and its log are now, and whether they are still there.
     pub(super) fn weigh(&mut self) {
         let Some(connection) = &self.connection else { return };
-        let pragma = |statement| {
-            let asked = connection.prepare_cached(statement);
-            asked.and_then(|mut it| it.query_row([], |row| row.get::<_, i64>(0))).unwrap_or(0)
-        };
-        let page_size = pragma("PRAGMA page_size");
-        let free = pragma("PRAGMA freelist_count") * page_size;
-        let database = pragma("PRAGMA page_count") * page_size - free;
-        self.bytes = database.unsigned_abs();
+        let known = self.pages.filter(|it| it.counted_at.elapsed() < COUNT_EVERY);
+        let pages = known.unwrap_or_else(|| Pages::count(connection));
+        self.pages = Some(pages);
+        self.bytes = pages.all - pages.free;
         let Some(files) = &mut self.files else { return };
-        files.available = available(&files.data_dir) + free.unsigned_abs();
+        files.available = available(&files.data_dir) + pages.free;
         let log = fs::metadata(&files.log).ok();
         let log_bytes = log.as_ref().map_or(0, |file| file.len());
         self.bytes += log_bytes;
@@ -490,6 +504,20 @@ impl Database {
         if let Some(files) = &mut self.files {
             files.lock.set_stopped(stopped);
         }
+    }
+}
+
+// === impl Pages ===
+
+impl Pages {
+    fn count(connection: &Connection) -> Self {
+        let pragma = |statement| {
+            let asked = connection.query_row(statement, [], |row| row.get::<_, i64>(0));
+            asked.unwrap_or(0).unsigned_abs()
+        };
+        let size = pragma("PRAGMA page_size");
+        let (all, free) = (pragma("PRAGMA page_count"), pragma("PRAGMA freelist_count"));
+        Self { all: all * size, free: free.min(all) * size, counted_at: Instant::now() }
     }
 }
 

@@ -30,7 +30,6 @@ use super::RESERVED_BYTES;
 use super::Recovered;
 use super::Sequence;
 use super::Settled;
-use super::Settlement;
 use super::database::Database;
 use super::files;
 use super::rows;
@@ -160,19 +159,19 @@ impl Store {
                     self.now = self.now.max(now);
                     group.opened.push(Opening { feed, partition, since, now, reply });
                 }
-                Command::Settle { place, settlement, reply } => {
-                    let entry = content_of(settlement)
-                        .map(|content| (self.next_sequence(), place.entry(content)));
-                    group.settled.push(Settling { place, entry, room: RESERVED_BYTES, reply });
+                Command::Settle { place, content, reply } => {
+                    let (row, entry) = (self.next_sequence(), place.entry(content));
+                    group.settled.push(Settling { place, row, entry, room: RESERVED_BYTES, reply });
                 }
+                Command::Close { place } => group.closed.push(place),
                 Command::Hold { place, content, reply } => {
-                    let entry = Some((self.next_row_of_held(), place.entry(content)));
-                    group.settled.push(Settling { place, entry, room: RESERVED_BYTES, reply });
+                    let (row, entry) = (self.next_row_of_held(), place.entry(content));
+                    group.settled.push(Settling { place, row, entry, room: RESERVED_BYTES, reply });
                 }
                 Command::Note { partition, gap, reply } => {
                     let place = self.next_place(partition);
-                    let entry = Some((self.next_sequence(), place.entry(Content::Gap(gap))));
-                    group.settled.push(Settling { place, entry, room: 0, reply });
+                    let (row, entry) = (self.next_sequence(), place.entry(Content::Gap(gap)));
+                    group.settled.push(Settling { place, row, entry, room: 0, reply });
                 }
                 Command::Release { held } => held.into_iter().for_each(|it| self.release(it)),
                 Command::KeepPace { feed, pace, now } => {
@@ -228,18 +227,19 @@ impl Store {
             self.database.set_stopped(false);
         }
         let places: Vec<(Place, i64)> = opened.iter().map(|it| self.draw(it)).collect();
-        let has_entries = group.settled.iter().any(|it| it.entry.is_some());
+        let has_entries = !group.settled.is_empty();
         let noted = self.take_noted(has_entries || group.flush);
         let written = self.transact(has_entries, |connection| {
             for (opening, (place, request)) in opened.iter().zip(&places) {
                 let Opening { feed, since, now, .. } = opening;
                 tickets::insert(connection, place, feed, *since, *now, *request)?;
             }
-            for Settling { place, entry, .. } in &group.settled {
+            for place in &group.closed {
                 tickets::settle(connection, place)?;
-                if let Some((row, entry)) = entry {
-                    rows::insert(connection, *row, place.partition, entry)?;
-                }
+            }
+            for Settling { place, row, entry, .. } in &group.settled {
+                tickets::settle(connection, place)?;
+                rows::insert(connection, *row, place.partition, entry)?;
             }
             noted.write(connection)
         });
@@ -253,33 +253,31 @@ impl Store {
             }
             drop(opening.reply.send(written.clone().map(|()| place)));
         }
+        for place in group.closed {
+            self.reserved -= RESERVED_BYTES;
+            self.settle(place);
+        }
         let settled: Vec<_> =
             group.settled.into_iter().map(|it| self.take_in(it, written.is_ok())).collect();
         // What memory holds now may find its place in a new file at once.
         self.mend();
         for (row, reply) in settled {
-            let is_stored = row.is_none_or(|row| !self.in_memory.contains_key(&row));
+            let is_stored = !self.in_memory.contains_key(&row);
             drop(reply.send((row, if is_stored { Ok(()) } else { written.clone() })));
         }
     }
 
-    /// Takes in how a request ended, stored or not.
+    /// Takes in an entry, stored or not.
     fn take_in(
         &mut self,
         settling: Settling,
         is_stored: bool,
-    ) -> (Option<Sequence>, oneshot::Sender<Settled>) {
-        let Settling { place, entry, room, reply } = settling;
+    ) -> (Sequence, oneshot::Sender<Settled>) {
+        let Settling { place, row, entry, room, reply } = settling;
         self.reserved -= room;
-        let row = entry.as_ref().map(|(row, _)| *row);
-        match entry {
-            None => self.settle(place),
-            Some((row, entry)) => {
-                self.places.insert(row, Some(place));
-                if !is_stored {
-                    self.in_memory.insert(row, (place.partition, entry));
-                }
-            }
+        self.places.insert(row, Some(place));
+        if !is_stored {
+            self.in_memory.insert(row, (place.partition, entry));
         }
         (row, reply)
     }
@@ -426,6 +424,8 @@ impl Drop for Store {
 #[derive(Default)]
 struct Group {
     opened: Vec<Opening>,
+    /// Tickets whose requests brought nothing.
+    closed: Vec<Place>,
     settled: Vec<Settling>,
     /// What was only noted is written too.
     flush: bool,
@@ -441,8 +441,8 @@ struct Opening {
 
 struct Settling {
     place: Place,
-    /// With its row.
-    entry: Option<(Sequence, Entry)>,
+    row: Sequence,
+    entry: Entry,
     /// Bytes that were reserved for it.
     room: u64,
     reply: oneshot::Sender<Settled>,
@@ -459,7 +459,7 @@ struct Noted {
 
 impl Group {
     fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.settled.is_empty() && !self.flush
+        self.opened.is_empty() && self.closed.is_empty() && self.settled.is_empty() && !self.flush
     }
 }
 
@@ -475,14 +475,6 @@ impl Noted {
             tickets::keep_pace(connection, feed, *pace, *now)?;
         }
         Ok(())
-    }
-}
-
-fn content_of(settlement: Settlement) -> Option<Content> {
-    match settlement {
-        Settlement::Page(page) => Some(Content::Page(page)),
-        Settlement::Gap(gap) => Some(Content::Gap(gap)),
-        Settlement::Nothing => None,
     }
 }
 

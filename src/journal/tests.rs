@@ -58,7 +58,7 @@ async fn store(journal: &Journal, body: &str) -> Ticket {
     let feed = feed(Endpoint::User);
     let reservation = journal.reserve(&feed, 3, None, at(1)).await.unwrap();
     let ticket = reservation.ticket();
-    reservation.settle(Settlement::Page(page(body))).await.unwrap();
+    reservation.settle(Content::Page(page(body))).await.unwrap();
     ticket
 }
 
@@ -138,14 +138,14 @@ async fn settled_never_passes_what_is_open_or_waits() {
     let (journal, _) = simulated(Connection::open_in_memory().unwrap(), 1);
     let feed = feed(Endpoint::Channel);
     let empty = journal.reserve(&feed, 3, None, at(1)).await.unwrap();
-    empty.settle(Settlement::Nothing).await.unwrap();
+    empty.close().await;
     let open = journal.reserve(&feed, 3, None, at(1)).await.unwrap();
     store(&journal, "three").await;
     store(&journal, "four").await;
 
     let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
     assert_eq!(waiting.iter().map(|it| it.settled.0).collect::<Vec<_>>(), [1, 1]);
-    open.settle(Settlement::Nothing).await.unwrap();
+    open.close().await;
     let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
     assert_eq!(waiting.iter().map(|it| it.settled.0).collect::<Vec<_>>(), [2, 2]);
     journal.forget(vec![waiting[0].sequence]).await;
@@ -188,7 +188,7 @@ async fn what_a_feed_was_known_for_is_known_to_the_next_process() {
     let user = feed(Endpoint::User);
     for (since, asked_at) in [(Some(at(3)), at(4)), (None, at(5))] {
         let reservation = journal.reserve(&user, 3, since, asked_at).await.unwrap();
-        reservation.settle(Settlement::Nothing).await.unwrap();
+        reservation.close().await;
     }
     let (_, recovered) = simulated(connection(), 2);
     assert_eq!(recovered.empty_at[&user], at(3));
@@ -213,7 +213,7 @@ async fn the_last_ten_requests_are_known_over_all_processes() {
         assert_eq!(i64::try_from(known.len()).unwrap(), asked_at.min(10));
         for _ in 0..requests {
             let reservation = journal.reserve(&user, 3, None, at(asked_at)).await.unwrap();
-            reservation.settle(Settlement::Nothing).await.unwrap();
+            reservation.close().await;
             asked_at += 1;
         }
     }
@@ -230,10 +230,10 @@ async fn a_full_journal_refuses_before_the_request_and_not_after() {
     let second = journal.reserve(&user, 3, None, at(1)).await.unwrap();
     let refused = journal.reserve(&user, 3, None, at(1)).await.unwrap_err();
     assert!(matches!(refused, JournalError::Full { .. }), "{refused}");
-    second.settle(Settlement::Nothing).await.unwrap();
+    second.close().await;
     let again = journal.reserve(&user, 3, None, at(1)).await.unwrap();
-    first.settle(Settlement::Page(page("kept"))).await.unwrap();
-    again.settle(Settlement::Nothing).await.unwrap();
+    first.settle(Content::Page(page("kept"))).await.unwrap();
+    again.close().await;
 }
 
 #[tokio::test]
@@ -244,18 +244,12 @@ async fn a_page_that_can_not_be_stored_goes_on_from_memory() {
     let user = feed(Endpoint::User);
     let reservation = journal.reserve(&user, 3, None, at(1)).await.unwrap();
     operator.execute_batch("ALTER TABLE entries RENAME TO away").unwrap();
-    reservation.settle(Settlement::Page(page("homeless"))).await.unwrap_err();
+    reservation.settle(Content::Page(page("homeless"))).await.unwrap_err();
     operator.execute_batch("ALTER TABLE away RENAME TO entries").unwrap();
     let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
     assert_eq!(bodies(&waiting), ["homeless"]);
     // The next command that writes finds the database well again and stores it.
-    journal
-        .reserve(&user, 3, None, at(1))
-        .await
-        .unwrap()
-        .settle(Settlement::Nothing)
-        .await
-        .unwrap();
+    journal.reserve(&user, 3, None, at(1)).await.unwrap().close().await;
     let stored: i64 =
         operator.query_row("SELECT count(*) FROM entries", [], |row| row.get(0)).unwrap();
     assert_eq!(stored, 1);
@@ -400,12 +394,12 @@ async fn a_held_page_that_can_not_be_stored_waits_in_memory_and_is_still_held() 
     let (late, failed) = late.hold(Content::Page(page("late"))).await;
     failed.unwrap_err();
     journal.release(vec![late, stored_before]).await;
-    visible.settle(Settlement::Page(page("visible"))).await.unwrap_err();
+    visible.settle(Content::Page(page("visible"))).await.unwrap_err();
     operator.execute_batch("ALTER TABLE away RENAME TO entries").unwrap();
     assert_eq!(bodies(&read(&journal).await), ["late", "stored", "visible"]);
 
     // The next command that writes finds the database well again and stores them.
-    reserve(&journal).await.settle(Settlement::Nothing).await.unwrap();
+    reserve(&journal).await.close().await;
     assert_eq!(rows(&operator), [-2, 1, 2, 3]);
     journal.release(vec![early]).await;
     assert_eq!(bodies(&read(&journal).await), ["late", "stored", "visible", "early"]);
@@ -463,7 +457,7 @@ async fn a_pace_is_written_with_something_else_or_by_a_flush() {
     assert_eq!(written(), 0);
     let reservation = journal.reserve(&user, 3, Some(at(3)), at(4)).await.unwrap();
     assert_eq!(written(), 1);
-    reservation.settle(Settlement::Nothing).await.unwrap();
+    reservation.close().await;
     journal.keep_pace(&channel, pace(f64::NAN), at(5)).await;
     journal.flush().await;
     assert_eq!(written(), 2);

@@ -22,7 +22,6 @@ use crate::agora::Moment;
 use crate::agora::Transport;
 use crate::error::Chain;
 use crate::journal::Held;
-use crate::journal::Settlement;
 use crate::model::CLOCK_MARGIN;
 use crate::model::Gap;
 use crate::model::GapCause;
@@ -152,10 +151,11 @@ impl<T: Transport> App<T> {
                 return;
             }
         };
+        self.journal_condition.ok();
         if !self.gate.opens() {
             self.tools.metrics.gate_refusals.inc();
             error!(feed = %state.target.feed, "a request was held back by the last gate: a defect");
-            drop(reservation.settle(Settlement::Nothing).await);
+            reservation.close().await;
             self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
             return;
         }
@@ -182,9 +182,8 @@ impl<T: Transport> App<T> {
     pub(super) async fn learn(&mut self, done: Done) {
         self.out -= 1;
         let now = Instant::now();
-        match &done.stored {
-            Ok(()) => self.journal_condition.ok(),
-            Err(error) => self.journal_condition.failing(Chain(error)),
+        if let Err(error) = &done.stored {
+            self.journal_condition.failing(Chain(error));
         }
         let Done { index, outcome, head_at, .. } = done;
         let when = Answered { head_at, now, wall: self.tools.agora_now(&done.host) };

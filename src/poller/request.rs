@@ -32,7 +32,6 @@ use crate::agora::answer::Trouble;
 use crate::journal::Held;
 use crate::journal::JournalError;
 use crate::journal::Reservation;
-use crate::journal::Settlement;
 use crate::model::CLOCK_MARGIN;
 use crate::model::Content;
 use crate::model::Gap;
@@ -144,12 +143,12 @@ impl Errand {
                 done.fail_with(trouble);
             }
             Answer::Empty => {
-                done.stored = reservation.settle(Settlement::Nothing).await;
+                reservation.close().await;
                 done.outcome = Outcome::Events(Seen::default());
                 done.emptied_at = Some(asked_at);
             }
             Answer::Nothing(trouble) => {
-                done.stored = reservation.settle(Settlement::Nothing).await;
+                reservation.close().await;
                 done.fail_with(Some(trouble));
             }
             Answer::Lost(error) => {
@@ -162,7 +161,7 @@ impl Errand {
                     at_least: 0,
                     at_most: Some(PAGE_LIMIT),
                 };
-                done.stored = reservation.settle(Settlement::Gap(gap)).await;
+                done.stored = reservation.settle(Content::Gap(gap)).await;
                 done.trouble = Some(format!("answer lost: {error}"));
             }
         }
@@ -188,7 +187,7 @@ impl Errand {
         let turn = self.order.lock().await.arrived(ticket, head_at, self.fastest);
         let held = match turn {
             Turn::Now => {
-                done.stored = reservation.settle(Settlement::Page(page)).await;
+                done.stored = reservation.settle(Content::Page(page)).await;
                 None
             }
             Turn::Later => {

@@ -29,7 +29,6 @@ use agora_rtm_bridge::journal::Reader;
 use agora_rtm_bridge::journal::Recovered;
 use agora_rtm_bridge::journal::Reservation;
 use agora_rtm_bridge::journal::Sequence;
-use agora_rtm_bridge::journal::Settlement;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Content;
 use agora_rtm_bridge::model::Endpoint;
@@ -119,7 +118,7 @@ fn child() {
             let (held, _) = runtime.block_on(reservation.hold(Content::Page(page(&body))));
             runtime.block_on(journal.release(vec![held]));
         } else {
-            drop(runtime.block_on(reservation.settle(Settlement::Page(page(&body)))));
+            drop(runtime.block_on(reservation.settle(Content::Page(page(&body)))));
         }
         if number % 5 == 4 {
             let read = insist(|| runtime.block_on(journal.read(3, Sequence::START, 2)));
@@ -132,7 +131,7 @@ fn child() {
     }
     while journal.backlog().borrow().in_memory > 0 {
         let reservation = reserve(&runtime, &journal);
-        drop(runtime.block_on(reservation.settle(Settlement::Nothing)));
+        runtime.block_on(reservation.close());
     }
     runtime.block_on(journal.flush());
     eprintln!("\nall");

@@ -277,7 +277,7 @@ async fn in_a_new_file_no_later_page_overtakes_a_released_one() {
     operator.execute_batch(refuse).unwrap();
     fs::remove_file(directory.path().join(files::DATABASE)).unwrap();
     // Refused in the old file, and stored in a new one.
-    later.settle(Settlement::Page(page("later"))).await.unwrap();
+    later.settle(Content::Page(page("later"))).await.unwrap();
 
     let killed = copy(&directory);
     let (journal, recovered) = open(&killed, 2);

@@ -121,20 +121,19 @@ impl Run {
             Operation::SettleWithPage(n) => {
                 let Some((reservation, id)) = self.one_open(n) else { return };
                 let body = format!("page {id}");
-                let stored = reservation.settle(Settlement::Page(page(&body))).await;
+                let stored = reservation.settle(Content::Page(page(&body))).await;
                 self.committed(id, stored);
                 self.line.push((id, Some(body)));
             }
             Operation::SettleWithNothing(n) => {
                 let Some((reservation, id)) = self.one_open(n) else { return };
-                // One that can't be written down is a gap to the next process.
-                if reservation.settle(Settlement::Nothing).await.is_err() {
-                    self.forwarded.insert(id, None);
-                }
+                reservation.close().await;
+                // One that is not written down is a gap to the next process.
+                self.forwarded.insert(id, None);
             }
             Operation::SettleWithGap(n) => {
                 let Some((reservation, id)) = self.one_open(n) else { return };
-                let stored = reservation.settle(Settlement::Gap(gap(GapCause::AnswerLost))).await;
+                let stored = reservation.settle(Content::Gap(gap(GapCause::AnswerLost))).await;
                 self.committed(id, stored);
                 self.line.push((id, None));
             }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Output;
 
-use agora_rtm_bridge::journal::Settlement;
+use agora_rtm_bridge::model::Content;
 use serde_json::Value;
 
 use super::open;
@@ -33,7 +33,7 @@ fn pages_are_listed_shown_and_verified_beside_the_one_who_has_them_and_after_its
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (owner, _) = open(data_dir, 1);
     let reservation = reserve(&runtime, &owner);
-    runtime.block_on(reservation.settle(Settlement::Page(page(BODY)))).unwrap();
+    runtime.block_on(reservation.settle(Content::Page(page(BODY)))).unwrap();
     let out = reserve(&runtime, &owner);
     look(data_dir, "in use by process ");
     drop((out, owner));
@@ -98,7 +98,7 @@ fn damage_is_found_and_named() {
     let (owner, _) = open(directory.path(), 1);
     let body = "x".repeat(9_000);
     let reservation = reserve(&runtime, &owner);
-    runtime.block_on(reservation.settle(Settlement::Page(page(&body)))).unwrap();
+    runtime.block_on(reservation.settle(Content::Page(page(&body)))).unwrap();
     drop(owner);
     until_free(directory.path());
     let path = directory.path().join("journal.sqlite");

@@ -9,7 +9,7 @@ use std::thread;
 
 use agora_rtm_bridge::journal::JournalError;
 use agora_rtm_bridge::journal::Sequence;
-use agora_rtm_bridge::journal::Settlement;
+use agora_rtm_bridge::model::Content;
 use tempfile::TempDir;
 
 use super::ATTEMPTS;
@@ -71,7 +71,7 @@ fn on_a_full_disk_answers_are_kept_and_polling_waits_for_room() {
     // What was out comes back: the reserve makes room for it.
     let body = "x".repeat(1024 * 1024);
     for reservation in out {
-        runtime.block_on(reservation.settle(Settlement::Page(page(&body)))).unwrap();
+        runtime.block_on(reservation.settle(Content::Page(page(&body)))).unwrap();
     }
     assert!(!data_dir.join("ballast").exists(), "it was given up");
     fill(&everything_else);
@@ -91,7 +91,7 @@ fn on_a_full_disk_answers_are_kept_and_polling_waits_for_room() {
     });
     assert!(data_dir.join("ballast").exists(), "it is taken back first");
     let resumed = resumed.expect("polling resumes by itself");
-    runtime.block_on(resumed.settle(Settlement::Page(page("after")))).unwrap();
+    runtime.block_on(resumed.settle(Content::Page(page("after")))).unwrap();
     let waiting = runtime.block_on(journal.read(3, Sequence::START, 9)).unwrap();
     assert_eq!(waiting.len(), 1);
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::journal::Settlement;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::model::Content;
 use agora_rtm_bridge::model::Incarnation;
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Script;
@@ -85,7 +85,7 @@ fn fill_journal(data_dir: &Path, app: &AppId) {
             kept.spawn(async move {
                 let reservation =
                     journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
-                reservation.settle(Settlement::Page(page)).await.expect("the disk has room");
+                reservation.settle(Content::Page(page)).await.expect("the disk has room");
             });
         }
         kept.join_all().await;

@@ -11,12 +11,12 @@ use std::time::Duration;
 use agora_rtm_bridge::forwarder::Forwarder;
 use agora_rtm_bridge::forwarder::ForwarderMetrics;
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::journal::Settlement;
 use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::kafka::Progress;
 use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::model::Content;
 use agora_rtm_bridge::model::Incarnation;
 use agora_rtm_bridge::model::Timestamp;
 use agora_rtm_bridge::observe::accounts::Accounts;
@@ -123,7 +123,7 @@ impl Loops {
             let now = self.clock.now();
             let page = pages::of_users(&AppId::new("a"), now, body);
             let room = self.journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
-            room.settle(Settlement::Page(page)).await.expect("the database takes it");
+            room.settle(Content::Page(page)).await.expect("the database takes it");
         }
     }
 
