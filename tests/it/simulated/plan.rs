@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) deeds: Vec<(Duration, Deed)>,
     /// More happens than anybody can fetch: what a buffer loses has to be told, and is no fault.
     pub(crate) overloaded: bool,
+    /// `journal.max_size`, in bytes.
+    pub(crate) journal_size: u64,
     /// How long an orderly stop waits for Kafka.
     pub(crate) grace: Duration,
     /// Until when events happen and things go wrong.
@@ -133,6 +135,7 @@ impl Plan {
             auth: BTreeMap::new(),
             deeds: Vec::new(),
             overloaded: false,
+            journal_size: 256 * 1024 * 1024,
             grace: Duration::from_secs(120),
             busy,
             lives: Vec::new(),

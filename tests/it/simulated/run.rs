@@ -384,7 +384,7 @@ fn settings(plan: &Plan) -> Settings {
         shutdown_grace: plan.grace,
         log: config::Log { format: config::LogFormat::Text, level: "info".to_owned() },
         http: config::Http { listen: ([127, 0, 0, 1], 0).into() },
-        journal: config::Journal { max_size: 256 * 1024 * 1024 },
+        journal: config::Journal { max_size: plan.journal_size },
         agora: config::Agora {
             connect_timeout: CONNECT_TIMEOUT,
             silence_timeout: SILENCE_TIMEOUT,

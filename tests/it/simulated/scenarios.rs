@@ -18,6 +18,7 @@ use agora_rtm_bridge::simulator::Spread;
 use super::check;
 use super::judge::judge;
 use super::kafka_model::Trouble;
+use super::plan::Deed;
 use super::plan::End;
 use super::plan::Hosts;
 use super::plan::Life;
@@ -27,6 +28,7 @@ use super::plan::region;
 use super::plan::regions;
 use super::run::Outcome;
 use super::run::run;
+use super::tokens::reasons;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -78,6 +80,19 @@ fn a_stop_while_kafka_is_away_ends_before_its_grace_and_the_next_start_goes_on()
         let stop = stop_of_first_life(&plan, &outcome);
         assert!((5 * SECOND..7 * SECOND).contains(&stop), "of a grace of two minutes: {stop:?}");
     }
+}
+
+#[test]
+fn a_full_journal_is_a_reason_not_to_be_ready_until_it_has_room_again() {
+    let trouble = Trouble { away: vec![(5 * SECOND, 30 * SECOND)], ..Trouble::default() };
+    let calm = Plan::calm(one_app(300.0, 300.0), MINUTE);
+    let looks = [29, 50].map(|second| (second * SECOND, Deed::Look));
+    let plan = Plan { trouble, journal_size: 2_500_000, deeds: looks.into(), ..calm };
+    let (verdict, outcome) = check(&plan);
+    assert_eq!((verdict.lost, verdict.gaps.len()), (0, 0));
+    let is_told = |status| reasons(status).iter().any(|it| it.contains("the journal is full"));
+    assert!(is_told(&outcome.looks[0]), "{:#}", outcome.looks[0]);
+    assert!(!is_told(&outcome.looks[1]), "{:#}", outcome.looks[1]);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn left(outcome: &Outcome, app: usize) -> Vec<Duration> {
 }
 
 /// Why the bridge was not ready, as `condition subject: reason`.
-fn reasons(status: &Value) -> Vec<String> {
+pub(super) fn reasons(status: &Value) -> Vec<String> {
     let reasons = status["readiness"]["reasons"].as_array().expect("a list of reasons");
     let text = |reason: &Value, field: &str| reason[field].as_str().expect("a text").to_owned();
     reasons
