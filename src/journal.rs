@@ -246,6 +246,12 @@ pub enum OpenError {
         #[source]
         cause: rusqlite::Error,
     },
+    /// The disk is full, and the room that is kept for this day is used up.
+    #[error("open the journal `{}`: the disk is full and its reserve is used up; make room on it", .path.display())]
+    DiskFull {
+        /// Which.
+        path: PathBuf,
+    },
     /// A newer version of this program wrote it.
     #[error("journal `{}` has version {version}, newer than this program reads ({}); run at least the version that wrote it", .path.display(), schema::VERSION)]
     Newer {

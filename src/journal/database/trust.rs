@@ -42,6 +42,7 @@ impl Unusable {
         let path = path.to_owned();
         match self {
             Self::Newer(version) => OpenError::Newer { path, version },
+            Self::Refused(cause) if is_full(&cause) => OpenError::DiskFull { path },
             other => OpenError::Database { path, cause: other.into_cause() },
         }
     }
@@ -126,12 +127,15 @@ fn check(connection: &Connection) -> Result<(), Unusable> {
 
 /// Whether the disk is full.
 pub(super) fn is_full(cause: &rusqlite::Error) -> bool {
-    cause.sqlite_error_code() == Some(ErrorCode::DiskFull)
+    cause.sqlite_error().is_some_and(|code| {
+        // SQLite has a code of its own where the index of its log can't grow; it holds no data.
+        code.code == ErrorCode::DiskFull || code.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+    })
 }
 
 /// The code of an error after which a file proves nothing.
 pub(super) fn proves_nothing(cause: &rusqlite::Error) -> Option<ffi::Error> {
-    let code = *cause.sqlite_error()?;
+    let code = *cause.sqlite_error().filter(|_| !is_full(cause))?;
     let is_fatal = matches!(
         code.code,
         ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase

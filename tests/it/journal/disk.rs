@@ -7,13 +7,17 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
+use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::journal::JournalError;
+use agora_rtm_bridge::journal::OpenError;
 use agora_rtm_bridge::journal::Sequence;
 use agora_rtm_bridge::model::Content;
+use agora_rtm_bridge::model::Incarnation;
 use tempfile::TempDir;
 
 use super::ATTEMPTS;
 use super::PAUSE;
+use super::ROOM;
 use super::at;
 use super::feed;
 use super::open;
@@ -94,4 +98,34 @@ fn on_a_full_disk_answers_are_kept_and_polling_waits_for_room() {
     runtime.block_on(resumed.settle(Content::Page(page("after")))).unwrap();
     let waiting = runtime.block_on(journal.read(3, Sequence::START, 9)).unwrap();
     assert_eq!(waiting.len(), 1);
+}
+
+#[test]
+fn a_start_on_a_full_disk_has_the_reserve_and_says_so_where_that_is_gone() {
+    let Some(disk) = Small::mount("80m") else {
+        eprintln!("SKIPPED: this process may not mount a file system");
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let data_dir = disk.path().join("data");
+    let everything_else = disk.path().join("else");
+    let (journal, _) = open(&data_dir, 1);
+    let out = reserve(&runtime, &journal);
+    runtime.block_on(out.settle(Content::Page(page("before")))).unwrap();
+    drop(journal);
+    fill(&everything_else);
+
+    let (journal, _) = open(&data_dir, 2);
+    let waiting = runtime.block_on(journal.read(3, Sequence::START, 9)).unwrap();
+    assert_eq!(waiting.len(), 1);
+    assert!(!data_dir.join("ballast").exists(), "it made the room");
+    drop(journal);
+    fill(&everything_else);
+
+    let refused = Journal::open(&data_dir, ROOM, Incarnation::from_u128(3), at(9)).unwrap_err();
+    assert!(matches!(refused, OpenError::DiskFull { .. }), "{refused}");
+    fs::remove_file(&everything_else).unwrap();
+    let (journal, _) = open(&data_dir, 4);
+    let waiting = runtime.block_on(journal.read(3, Sequence::START, 9)).unwrap();
+    assert_eq!(waiting.len(), 1, "nothing was lost on the way");
 }
