@@ -1,6 +1,7 @@
 //! Where the campaign plays: the processes, the ways between them, and what was done to them.
 
 use std::mem;
+use std::os::unix::process::ExitStatusExt as _;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use agora_rtm_bridge::simulator::FramingChoice;
 use agora_rtm_bridge::simulator::Network;
 use agora_rtm_bridge::simulator::Script;
 use agora_rtm_bridge::simulator::Spread;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::Plan;
@@ -307,6 +309,11 @@ impl Stage {
             }
             return Ok(());
         };
+        if status.signal() == Some(Signal::TERM.as_raw()) && self.bridge.log().is_empty() {
+            // Asked within the milliseconds before it listens for signals: it had asked nobody yet.
+            self.start_bridge(false);
+            return Ok(());
+        }
         let kafka_was_away = self.done.kafka_was_away;
         let may_leave_something = kafka_was_away || self.done.full_since.is_some();
         let left_nothing = status.code() == Some(0);
