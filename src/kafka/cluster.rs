@@ -91,7 +91,10 @@ impl Cluster {
 
     /// Whether librdkafka takes the settings; nobody is asked for that.
     pub fn check_settings(&self) -> Result<(), KafkaError> {
-        self.shared.clients.admin().map(drop)
+        let client = self.shared.clients.admin()?;
+        // Its end waits up to 100 ms for its polling thread; the first request shall not.
+        drop(tokio::task::spawn_blocking(move || drop(client)));
+        Ok(())
     }
 
     /// What there is, and what this process may do with it. Nothing is written or created.
