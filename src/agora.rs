@@ -92,8 +92,18 @@ pub struct TransportError(pub String);
 /// Sends requests to Agora.
 pub trait Transport: Send + Sync + 'static {
     /// Sends one request, once: it is never sent again on the way. Ends by an answer, an error of
-    /// the connection, or silence.
-    fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send;
+    /// the connection, or silence. Calls `on_head` when the head of an answer is there, before its
+    /// body: by then the request has arrived, and taken what it found.
+    fn ask_with(
+        &self,
+        request: Request,
+        on_head: impl FnOnce(Instant) + Send,
+    ) -> impl Future<Output = Reply> + Send;
+
+    /// The same for a caller that waits for the whole answer.
+    fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send {
+        self.ask_with(request, |_| {})
+    }
 
     /// Every request has its end after so long, whatever the server does.
     fn longest(&self) -> Duration;

@@ -56,10 +56,11 @@ use crate::publisher::Publisher;
 use crate::schedule::Former;
 use crate::schedule::Limits;
 
-/// A start that knows of no request of an app in the last second waits so long before the first. The
-/// journal may be new, lost, or from a backup: nobody knows what was asked. A predecessor needs at
-/// least a moment to be replaced; the rest of its second is waited for.
-const FIRST_REQUEST: Duration = Duration::from_millis(700);
+/// A start that knows of no request of an app in the last second asks each feed once, and no more for
+/// this long. The journal may be new, lost, or from a backup, so a predecessor may have asked. It needs
+/// a moment to be replaced; this is the rest of its second. At worst a 429 or two tell of it, while
+/// buffers that are full at the start would run over.
+const UNKNOWN_PREDECESSOR: Duration = Duration::from_millis(700);
 
 /// A journal that knows of a request so young is the one that the predecessor wrote.
 const YOUNG: Duration = Duration::from_secs(1);
@@ -276,6 +277,7 @@ impl Daemon {
         for ((place, app), seed) in apps.into_iter().enumerate().zip(parts.seed..) {
             let mut former = former_requests(app, &recovered, parts.clock);
             former.not_before += turn(place, places);
+            former.unknown_until += turn(place, places);
             let of_app = |(_, page): &mut (Held, Page)| page.feed.app == app.app_id;
             let poller = Poller {
                 app: app.app_id.clone(),
@@ -363,11 +365,12 @@ fn partition_of_app(app: &config::App, partitions: u32) -> i32 {
 
 fn targets(app: &config::App, recovered: &Recovered, clock: Clock) -> Vec<Target> {
     let mut targets = Vec::new();
-    for region in &app.regions {
+    for (place, region) in app.regions.iter().enumerate() {
         for config::EndpointPath { endpoint, path } in &app.endpoints {
             let feed =
                 Feed { app: app.app_id.clone(), region: region.name.clone(), endpoint: *endpoint };
             targets.push(Target {
+                region: place,
                 urls: region.hosts.iter().map(|host| host.url(&app.app_id, path)).collect(),
                 empty_at: recovered.empty_at.get(&feed).copied(),
                 pace: recovered
@@ -404,8 +407,8 @@ fn former_requests(app: &config::App, recovered: &Recovered, clock: Clock) -> Fo
     let sent = recovered.last_requests.get(&app.app_id).map_or(&[][..], Vec::as_slice);
     let sent: Vec<Instant> = sent.iter().filter_map(sent_at).collect();
     let known = sent.iter().any(|sent| now.duration_since(*sent) < YOUNG);
-    let not_before = if known { now } else { now + FIRST_REQUEST };
-    Former { sent, not_before }
+    let unknown_until = if known { now } else { now + UNKNOWN_PREDECESSOR };
+    Former { sent, not_before: now, unknown_until }
 }
 
 #[cfg(test)]

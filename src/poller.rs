@@ -97,6 +97,8 @@ pub struct Tools<T> {
 pub struct Target {
     /// The feed.
     pub feed: Feed,
+    /// The place of its region in the app's configuration.
+    pub region: usize,
     /// A URL for each host, in the order of failover.
     pub urls: Vec<String>,
     /// When the feed was last known to hold nothing.
@@ -130,7 +132,8 @@ impl<T: Transport> Poller<T> {
     pub async fn run(mut self, stop: CancellationToken) {
         release_held(&self.tools.journal, std::mem::take(&mut self.held)).await;
         let most = usize::try_from(self.limits.requests_per_second.get()).unwrap_or(usize::MAX);
-        let (sender, mut done) = mpsc::channel(most);
+        // Each request tells of its head and of its end.
+        let (sender, mut news) = mpsc::channel(2 * most);
         let mut app = App::begin(self);
         loop {
             let stopping = stop.is_cancelled();
@@ -146,11 +149,10 @@ impl<T: Transport> Poller<T> {
                     continue;
                 }
             };
-            let gives_up = app.overdue();
-            let until = asks.into_iter().chain(gives_up).min();
+            let until = asks.into_iter().chain(app.looks_at()).chain(app.overdue()).min();
             tokio::select! {
                 biased;
-                Some(done) = done.recv(), if app.is_asking() => app.learn(done).await,
+                Some(news) = news.recv(), if app.is_asking() => app.learn(news).await,
                 () = stop.cancelled(), if !stopping => {}
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     app.give_up_waiting(Instant::now()).await;
@@ -164,7 +166,7 @@ impl<T: Transport> Poller<T> {
 
 impl Target {
     fn facts(&self) -> FeedFacts {
-        FeedFacts { hosts: self.urls.len(), known: self.pace }
+        FeedFacts { region: self.region, hosts: self.urls.len(), known: self.pace }
     }
 }
 

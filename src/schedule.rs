@@ -10,16 +10,19 @@
 //! * [`forecast`]: how much a feed will hold when a request gets there.
 //! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
 //! * [`overflow`]: whether Agora's buffer was found full.
-//! * [`backoff`]: how long a feed that fails is left alone, and which host is asked next.
+//! * [`hosts`]: which host of a feed is asked next, and how long one that fails or refuses is left
+//!   alone.
+//! * [`lockout`]: what to do where every host refuses the credentials.
 //!
 //! Of the feeds that are due the one nearest to overflow goes first. Where the budget is short,
 //! freshness stretches, so that what is needed comes first: near the ceiling of ten full pages a
 //! second every request has to bring a full one, and an idle endpoint leaves its share to a busy one.
 
-mod backoff;
 mod budget;
 mod feed;
 mod forecast;
+mod hosts;
+mod lockout;
 mod overflow;
 mod skew;
 mod way;
@@ -34,13 +37,13 @@ use tokio::time::Instant;
 use self::budget::Budget;
 use self::feed::FeedPlan;
 use self::feed::Wish;
+pub use self::hosts::Refusal;
+use self::hosts::TurnedDown;
+use self::lockout::Lockout;
 pub use self::overflow::Suspected;
+use self::way::Way;
 use crate::model::Pace;
 use crate::model::Timestamp;
-
-/// How long a feed is left alone after a refusal that only a person can end: a wrong App ID, a
-/// service that is not enabled.
-const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// How long an app is left alone after a 429 without `Retry-After`. It goes on with fewer requests a
 /// second than before; a longer pause would let buffers run over that a slower pace saves.
@@ -73,6 +76,9 @@ pub struct Former {
     pub sent: Vec<Instant>,
     /// Nothing is asked before.
     pub not_before: Instant,
+    /// Until then requests that nothing is known of may count at the server: each feed is asked once
+    /// and no more.
+    pub unknown_until: Instant,
 }
 
 /// What to do now.
@@ -94,6 +100,8 @@ pub enum Decision {
 /// What is known of a feed before it is asked for the first time.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedFacts {
+    /// The number of its region. Feeds of one region have their hosts in common.
+    pub region: usize,
     /// How many hosts serve it, in the order of failover.
     pub hosts: usize,
     /// What a former process knew of it, and how long ago.
@@ -125,12 +133,20 @@ pub enum Outcome {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// It failed, and may work the next time.
-    Failed,
-    /// It was refused, and will be until a person does something.
-    Refused,
-    /// It was refused for what it carried: it took nothing, and tells nothing of the feed.
-    Unauthorised,
+    /// The host failed, and may work the next time.
+    Failed {
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The host refused the request, and may until a person does something.
+    Refused {
+        /// For what.
+        refusal: Refusal,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// It was refused for credentials that have been replaced since. Nothing is held against the host.
+    Outdated,
 }
 
 /// What a page told. The default is an empty answer.
@@ -151,8 +167,25 @@ pub struct Schedule {
     limits: Limits,
     budget: Budget,
     feeds: Vec<FeedPlan>,
+    /// Of each feed, the way to its first host; the others follow.
+    ways: Vec<usize>,
+    lockout: Lockout,
+    unknown_until: Instant,
     next: u64,
     random: StdRng,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Whether the host let the request in, for all that it may have refused then.
+    pub fn accepts_credentials(&self) -> bool {
+        match self {
+            Self::Events(_) | Self::Throttled { .. } => true,
+            Self::Refused { refusal, .. } => *refusal == Refusal::Request,
+            Self::Failed { .. } | Self::Outdated => false,
+        }
+    }
 }
 
 // === impl Schedule ===
@@ -166,9 +199,16 @@ impl Schedule {
         former: Former,
         seed: u64,
     ) -> Self {
+        let hosts = feeds.iter().map(|facts| facts.hosts).max().unwrap_or(0);
+        let ways: Vec<usize> = feeds.iter().map(|facts| facts.region * hosts).collect();
+        let most = ways.iter().max().map_or(0, |first| first + hosts);
+        let Former { sent, not_before, unknown_until } = former;
         Self {
             limits,
-            budget: Budget::new(limits.requests_per_second, former.not_before, former.sent),
+            budget: Budget::new(limits.requests_per_second, most, not_before, sent),
+            ways,
+            lockout: Lockout::default(),
+            unknown_until,
             feeds: feeds
                 .iter()
                 .map(|facts| FeedPlan::new(facts, feeds.len(), &limits, now))
@@ -180,7 +220,11 @@ impl Schedule {
 
     /// What to do at `now`.
     pub fn next(&self, now: Instant) -> Decision {
-        let Some(free) = self.budget.free_at() else { return Decision::WaitForAnswer };
+        let nearest = self.nearest(now);
+        let Some(free) = self.budget.free_at(nearest) else { return Decision::WaitForAnswer };
+        if self.is_locked_out() {
+            return self.probe(now, free);
+        }
         let free = if self.is_short() { free.max(self.budget.next_in_step()) } else { free };
         let stretch = self.stretch(now);
         let wishes: Vec<(usize, Wish)> = self
@@ -190,7 +234,7 @@ impl Schedule {
             .enumerate()
             .filter_map(|(feed, wish)| Some((feed, wish?)))
             .collect();
-        let next_free = self.budget.free_after(now.max(free));
+        let next_free = self.budget.free_after(now.max(free), nearest);
         // The last free request is not spent on what can wait, where a more urgent feed is in need
         // before the next one, and has to wait longer than it bears.
         let waits = |wish: &Wish| {
@@ -225,9 +269,21 @@ impl Schedule {
     pub fn asked(&mut self, feed: usize, now: Instant) -> Asked {
         let asked = Asked(self.next);
         self.next += 1;
-        self.budget.spend(now);
-        self.feed(feed).asked(asked, now);
+        let unknown_until = self.unknown_until;
+        let plan = self.feed(feed);
+        plan.asked(asked, now);
+        if now < unknown_until {
+            plan.postponed(unknown_until);
+        }
+        let way = self.way(feed, asked).expect("it was asked just now");
+        self.budget.spend(asked, way, now);
         asked
+    }
+
+    /// Notes that the head of an answer is there, while its body may still be on the way.
+    pub fn heard(&mut self, asked: Asked, head_at: Instant) {
+        self.budget.heard(asked, head_at);
+        self.feeds.iter_mut().for_each(|plan| plan.heard(asked, head_at));
     }
 
     /// Notes that a feed could not be asked, for a reason that is ours: it is due again then.
@@ -242,25 +298,67 @@ impl Schedule {
         when: Answered,
         outcome: Outcome,
     ) -> Option<Suspected> {
-        let Self { limits, random, budget, .. } = self;
-        let mut plans = self.feeds.iter_mut();
-        let found = plans.find_map(|plan| Some((plan.sent(asked)?, plan)));
-        let (sent, plan) = found.expect("a request is answered once");
-        budget.ended(sent, when.head_at, when.now);
-        match outcome {
+        if let Some(head_at) = when.head_at {
+            self.heard(asked, head_at);
+        }
+        self.budget.ended(asked, when.now);
+        let was_locked_out = self.is_locked_out();
+        let asker = self.feeds.iter().position(|plan| plan.asks(asked).is_some());
+        let feed = asker.expect("a request is answered once");
+        let way = self.way(feed, asked).expect("the feed asked it");
+        let Self { limits, random, budget, feeds, .. } = self;
+        let plan = feeds.get_mut(feed).expect("it was found there");
+        let mut suspected = None;
+        let turned_down = match outcome {
             Outcome::Events(seen) => {
-                return plan.answered(asked, when, seen, limits, budget.fastest());
+                suspected = plan.answered(asked, when, seen, limits, budget.fastest(way));
+                None
             }
             Outcome::Throttled { retry_after } => {
-                plan.turned_away(asked);
+                let sent = plan.turned_away(asked).expect("the feed asked it");
                 let wait = retry_after.unwrap_or(WAIT_AFTER_THROTTLE);
                 budget.throttled(sent, when.now, when.now + wait);
+                return None;
             }
-            Outcome::Failed => plan.failed(asked, when.now, limits, random),
-            Outcome::Unauthorised => plan.turned_away(asked),
-            Outcome::Refused => plan.refused(asked, when.now + WAIT_AFTER_REFUSAL),
+            Outcome::Outdated => {
+                plan.turned_away(asked);
+                None
+            }
+            Outcome::Failed { retry_after } => Some(TurnedDown { refuses: None, retry_after }),
+            Outcome::Refused { refusal, retry_after } => {
+                Some(TurnedDown { refuses: Some(refusal), retry_after })
+            }
+        };
+        if let Some(how) = turned_down {
+            plan.turned_down(asked, how, when.now, limits, random);
         }
-        None
+        budget.admitted();
+        if self.is_locked_out() {
+            self.lockout.refused(when.now, &mut self.random);
+        } else if was_locked_out && outcome.accepts_credentials() {
+            // The others get their chance at once.
+            self.credentials_changed(when.now);
+        }
+        suspected
+    }
+
+    /// Notes that the app has other credentials now: refusals of the old ones no longer count.
+    pub fn credentials_changed(&mut self, now: Instant) {
+        self.lockout = Lockout::default();
+        self.feeds.iter_mut().for_each(|plan| plan.forgive_credentials(now));
+    }
+
+    /// Whether every host of every feed refuses the credentials, as far as is known.
+    pub fn is_locked_out(&self) -> bool {
+        !self.feeds.is_empty() && self.feeds.iter().all(FeedPlan::refuses_credentials)
+    }
+
+    /// How long the feed is left alone from `now` on: its hosts asked for it, or all turned it down.
+    pub fn rests(&self, feed: usize, now: Instant) -> Duration {
+        let plan = self.feeds.get(feed).expect("feeds are counted once, at the start");
+        let probe = self.lockout.next_probe().filter(|_| self.is_locked_out());
+        let until = probe.unwrap_or(plan.not_before()).max(self.budget.not_before());
+        until.saturating_duration_since(now)
     }
 
     /// What was suspected of a feed and not told yet: for the end of the process.
@@ -278,9 +376,17 @@ impl Schedule {
         self.feeds.get(feed).expect("feeds are counted once, at the start").level(now)
     }
 
-    /// The fastest round trip lately, over all feeds; zero where it is not known well.
-    pub fn fastest_round_trip(&self) -> Duration {
-        self.budget.fastest()
+    /// The fastest round trip lately to the host that this request asked; zero where it is not known
+    /// well.
+    pub fn fastest_round_trip(&self, asked: Asked) -> Duration {
+        let way = (0..self.feeds.len()).find_map(|feed| self.way(feed, asked));
+        way.map_or(Duration::ZERO, |way| self.budget.fastest(way))
+    }
+
+    /// The host that this request asks.
+    pub fn host(&self, asked: Asked) -> usize {
+        let host = self.feeds.iter().find_map(|plan| plan.asks(asked));
+        host.expect("a request is out until it is answered")
     }
 
     /// Whether need alone takes nearly all of the budget.
@@ -322,6 +428,34 @@ impl Schedule {
     fn stretched(&self, plan: &FeedPlan, stretch: f64, now: Instant) -> Duration {
         let most = self.limits.longest_interval * MOST_STRETCH;
         plan.fresh_interval(&self.limits, now).mul_f64(stretch).min(most)
+    }
+
+    /// One request at a time while every host refuses the credentials, each feed in turn.
+    fn probe(&self, now: Instant, free: Instant) -> Decision {
+        if self.feeds.iter().any(FeedPlan::is_asking) {
+            return Decision::WaitForAnswer;
+        }
+        let at = free.max(self.lockout.next_probe().unwrap_or(now));
+        if now < at {
+            return Decision::Wait(at);
+        }
+        let longest_ago = self.feeds.iter().enumerate().min_by_key(|(_, plan)| plan.last_sent());
+        let (feed, plan) = longest_ago.expect("an app that is locked out has feeds");
+        Decision::Ask { feed, host: plan.host(now) }
+    }
+
+    /// The fastest round trip to the nearest host that a feed would ask now; zero where one of them is
+    /// not known well.
+    fn nearest(&self, now: Instant) -> Duration {
+        let ways = self.ways.iter().zip(&self.feeds);
+        let ways = ways.map(|(first, plan)| Way(first + plan.host(now)));
+        ways.map(|way| self.budget.fastest(way)).min().unwrap_or_default()
+    }
+
+    /// The way that a request to a feed takes; `None` where it is not of this feed.
+    fn way(&self, feed: usize, asked: Asked) -> Option<Way> {
+        let host = self.feeds.get(feed)?.asks(asked)?;
+        Some(Way(self.ways.get(feed)? + host))
     }
 
     fn feed(&mut self, feed: usize) -> &mut FeedPlan {

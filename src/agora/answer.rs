@@ -22,9 +22,15 @@ use crate::agora::split;
 /// A body of up to so many bytes is looked into before it is durable.
 pub const SMALL: usize = 512;
 
-/// A delay that is named is obeyed up to so long: what asks for more is a mistake, and would keep an
-/// app silent until somebody looks.
-const LONGEST_DELAY: Duration = Duration::from_secs(3_600);
+/// A `Retry-After` is obeyed up to a minute. Agora counts requests over a second, and 2,000 events are
+/// overwritten within minutes: a longer delay is a mistake, and one request a minute costs nothing.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+/// A `Retry-After` from here on is a moment in seconds since 1970, as some APIs send it …
+const EPOCH_SECONDS: u64 = 1_000_000_000;
+
+/// … and from here on in milliseconds.
+const EPOCH_MILLISECONDS: u64 = 100_000_000_000;
 
 /// Of what a server says about a failure, so much is repeated in a log.
 const EXCERPT: usize = 200;
@@ -59,12 +65,7 @@ pub enum Trouble {
     /// The request never reached the server.
     NotSent(TransportError),
     /// Too many requests. Obey the delay that is named: it is not a failure.
-    Throttled {
-        /// `Retry-After`.
-        retry_after: Option<Duration>,
-        /// What the server said.
-        said: Said,
-    },
+    Throttled(Said),
     /// The server failed; it may work the next time.
     Failed(Said),
     /// The server refuses until a person does something.
@@ -81,6 +82,8 @@ pub struct Said {
     pub text: String,
     /// What Agora's support asks for.
     pub ids: Ids,
+    /// `Retry-After`, a minute at most.
+    pub retry_after: Option<Duration>,
 }
 
 /// The ids of an answer: what Agora's support asks for.
@@ -136,11 +139,12 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
         Reply::Answered(raw) => raw,
     };
     // By the clock that made the date, where it is told: ours may be hours away from it.
-    let trouble = trouble(&raw, raw.date().unwrap_or(now));
+    let now = raw.date().unwrap_or(now);
+    let trouble = trouble(&raw, now);
     if holds_nothing(&raw) {
         return match trouble {
             Some(trouble) => Answer::Nothing(trouble),
-            None if says_failure(&raw.body) => Answer::Nothing(Trouble::Failed(said(&raw))),
+            None if says_failure(&raw.body) => Answer::Nothing(Trouble::Failed(said(&raw, now))),
             None => Answer::Empty,
         };
     }
@@ -156,12 +160,9 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
 fn trouble(raw: &Raw, now: SystemTime) -> Option<Trouble> {
     match raw.status {
         200..=299 => None,
-        429 => {
-            let retry_after = raw.retry_after.as_deref().and_then(|text| delay(text, now));
-            Some(Trouble::Throttled { retry_after, said: said(raw) })
-        }
-        400 | 401 | 403 | 404 => Some(Trouble::Refused(said(raw))),
-        _ => Some(Trouble::Failed(said(raw))),
+        429 => Some(Trouble::Throttled(said(raw, now))),
+        400 | 401 | 403 | 404 => Some(Trouble::Refused(said(raw, now))),
+        _ => Some(Trouble::Failed(said(raw, now))),
     }
 }
 
@@ -197,19 +198,20 @@ fn says_failure(body: &[u8]) -> bool {
         .unwrap_or(false)
 }
 
-/// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3).
+/// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3), or a moment as a number.
 fn delay(text: &str, now: SystemTime) -> Option<Duration> {
+    let until = |moment: SystemTime| moment.duration_since(now).unwrap_or_default();
+    let since_1970 = |time: Duration| SystemTime::UNIX_EPOCH.checked_add(time).map(until);
     let named = match text.trim().parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text.trim()).ok()?;
-            date.duration_since(now).unwrap_or_default()
-        }
+        Ok(seconds @ ..EPOCH_SECONDS) => Duration::from_secs(seconds),
+        Ok(seconds @ ..EPOCH_MILLISECONDS) => since_1970(Duration::from_secs(seconds))?,
+        Ok(millis) => since_1970(Duration::from_millis(millis))?,
+        Err(_) => until(httpdate::parse_http_date(text.trim()).ok()?),
     };
     Some(named.min(LONGEST_DELAY))
 }
 
-fn said(raw: &Raw) -> Said {
+fn said(raw: &Raw, now: SystemTime) -> Said {
     let start = raw.body.get(..EXCERPT).unwrap_or(&raw.body);
     let text: Vec<&str> = std::str::from_utf8(start)
         .unwrap_or_default()
@@ -217,7 +219,8 @@ fn said(raw: &Raw) -> Said {
         .filter(|word| !word.is_empty())
         .collect();
     let ids = Ids { request: raw.request_id.clone(), resource: raw.resource_id.clone() };
-    Said { status: raw.status, text: text.join(" "), ids }
+    let retry_after = raw.retry_after.as_deref().and_then(|text| delay(text, now));
+    Said { status: raw.status, text: text.join(" "), ids, retry_after }
 }
 
 fn excerpt(text: &str) -> String {
@@ -246,7 +249,7 @@ mod tests {
             Answer::Empty => "empty",
             Answer::Nothing(Trouble::Failed(_)) => "failed",
             Answer::Nothing(Trouble::Refused(_)) => "refused",
-            Answer::Nothing(Trouble::Throttled { .. }) => "throttled",
+            Answer::Nothing(Trouble::Throttled(_)) => "throttled",
             Answer::Nothing(Trouble::NotSent(_)) => "not sent",
             Answer::Lost(_) => "lost",
         }
@@ -295,11 +298,38 @@ mod tests {
             (" 0 ", Some(0)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
             ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
-            ("18446744073709551615", Some(3_600)),
-            ("Sun, 06 Nov 1994 23:49:37 GMT", Some(3_600)),
+            ("61", Some(60)),
+            ("999999999", Some(60)),
+            ("18446744073709551615", Some(60)),
+            ("Sun, 06 Nov 1994 23:49:37 GMT", Some(60)),
             ("soon", None),
         ] {
             assert_eq!(delay(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_delay_that_is_a_moment_is_waited_for_as_one() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+        for (text, seconds) in
+            [("1790000005", 5), ("1789999999", 0), ("1790000005000", 5), ("1790003600", 60)]
+        {
+            assert_eq!(delay(text, now), Some(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn any_refusal_or_failure_may_name_a_delay() {
+        for status in [400, 401, 403, 404, 429, 500, 503] {
+            let raw = Raw { status, retry_after: Some("7".to_owned()), ..Raw::default() };
+            let answer = judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH);
+            let Answer::Nothing(
+                Trouble::Throttled(said) | Trouble::Failed(said) | Trouble::Refused(said),
+            ) = answer
+            else {
+                panic!("{status}: {answer:?}")
+            };
+            assert_eq!(said.retry_after, Some(Duration::from_secs(7)), "{status}");
         }
     }
 
@@ -311,11 +341,17 @@ mod tests {
             request_id: Some("r1".to_owned()),
             ..Raw::default()
         };
-        assert_eq!(said(&raw).to_string(), "status 503 (<html> busy</html>), request id r1");
+        assert_eq!(
+            said(&raw, SystemTime::UNIX_EPOCH).to_string(),
+            "status 503 (<html> busy</html>), request id r1"
+        );
         let both = Raw { resource_id: Some("o1".to_owned()), ..raw };
         let text = "status 503 (<html> busy</html>), request id r1, resource id o1";
-        assert_eq!(said(&both).to_string(), text);
-        assert_eq!(said(&Raw::default()).to_string(), "status 0, request id unknown");
+        assert_eq!(said(&both, SystemTime::UNIX_EPOCH).to_string(), text);
+        assert_eq!(
+            said(&Raw::default(), SystemTime::UNIX_EPOCH).to_string(),
+            "status 0, request id unknown"
+        );
     }
 
     #[test]
@@ -328,9 +364,7 @@ mod tests {
         };
         let years_later = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let answer = judge(Reply::Answered(raw), years_later);
-        let Answer::Nothing(Trouble::Throttled { retry_after, .. }) = answer else {
-            panic!("{answer:?}")
-        };
-        assert_eq!(retry_after, Some(Duration::from_secs(7)));
+        let Answer::Nothing(Trouble::Throttled(said)) = answer else { panic!("{answer:?}") };
+        assert_eq!(said.retry_after, Some(Duration::from_secs(7)));
     }
 }

@@ -8,7 +8,12 @@
 //! Secrets change: a file is read for each request. While it can't be read, what was read last goes
 //! on being used: another program may just be rewriting it. Each change begins a new [`Edition`], so
 //! that the refusal of an old one is not held against its successor.
+//!
+//! One host's refusal is not everybody's. A token that other hosts accept is renewed once or twice for
+//! the one that refuses it, and then it is that host's trouble and no longer the token's.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -26,7 +31,8 @@ use crate::config::SecretError;
 use crate::model::AppId;
 use crate::model::Timestamp;
 
-/// So many fresh tokens in a row may be refused: the first one for a clock that was wrong.
+/// Fresh tokens that a host may refuse in a row before they are not to blame: the first one may have
+/// been made by a clock that was wrong.
 const FRESH_REFUSALS: u32 = 2;
 
 /// A token made here is renewed after this share of its life, give or take [`JITTER`]: there is time
@@ -37,6 +43,10 @@ const JITTER: f64 = 0.1;
 
 /// A token can't have been made so far in the future: a clock was set back.
 const FROM_THE_FUTURE: Duration = Duration::from_secs(30);
+
+/// Each token that was renewed in time is followed by one that may live longer by this factor: a
+/// single stray refusal must not shorten the life of all later ones for good.
+const LONGER: f64 = 1.01;
 
 /// No token is made more often than this because others were refused.
 const SHORTEST_LIFE: Duration = Duration::from_secs(2);
@@ -52,8 +62,10 @@ pub struct Credentials {
     unreadable: Option<(Instant, NoCredentials)>,
     /// How long a token that is made here proved to live.
     life: Duration,
-    /// Fresh tokens that were refused in a row.
-    refusals: u32,
+    /// Fresh tokens that each host refused in a row.
+    refusals: HashMap<String, u32>,
+    /// How many secrets were read that differed from the one before.
+    secrets: u64,
     random: StdRng,
 }
 
@@ -125,6 +137,8 @@ struct Known {
     headers: Vec<(&'static str, String)>,
     token: Option<TokenEnd>,
     made: Option<Made>,
+    /// Hosts that have accepted it.
+    accepted_by: HashSet<String>,
 }
 
 /// A token that was made here.
@@ -132,7 +146,6 @@ struct Known {
 struct Made {
     at: Moment,
     renewed_after: Duration,
-    accepted: bool,
 }
 
 // === impl Credentials ===
@@ -140,10 +153,7 @@ struct Made {
 impl Credentials {
     /// The credentials that were configured; the seed is for jitter.
     pub fn new(app: AppId, auth: Auth, seed: u64) -> Self {
-        let life = match &auth {
-            Auth::Minted { life, .. } => *life,
-            Auth::Basic { .. } | Auth::Token { .. } => LONGEST_LIFE,
-        };
+        let life = configured_life(&auth);
         Self {
             app,
             auth,
@@ -151,7 +161,8 @@ impl Credentials {
             known: None,
             unreadable: None,
             life,
-            refusals: 0,
+            refusals: HashMap::new(),
+            secrets: 0,
             random: StdRng::seed_from_u64(seed),
         }
     }
@@ -166,6 +177,7 @@ impl Credentials {
         if let Some(made) = self.known.as_ref().and_then(|known| known.made)
             && made.is_due(now)
         {
+            self.life = self.life.mul_f64(LONGER).min(configured_life(&self.auth));
             self.renew();
         }
         if let Some(known) = &mut self.known
@@ -198,41 +210,60 @@ impl Credentials {
         if self.known.as_ref().is_some_and(|known| known.secret == secret) {
             return false;
         }
-        self.known = Some(Known { secret, headers: Vec::new(), token: None, made: None });
-        self.refusals = 0;
+        self.known = Some(Known {
+            secret,
+            headers: Vec::new(),
+            token: None,
+            made: None,
+            accepted_by: HashSet::new(),
+        });
+        self.refusals.clear();
+        self.secrets += 1;
         self.edition.0 += 1;
         true
     }
 
-    /// Notes that Agora took what a request of this edition carried. Whether that is the present one.
-    pub fn accepted(&mut self, edition: Edition) -> bool {
+    /// Notes that a host took what a request of this edition carried. Whether that is the present one.
+    pub fn accepted(&mut self, edition: Edition, host: &str) -> bool {
         if edition != self.edition {
             return false;
         }
-        self.refusals = 0;
-        if let Some(made) = self.known.as_mut().and_then(|known| known.made.as_mut()) {
-            made.accepted = true;
+        self.refusals.remove(host);
+        if let Some(known) = &mut self.known
+            && !known.accepted_by.contains(host)
+        {
+            known.accepted_by.insert(host.to_owned());
         }
         true
     }
 
-    /// Notes that Agora refused what a request of this edition carried.
-    pub fn refused(&mut self, edition: Edition, now: Instant) -> Refused {
+    /// Notes that a host refused what a request of this edition carried.
+    pub fn refused(&mut self, edition: Edition, host: &str, now: Instant) -> Refused {
         if edition != self.edition {
             return Refused::Outdated;
         }
-        let Some(made) = self.known.as_ref().and_then(|known| known.made) else {
-            return Refused::ForGood;
-        };
-        self.renew();
-        if made.accepted {
+        let Some(known) = &self.known else { return Refused::ForGood };
+        let Some(made) = known.made else { return Refused::ForGood };
+        if known.accepted_by.contains(host) {
             // It ended before its time: the next ones are renewed before that.
             let lived = now.saturating_duration_since(made.at.monotonic);
             self.life = self.life.min(lived).max(SHORTEST_LIFE);
+            self.renew();
             return Refused::Outdated;
         }
-        self.refusals += 1;
-        if self.refusals < FRESH_REFUSALS { Refused::Outdated } else { Refused::ForGood }
+        let others_accept = !known.accepted_by.is_empty();
+        let refusals = self.refusals.entry(host.to_owned()).or_default();
+        *refusals += 1;
+        let may_be_the_token = *refusals < FRESH_REFUSALS;
+        if may_be_the_token || !others_accept {
+            self.renew();
+        }
+        if may_be_the_token { Refused::Outdated } else { Refused::ForGood }
+    }
+
+    /// How many secrets were read that differed from the one before.
+    pub fn secrets(&self) -> u64 {
+        self.secrets
     }
 
     /// Since when the secret can't be read, and why.
@@ -295,6 +326,7 @@ impl Credentials {
         if let Some(known) = &mut self.known {
             known.headers.clear();
             known.made = None;
+            known.accepted_by.clear();
         }
     }
 }
@@ -338,7 +370,7 @@ impl Known {
                 });
                 let share = RENEWED_AFTER + random.random_range(-JITTER..JITTER);
                 let renewed_after = life.mul_f64(share);
-                self.made = Some(Made { at: now, renewed_after, accepted: false });
+                self.made = Some(Made { at: now, renewed_after });
                 self.token = Some(TokenEnd {
                     at: Some(now.wall.after(*configured)),
                     life: Some(*configured),
@@ -396,6 +428,13 @@ impl NoCredentials {
             SecretError::NotText { .. } => "it is not UTF-8 text".to_owned(),
         };
         Self::Unreadable { place, reason }
+    }
+}
+
+fn configured_life(auth: &Auth) -> Duration {
+    match auth {
+        Auth::Minted { life, .. } => *life,
+        Auth::Basic { .. } | Auth::Token { .. } => LONGEST_LIFE,
     }
 }
 

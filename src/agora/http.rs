@@ -56,7 +56,7 @@ impl Http {
 }
 
 impl Transport for Http {
-    async fn ask(&self, request: Request) -> Reply {
+    async fn ask_with(&self, request: Request, on_head: impl FnOnce(Instant) + Send) -> Reply {
         let began = Instant::now();
         let mut builder = self.clients.client(&request.url).get(request.url);
         for (name, value) in request.proof {
@@ -76,7 +76,8 @@ impl Transport for Http {
             Ok(Err(error)) => return Reply::Lost(plain(error)),
             Err(_) => return Reply::Lost(self.silent()),
         };
-        let head_at = Some(Instant::now());
+        let head_at = Instant::now();
+        on_head(head_at);
         let mut body = BytesMut::with_capacity(room(&response));
         let cut = loop {
             // A body that drips has an end, too: others wait for it, be it the stop.
@@ -104,7 +105,7 @@ impl Transport for Http {
             resource_id: text("x-resource-id"),
             body: body.freeze(),
             cut,
-            head_at,
+            head_at: Some(head_at),
         })
     }
 

@@ -28,8 +28,8 @@ pub trait Program {
 
 /// The bridge, just started: it knows of no request before, and nothing of the feeds.
 pub fn bridge(limits: Limits, now: Instant, seed: u64) -> Schedule {
-    let former = Former { sent: Vec::new(), not_before: now };
-    Schedule::new(limits, &[FeedFacts { hosts: 1, known: None }; 2], now, former, seed)
+    let former = Former { sent: Vec::new(), not_before: now, unknown_until: now };
+    Schedule::new(limits, &[FeedFacts { region: 0, hosts: 1, known: None }; 2], now, former, seed)
 }
 
 // === impl Schedule ===

@@ -1,8 +1,9 @@
-//! Whether an app may ask: its credentials, and what Agora says to them.
+//! Whether an app's credentials are good, and what Agora says to them.
 //!
-//! A refusal (401) holds for the App ID and not for a feed: from then on the app asks once a minute
-//! in all, until a request is accepted or the secret changes. A file is looked at each second, so
-//! that a corrected one is used at once. Other apps have an `Access` of their own.
+//! Which host is asked in spite of a refusal (401), and when, the schedule decides: a refusal is held
+//! against a host. Here is what belongs to the App ID: its secret, and the reason that a person reads
+//! while every host refuses it. A file is looked at each second meanwhile, so that a corrected one is
+//! used at once. Other apps have an `Access` of their own.
 
 use std::time::Duration;
 
@@ -21,10 +22,7 @@ use crate::model::Timestamp;
 use crate::observe::health::Condition;
 use crate::observe::health::Health;
 
-/// Between two requests of an app whose credentials are refused.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
-
-/// How often the secret of such an app is looked at.
+/// How often the secret of an app is looked at while every host refuses it.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A file that can't be read for so long is not just being rewritten.
@@ -40,8 +38,8 @@ const SOON_SHARE: u32 = 4;
 pub(super) struct Access {
     app: AppId,
     credentials: Credentials,
-    /// What Agora said when it refused, and until when nothing is asked.
-    refused: Option<(String, Instant)>,
+    /// Secrets that were read, as far as the schedule knows.
+    secrets: u64,
     /// When the secret of a refused app is looked at next.
     look_at: Instant,
     /// The edition whose token is shown.
@@ -65,7 +63,7 @@ impl Access {
         Self {
             app: app.clone(),
             credentials,
-            refused: None,
+            secrets: 0,
             look_at: Instant::now(),
             shown: Edition::default(),
             condition: health.condition("credentials", app.as_str()),
@@ -74,19 +72,23 @@ impl Access {
         }
     }
 
-    /// Until when nothing may be asked, or decided anew; `None` where the app may ask.
-    pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
-        let (_, until) = self.refused.as_ref()?;
-        let until = *until;
+    /// Looks at the secret of an app that every host refuses, once a second.
+    pub(super) fn look(&mut self, now: Instant) {
         if now >= self.look_at {
             self.look_at = now + LOOK;
-            if self.credentials.look(now) {
-                // The reason stays until a request is accepted.
-                self.refused = None;
-                return None;
-            }
+            self.credentials.look(now);
         }
-        (now < until).then(|| until.min(self.look_at))
+    }
+
+    /// When the secret is looked at next.
+    pub(super) fn look_at(&self) -> Instant {
+        self.look_at
+    }
+
+    /// Whether there is another secret than at the last call: refusals of the former no longer count.
+    pub(super) fn has_changed(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.secrets, self.credentials.secrets());
+        before != self.secrets
     }
 
     /// What a request has to carry that leaves now.
@@ -104,33 +106,26 @@ impl Access {
         proof
     }
 
-    /// Notes that a request has left.
-    pub(super) fn asked(&mut self, now: Instant) {
-        if let Some((_, until)) = &mut self.refused {
-            *until = now + ASK_AGAIN;
+    /// Notes that a host took what a request of this edition carried.
+    pub(super) fn accepted(&mut self, edition: Edition, host: &str) {
+        if self.credentials.accepted(edition, host) && self.credentials.unreadable().is_none() {
+            self.condition.ok();
         }
     }
 
-    /// Notes that Agora took what a request of this edition carried.
-    pub(super) fn accepted(&mut self, edition: Edition) {
-        if self.credentials.accepted(edition) {
-            self.refused = None;
-            if self.credentials.unreadable().is_none() {
-                self.condition.ok();
-            }
-        }
+    /// Notes that a host refused what a request of this edition carried. Whether the next request
+    /// carries something else.
+    pub(super) fn refused(&mut self, edition: Edition, host: &str, now: Instant) -> Refused {
+        self.credentials.refused(edition, host, now)
     }
 
-    /// Notes that Agora refused it, and with what words.
-    pub(super) fn refused(&mut self, edition: Edition, said: &str, now: Instant) {
-        if self.credentials.refused(edition, now) == Refused::Outdated {
-            return;
-        }
+    /// Says that every host refuses the credentials, and with what words the last one did.
+    pub(super) fn locked_out(&mut self, host: &str, said: &str, now: Instant) {
         let remedy = self.credentials.remedy();
-        let reason = format!("Agora refuses the credentials of this app: {said}: {remedy}");
-        self.condition.failing(&reason);
+        self.condition.failing(format_args!(
+            "Agora refuses the credentials of this app: {host}: {said}: {remedy}"
+        ));
         self.look_at = now + LOOK;
-        self.refused = Some((reason, now + ASK_AGAIN));
     }
 
     /// Shows when the token ends, and says so when that is soon.

@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::error;
+use tracing::info;
 use tracing::warn;
 
 use super::Poller;
@@ -18,7 +19,10 @@ use super::gate::Gate;
 use super::order::Order;
 use super::request::Done;
 use super::request::Errand;
+use super::request::News;
 use crate::agora::Moment;
+use crate::agora::Refused;
+use crate::agora::Request;
 use crate::agora::Transport;
 use crate::error::Chain;
 use crate::journal::Held;
@@ -31,6 +35,7 @@ use crate::observe::health::Condition;
 use crate::schedule::Answered;
 use crate::schedule::Decision;
 use crate::schedule::Outcome;
+use crate::schedule::Refusal;
 use crate::schedule::Schedule;
 use crate::schedule::Seen;
 use crate::schedule::Suspected;
@@ -43,6 +48,10 @@ const WAIT_FOR_SECRET: Duration = Duration::from_secs(1);
 
 /// Failures in a row that make a feed a reason not to be ready.
 const FAILURES_TO_TELL: u32 = 2;
+
+/// A feed or app that is left alone for longer is a reason not to be ready: 2,000 events may gather
+/// meanwhile.
+const REST_TO_TELL: Duration = Duration::from_secs(10);
 
 /// The journal learns a feed's pace so often, if it changed.
 const PACE_EVERY: Duration = Duration::from_secs(10);
@@ -58,6 +67,8 @@ pub(super) struct App<T> {
     schedule: Schedule,
     gate: Gate,
     journal_condition: Condition,
+    /// Whether Agora keeps the whole app waiting.
+    throttled: Condition,
     /// Requests that have no end yet.
     out: usize,
     /// The last time that Agora refused a request as one too many.
@@ -78,6 +89,8 @@ struct State {
     overdue: Option<Instant>,
     /// What the journal knows of the pace, and since when.
     kept: (Pace, Instant),
+    /// The place of the host that served it last, in the order of failover.
+    served_by: usize,
 }
 
 // === impl App ===
@@ -95,6 +108,7 @@ impl<T: Transport> App<T> {
             order: Arc::new(Mutex::new(Order::new(longest))),
             overdue: None,
             kept: (Pace { events_per_second: 0.0, burst: 0.0 }, now),
+            served_by: 0,
             target,
         };
         let app = &poller.app;
@@ -106,6 +120,7 @@ impl<T: Transport> App<T> {
             schedule: Schedule::new(poller.limits, &facts, now, poller.former, poller.seed),
             gate: Gate::new(poller.limits.requests_per_second),
             journal_condition: health.condition("journal", ""),
+            throttled: health.condition("throttled", app.as_str()),
             out: 0,
             throttled_at: None,
             tools: poller.tools,
@@ -114,7 +129,18 @@ impl<T: Transport> App<T> {
 
     /// What to do at `now`.
     pub(super) fn decide(&mut self, now: Instant) -> Decision {
-        self.access.wait(now).map_or_else(|| self.schedule.next(now), Decision::Wait)
+        if self.schedule.is_locked_out() {
+            self.access.look(now);
+        }
+        if self.access.has_changed() {
+            self.schedule.credentials_changed(now);
+        }
+        self.schedule.next(now)
+    }
+
+    /// When the secret is looked at again; `None` unless every host refuses it.
+    pub(super) fn looks_at(&self) -> Option<Instant> {
+        self.schedule.is_locked_out().then(|| self.access.look_at())
     }
 
     /// Whether a request is out.
@@ -133,7 +159,7 @@ impl<T: Transport> App<T> {
     }
 
     /// Sends a request to a feed, or postpones it where that is not possible.
-    pub(super) async fn ask(&mut self, feed: usize, host: usize, sender: &mpsc::Sender<Done>) {
+    pub(super) async fn ask(&mut self, feed: usize, host: usize, sender: &mpsc::Sender<News>) {
         let state = self.states.get(feed).expect("the schedule knows our feeds");
         let url = state.target.urls.get(host).expect("the schedule knows our hosts");
         let wall = self.tools.agora_now(host_of(url));
@@ -142,9 +168,9 @@ impl<T: Transport> App<T> {
             self.schedule.postponed(feed, now.monotonic + WAIT_FOR_SECRET);
             return;
         };
-        let prepared = self.tools.prepare(proof.headers, &state.target, host, self.partition).await;
-        let (request, reservation) = match prepared {
-            Ok(prepared) => prepared,
+        let prepared = self.tools.prepare(&state.target, host, self.partition).await;
+        let reservation = match prepared {
+            Ok(reservation) => reservation,
             Err(error) => {
                 self.journal_condition.failing(Chain(&error));
                 self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
@@ -160,54 +186,74 @@ impl<T: Transport> App<T> {
             return;
         }
         let sent = Instant::now();
-        self.access.asked(sent);
-        state.order.lock().await.begin(reservation.ticket(), sent);
+        let asked = self.schedule.asked(feed, sent);
+        let host = self.schedule.host(asked);
+        state.order.lock().await.begin(reservation.ticket(), sent, host);
+        let url = state.target.urls.get(host).expect("the schedule knows our hosts").clone();
+        let request = Request { url, proof: proof.headers };
         let errand = Errand {
             index: feed,
-            asked: self.schedule.asked(feed, sent),
+            asked,
             edition: proof.edition,
+            place: host,
             target: state.target.clone(),
             order: Arc::clone(&state.order),
-            fastest: self.schedule.fastest_round_trip(),
+            fastest: self.schedule.fastest_round_trip(asked),
         };
         self.out += 1;
-        let task = errand.run(self.tools.clone(), request, reservation);
-        let sender = sender.clone();
+        let (tools, sender) = (self.tools.clone(), sender.clone());
         self.tools.tracker.spawn(async move {
-            sender.send(task.await).await.expect("the loop outlives its requests");
+            let done = errand.run(tools, request, reservation, &sender).await;
+            let end = News::End(Box::new(done));
+            sender.send(end).await.expect("the loop outlives its requests");
         });
     }
 
+    /// Takes in what a request tells.
+    pub(super) async fn learn(&mut self, news: News) {
+        match news {
+            News::Head { asked, at } => self.schedule.heard(asked, at),
+            News::End(done) => self.learn_end(*done).await,
+        }
+    }
+
     /// Takes in how a request ended.
-    pub(super) async fn learn(&mut self, done: Done) {
+    async fn learn_end(&mut self, mut done: Done) {
         self.out -= 1;
         let now = Instant::now();
         if let Err(error) = &done.stored {
             self.journal_condition.failing(Chain(error));
         }
-        let Done { index, outcome, head_at, .. } = done;
-        let when = Answered { head_at, now, wall: self.tools.agora_now(&done.host) };
+        let refuses_credentials =
+            matches!(done.outcome, Outcome::Refused { refusal: Refusal::Credentials, .. });
+        if refuses_credentials
+            && self.access.refused(done.edition, &done.host, now) == Refused::Outdated
+        {
+            done.outcome = Outcome::Outdated;
+        }
+        let (index, outcome) = (done.index, done.outcome);
+        let when = Answered { head_at: done.head_at, now, wall: self.tools.agora_now(&done.host) };
         let suspected = self.schedule.answered(done.asked, when, outcome);
-        match outcome {
-            Outcome::Events(seen) => self.show(index, seen, now),
-            Outcome::Throttled { .. } => self.say_throttled(now),
-            Outcome::Failed | Outcome::Refused | Outcome::Unauthorised => {}
+        if outcome.accepts_credentials() {
+            self.access.accepted(done.edition, &done.host);
+        } else if refuses_credentials && self.schedule.is_locked_out() {
+            let said = done.trouble.as_deref().unwrap_or_default();
+            self.access.locked_out(&done.host, said, now);
         }
-        match (outcome, &done.trouble) {
-            (Outcome::Unauthorised, said) => {
-                let said = said.as_deref().unwrap_or_default();
-                self.access.refused(done.edition, said, now);
-            }
-            (Outcome::Failed, _) => {}
-            // A refusal for another reason comes behind the door.
-            (Outcome::Events(_) | Outcome::Throttled { .. } | Outcome::Refused, _) => {
-                self.access.accepted(done.edition);
-            }
+        if let Outcome::Events(seen) = outcome {
+            self.show(index, seen, now);
         }
+        let rest = self.schedule.rests(index, now);
+        if matches!(outcome, Outcome::Throttled { .. }) {
+            self.say_throttled(&done, rest, now);
+        } else {
+            self.throttled.ok();
+        }
+        let locked_out = self.schedule.is_locked_out();
         self.states
             .get_mut(index)
             .expect("the schedule knows our feeds")
-            .learn(&self.tools, done)
+            .learn(&self.tools, done, rest, locked_out)
             .await;
         if let Some(suspected) = suspected {
             self.publish_overflow(index, suspected).await;
@@ -248,7 +294,7 @@ impl<T: Transport> App<T> {
         self.tools.metrics.show_feed(&state.target.feed, found, rate);
     }
 
-    fn say_throttled(&mut self, now: Instant) {
+    fn say_throttled(&mut self, done: &Done, rest: Duration, now: Instant) {
         let before = self.throttled_at.replace(now);
         if before.is_none_or(|before| now >= before + EPISODE) {
             let app = self.states.first().map(|state| &state.target.feed.app);
@@ -257,6 +303,14 @@ impl<T: Transport> App<T> {
                 "Agora refuses requests as too many although we keep within the limit: somebody \
                  else may be asking for this App ID, or requests_per_second is too high for it"
             );
+        }
+        if rest > REST_TO_TELL {
+            let (host, said) = (&done.host, done.trouble.as_deref().unwrap_or_default());
+            let until = self.tools.clock.now().after(rest);
+            self.throttled.failing(format_args!(
+                "{host} asks for a pause (Retry-After): no request of this app before {until}: \
+                 {said}"
+            ));
         }
     }
 
@@ -299,7 +353,7 @@ impl<T: Transport> App<T> {
 // === impl State ===
 
 impl State {
-    async fn learn<T>(&mut self, tools: &Tools<T>, done: Done) {
+    async fn learn<T>(&mut self, tools: &Tools<T>, done: Done, rest: Duration, locked_out: bool) {
         let mut order = self.order.lock().await;
         // The lock is kept until the journal has it: what is released comes before whatever is next.
         let released = order.settled(done.ticket, done.ended);
@@ -317,18 +371,53 @@ impl State {
                 self.target.empty_at = Some(emptied_at);
             }
         }
-        if done.outcome == Outcome::Unauthorised {
-            // The app's trouble, and not the feed's.
-            return;
-        }
         let Some(trouble) = done.trouble else {
             self.failures = 0;
             self.condition.ok();
+            self.show_host(tools, done.place, &done.host);
             return;
         };
+        let tell_at = match done.outcome {
+            // The app's trouble, and not the feed's.
+            Outcome::Outdated | Outcome::Throttled { .. } => return,
+            Outcome::Refused { refusal: Refusal::Credentials, .. } if locked_out => return,
+            // Others may accept them, or be about to refuse them, too.
+            Outcome::Refused { refusal: Refusal::Credentials, .. } => FAILURES_TO_TELL,
+            Outcome::Refused { refusal: Refusal::Request, .. } => 1,
+            Outcome::Events(_) | Outcome::Failed { .. } if rest > REST_TO_TELL => 1,
+            Outcome::Events(_) | Outcome::Failed { .. } => FAILURES_TO_TELL,
+        };
         self.failures += 1;
-        if self.failures >= FAILURES_TO_TELL || done.outcome == Outcome::Refused {
-            self.condition.failing(trouble);
+        if self.failures < tell_at {
+            return;
+        }
+        let refuses = match done.outcome {
+            Outcome::Refused { refusal: Refusal::Credentials, .. } => {
+                " refuses the credentials of this app, and other hosts do not"
+            }
+            _ => "",
+        };
+        let host = &done.host;
+        if rest > REST_TO_TELL {
+            let until = tools.clock.now().after(rest);
+            let next = format_args!("the feed is asked again at {until}");
+            self.condition.failing(format_args!("{host}{refuses}: {trouble}; {next}"));
+        } else {
+            self.condition.failing(format_args!("{host}{refuses}: {trouble}"));
+        }
+    }
+
+    /// Shows which host serves the feed.
+    fn show_host<T>(&mut self, tools: &Tools<T>, place: usize, host: &str) {
+        if place == self.served_by {
+            return;
+        }
+        self.served_by = place;
+        let feed = &self.target.feed;
+        tools.metrics.failover(feed, place);
+        match place {
+            0 => info!(%feed, host, "the preferred host serves the feed again"),
+            _ => warn!(%feed, host, "another host than the preferred one serves the feed"),
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct PollerMetrics {
     pub buffer_fill: Family<FeedLabels, Gauge<f64, AtomicU64>>,
     /// Events a second, as forecast.
     pub feed_rate: Family<FeedLabels, Gauge<f64, AtomicU64>>,
+    /// Place of the host that served a feed last, in the order of failover.
+    pub failover_host: Family<FeedLabels, Gauge>,
     /// Gaps that were published because a buffer was found full.
     pub overflows_suspected: Family<FeedLabels, Counter>,
     /// When tokens end.
@@ -68,7 +70,7 @@ impl PollerMetrics {
             Answer::Page { cut: Some(_), .. } => "cut",
             Answer::Empty => "empty",
             Answer::Nothing(Trouble::NotSent(_)) => "not_sent",
-            Answer::Nothing(Trouble::Throttled { .. }) => "throttled",
+            Answer::Nothing(Trouble::Throttled(_)) => "throttled",
             Answer::Nothing(Trouble::Failed(_)) => "failed",
             Answer::Nothing(Trouble::Refused(_)) => "refused",
             Answer::Lost(_) => "lost",
@@ -86,6 +88,12 @@ impl PollerMetrics {
         let fill = (found / BUFFER_LIMIT as f64).min(1.0);
         self.buffer_fill.get_or_create(&labels).set(fill);
         self.feed_rate.get_or_create(&labels).set(rate);
+    }
+
+    /// Shows which host serves a feed.
+    pub fn failover(&self, feed: &Feed, place: usize) {
+        let place = i64::try_from(place).unwrap_or(i64::MAX);
+        self.failover_host.get_or_create(&FeedLabels::of(feed)).set(place);
     }
 
     /// Counts a suspected overflow.
@@ -144,6 +152,12 @@ impl PollerMetrics {
             self.feed_rate.clone(),
         );
         registry.register(
+            "failover_host",
+            "Place of the host that served the feed last, in the order of failover; 0 is the \
+             preferred one",
+            self.failover_host.clone(),
+        );
+        registry.register(
             "overflows_suspected",
             "Gaps that were published because Agora's buffer was found full",
             self.overflows_suspected.clone(),
@@ -165,6 +179,7 @@ impl Default for PollerMetrics {
             pages_released_late: Counter::default(),
             buffer_fill: Family::default(),
             feed_rate: Family::default(),
+            failover_host: Family::default(),
             overflows_suspected: Family::default(),
             tokens: Tokens::default(),
             clocks: Clocks::default(),

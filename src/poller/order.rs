@@ -6,7 +6,8 @@
 //! and no later than `h` less the way back. With the way there taken from both ends that is the
 //! span from `s` to `h − fastest`, where `fastest` is the fastest round trip; as long as the request
 //! is out, the span has no end. If the spans of two requests do not meet, the earlier one arrived
-//! first. If they do, the two are *ambiguous*.
+//! first. If they do, the two are *ambiguous*. Between requests to two hosts the fastest way is taken
+//! for zero: how much nearer one of them is, either way, is not known.
 //!
 //! Tickets grow in the order of sending, so they never contradict what is certain. Among ambiguous
 //! pages the times of their events decide, since a buffer is handed over oldest first; where times
@@ -70,6 +71,7 @@ pub(super) enum Ended<H> {
 #[derive(Clone, Copy, Debug)]
 struct Span {
     sent: Instant,
+    host: usize,
     /// `None` while nothing is known.
     latest: Option<Instant>,
     /// When its page began to wait.
@@ -93,20 +95,24 @@ impl<H> Order<H> {
         Self { out: BTreeMap::new(), held: Vec::new(), patience: longest + MARGIN }
     }
 
-    /// A request is about to leave. Tickets have to grow in the order of sending.
-    pub(super) fn begin(&mut self, ticket: Ticket, sent: Instant) {
-        self.out.insert(ticket, Span { sent, latest: None, waits_since: sent });
+    /// A request is about to leave for a host. Tickets have to grow in the order of sending.
+    pub(super) fn begin(&mut self, ticket: Ticket, sent: Instant, host: usize) {
+        self.out.insert(ticket, Span { sent, host, latest: None, waits_since: sent });
     }
 
     /// The answer to a request is there, and nobody has looked into it. `fastest` is the fastest
-    /// round trip that is known: not longer than that of any request that is out.
+    /// round trip to its host that is known: not longer than that of any request to it that is out.
     pub(super) fn arrived(&mut self, ticket: Ticket, head_at: Instant, fastest: Duration) -> Turn {
-        let span = self.out.get_mut(&ticket).expect("a request begins before it is answered");
-        let latest = head_at.checked_sub(fastest).map_or(span.sent, |it| it.max(span.sent));
-        *span = Span { sent: span.sent, latest: Some(latest), waits_since: head_at };
+        let span = *self.out.get(&ticket).expect("a request begins before it is answered");
         let others = self.out.iter().filter(|(other, _)| **other != ticket).map(|(_, it)| it);
-        let mut others = others.chain(self.held.iter().map(|it| &it.span));
-        if others.all(|other| latest < other.sent) { Turn::Now } else { Turn::Later }
+        let others = others.chain(self.held.iter().map(|it| &it.span));
+        // A request that leaves from now on arrives later, whichever host it asks.
+        let alone = others.clone().all(|other| other.host == span.host);
+        let fastest = if alone { fastest } else { Duration::ZERO };
+        let latest = head_at.checked_sub(fastest).map_or(span.sent, |it| it.max(span.sent));
+        let is_next = others.clone().all(|other| latest < other.sent);
+        self.out.insert(ticket, Span { latest: Some(latest), waits_since: head_at, ..span });
+        if is_next { Turn::Now } else { Turn::Later }
     }
 
     /// A request has its end, and its page, if there is one, is durable. Gives what is to be

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use tokio::sync::Mutex;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 use tracing::error;
@@ -44,6 +45,7 @@ use crate::model::Wholeness;
 use crate::observe::accounts::Column;
 use crate::schedule::Asked;
 use crate::schedule::Outcome;
+use crate::schedule::Refusal;
 use crate::schedule::Seen;
 
 /// What a request has to do, and for whom.
@@ -55,12 +57,28 @@ pub(super) struct Errand {
     pub(super) asked: Asked,
     /// Which credentials it carries.
     pub(super) edition: Edition,
+    /// The place of the host in the order of failover.
+    pub(super) place: usize,
     /// The feed.
     pub(super) target: Target,
     /// Whether its page may be seen before others.
     pub(super) order: Arc<Mutex<Order<Held>>>,
-    /// The fastest round trip when it left.
+    /// The fastest round trip to the host when it left.
     pub(super) fastest: Duration,
+}
+
+/// What a request tells its app.
+#[derive(Debug)]
+pub(super) enum News {
+    /// The head of an answer is there; the body may take long.
+    Head {
+        /// The schedule's name of the request.
+        asked: Asked,
+        /// When that was.
+        at: Instant,
+    },
+    /// The request has come to its end.
+    End(Box<Done>),
 }
 
 /// A request that has come to its end.
@@ -76,7 +94,9 @@ pub(super) struct Done {
     pub(super) ticket: Ticket,
     /// When the head of the answer was there.
     pub(super) head_at: Option<Instant>,
-    /// Whom it asked.
+    /// The place of the host that it asked in the order of failover.
+    pub(super) place: usize,
+    /// The name of that host.
     pub(super) host: String,
     /// For the schedule.
     pub(super) outcome: Outcome,
@@ -105,13 +125,19 @@ impl Errand {
         tools: Tools<T>,
         request: Request,
         reservation: Reservation,
+        news: &mpsc::Sender<News>,
     ) -> Done {
         let feed = &self.target.feed;
         let ticket = reservation.ticket();
         let host = host_of(&request.url).to_owned();
         let asked_at = tools.agora_now(&host);
         let sent = Instant::now();
-        let reply = tools.transport.ask(request).await;
+        let asked = self.asked;
+        let on_head = |at| {
+            // There is room for two from each request. Were there none, the end would tell.
+            drop(news.try_send(News::Head { asked, at }));
+        };
+        let reply = tools.transport.ask_with(request, on_head).await;
         let head_at = reply.head_at();
         tools.learn_time(&host, &reply);
         let answered_at = tools.agora_now(&host);
@@ -243,20 +269,18 @@ impl<T> Tools<T> {
         self.metrics.clocks.by_host(host, self.clock.now())
     }
 
-    /// A ticket, room for the answer, and the request.
+    /// A ticket, and room for the answer.
     pub(super) async fn prepare(
         &self,
-        proof: Vec<(&'static str, String)>,
         target: &Target,
         host: usize,
         partition: i32,
-    ) -> Result<(Request, Reservation), NotAsked> {
-        let url = target.urls.get(host).expect("the schedule knows our hosts").clone();
+    ) -> Result<Reservation, NotAsked> {
+        let url = target.urls.get(host).expect("the schedule knows our hosts");
         // The next process knows nothing of Agora's clock: what is for it, is by ours.
-        let by_us = |at| self.metrics.clocks.by_us(host_of(&url), at);
+        let by_us = |at| self.metrics.clocks.by_us(host_of(url), at);
         let (now, empty_at) = (self.clock.now(), target.empty_at.map(by_us));
-        let reservation = self.journal.reserve(&target.feed, partition, empty_at, now).await?;
-        Ok((Request { url, proof }, reservation))
+        Ok(self.journal.reserve(&target.feed, partition, empty_at, now).await?)
     }
 }
 
@@ -271,8 +295,9 @@ impl Done {
             edition: errand.edition,
             ticket,
             head_at,
+            place: errand.place,
             host: host.to_owned(),
-            outcome: Outcome::Failed,
+            outcome: Outcome::Failed { retry_after: None },
             ended: Ended::Done,
             emptied_at: None,
             trouble: None,
@@ -283,16 +308,24 @@ impl Done {
     fn fail_with(&mut self, trouble: Option<Trouble>) {
         let Some(trouble) = trouble else { return };
         let (outcome, text) = match trouble {
-            Trouble::NotSent(error) => (Outcome::Failed, format!("not reached: {error}")),
-            Trouble::Throttled { retry_after, said } => {
-                (Outcome::Throttled { retry_after }, explained(&said))
+            Trouble::NotSent(error) => {
+                (Outcome::Failed { retry_after: None }, format!("not reached: {error}"))
             }
-            Trouble::Failed(said) => (Outcome::Failed, explained(&said)),
-            // What to do about it the app's credentials know.
-            Trouble::Refused(said) if said.status == 401 => {
-                (Outcome::Unauthorised, said.to_string())
+            Trouble::Throttled(said) => {
+                (Outcome::Throttled { retry_after: said.retry_after }, explained(&said))
             }
-            Trouble::Refused(said) => (Outcome::Refused, explained(&said)),
+            Trouble::Failed(said) => {
+                (Outcome::Failed { retry_after: said.retry_after }, explained(&said))
+            }
+            Trouble::Refused(said) => {
+                let retry_after = said.retry_after;
+                let refused = |refusal| Outcome::Refused { refusal, retry_after };
+                match said.status {
+                    // What to do about it the app's credentials know.
+                    401 => (refused(Refusal::Credentials), said.to_string()),
+                    _ => (refused(Refusal::Request), explained(&said)),
+                }
+            }
         };
         self.outcome = outcome;
         self.trouble = Some(text);

@@ -21,10 +21,11 @@ use super::FeedFacts;
 use super::Limits;
 use super::Seen;
 use super::Suspected;
-use super::backoff::Backoff;
 use super::forecast::Forecast;
 use super::forecast::Observation;
 use super::forecast::gathering;
+use super::hosts::Hosts;
+use super::hosts::TurnedDown;
 use super::overflow::Emptying;
 use super::overflow::Overflow;
 use super::skew::Skew;
@@ -44,6 +45,14 @@ const MOST_SILENT: usize = 3;
 
 /// Requests that are silent for so long are the host's silence, and no hiccup.
 const HOST_IS_SILENT: Duration = Duration::from_secs(2);
+
+/// A host to which the feed has just moved gets this long to answer its first request, connecting
+/// included; then the feed asks the next one.
+const PROOF: Duration = Duration::from_secs(1);
+
+/// A body that has not ended this long after its head is stalled, unless bodies usually take a third
+/// of that or more: then after three times as long.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// Freshness waits so much longer for a moment in which nobody is in need.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,12 +83,15 @@ pub(super) struct FeedPlan {
     out: Vec<Out>,
     most_silent: usize,
     last_sent: Option<Instant>,
-    /// Not before: it failed, or could not be asked.
+    /// Not before: it could not be asked.
     not_before: Instant,
     interval: Duration,
     forecast: Forecast,
-    trip: RoundTrip,
-    backoff: Backoff,
+    /// For each host, what heads of answers take.
+    trips: Vec<RoundTrip>,
+    /// For each host, what bodies take after that.
+    bodies: Vec<RoundTrip>,
+    hosts: Hosts,
     overflow: Overflow,
     /// The clocks, as they relate if each request arrives as late as it can.
     latest: Skew,
@@ -111,6 +123,8 @@ struct Out {
     asked: Asked,
     sent: Instant,
     host: usize,
+    /// When the head of its answer was there: it has taken what it found, its body is on the way.
+    head_at: Option<Instant>,
     /// How many events it was expected to find.
     expected: Option<f64>,
 }
@@ -163,8 +177,9 @@ impl FeedPlan {
             not_before: now,
             interval: limits.shortest_interval,
             forecast: Forecast::new(now, facts.known),
-            trip: RoundTrip::default(),
-            backoff: Backoff::new(facts.hosts),
+            trips: vec![RoundTrip::default(); facts.hosts.max(1)],
+            bodies: vec![RoundTrip::default(); facts.hosts.max(1)],
+            hosts: Hosts::new(facts.hosts, now),
             overflow: Overflow::default(),
             latest: Skew::default(),
             heard: None,
@@ -175,12 +190,33 @@ impl FeedPlan {
     /// The host to ask.
     pub(super) fn host(&self, now: Instant) -> usize {
         let doubted = self.doubted_at(now).is_some_and(|at| at <= now);
-        if doubted { self.backoff.next_host() } else { self.backoff.host() }
+        let other = if doubted { self.hosts.other(now) } else { None };
+        other.unwrap_or(self.hosts.current())
     }
 
-    /// When the request of that name left; `None` where it is not of this feed.
-    pub(super) fn sent(&self, asked: Asked) -> Option<Instant> {
-        self.out.iter().find(|it| it.asked == asked).map(|it| it.sent)
+    /// Which host the request of that name asked; `None` where it is not of this feed.
+    pub(super) fn asks(&self, asked: Asked) -> Option<usize> {
+        self.out.iter().find(|it| it.asked == asked).map(|it| it.host)
+    }
+
+    /// When a request left last.
+    pub(super) fn last_sent(&self) -> Option<Instant> {
+        self.last_sent
+    }
+
+    /// When the host that is asked next may be asked.
+    pub(super) fn not_before(&self) -> Instant {
+        self.not_before.max(self.hosts.not_before())
+    }
+
+    /// Whether a request is out.
+    pub(super) fn is_asking(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Whether every host refuses the credentials, as far as is known.
+    pub(super) fn refuses_credentials(&self) -> bool {
+        self.hosts.refuse_credentials()
     }
 
     /// What is known of it, for the next process.
@@ -212,8 +248,8 @@ impl FeedPlan {
         if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= self.most_silent {
             return None;
         }
-        let not_before = match self.silent_at_host(now).count() {
-            ..SILENT_AT_A_HOST => self.not_before,
+        let not_before = match self.hanging_at_host(now).count() {
+            silent if silent < self.silent_at_most() => self.not_before(),
             _ => self.doubted_at(now)?.max(self.not_before),
         };
         let rate = self.forecast.rate();
@@ -221,15 +257,17 @@ impl FeedPlan {
             let needed = Some(not_before);
             return Some(Wish { fresh: not_before, needed, over: None, not_before, rate });
         };
-        let silence = self.trip.silence();
-        let heard = self.out.iter().map(|it| it.sent + silence).max().unwrap_or(last_sent);
+        let heard = self.out.iter().map(|it| self.silent_at(it)).max().unwrap_or(last_sent);
         let fresh = (last_sent + fresh_interval).max(heard).max(not_before);
         let full = PAGE_LIMIT as f64
             + (ERRORS_ABOVE_A_PAGE * self.forecast.error()).min(MOST_ABOVE_A_PAGE);
-        let full = self.reaches(full, now).map(|at| at.max(last_sent + self.trip.apart()));
-        // Behind a full page there may be another one: that is asked for as soon as it came.
+        let full = self.reaches(full, now).map(|at| at.max(last_sent + self.trip().apart()));
+        // Behind a full page there may be another one: that is asked for as soon as the one before has
+        // taken its own, for its body may be long on the way.
         let needed = if self.forecast.is_unsure() {
-            Some(full.map_or(heard, |full| full.min(heard)))
+            let taken = self.out.iter().map(|it| it.head_at.unwrap_or(self.silent_at(it))).max();
+            let taken = taken.unwrap_or(last_sent);
+            Some(full.map_or(taken, |full| full.min(taken)))
         } else {
             full
         };
@@ -241,13 +279,24 @@ impl FeedPlan {
 
     /// Notes that a request leaves.
     pub(super) fn asked(&mut self, asked: Asked, now: Instant) {
-        let arrives = now + self.trip.there();
-        let expected = self.forecast.level(arrives, self.takes(now));
-        if self.host(now) != self.backoff.host() {
-            self.backoff.doubt(now);
+        if self.host(now) != self.hosts.current() {
+            self.hosts.doubt(now);
         }
-        self.out.push(Out { asked, sent: now, host: self.backoff.host(), expected });
+        let host = self.hosts.current();
+        let arrives = now + self.trip().there();
+        let expected = self.forecast.level(arrives, self.takes(now));
+        self.out.push(Out { asked, sent: now, host, head_at: None, expected });
         self.last_sent = Some(now);
+    }
+
+    /// Notes that the head of an answer was there: the request has taken what it found.
+    pub(super) fn heard(&mut self, asked: Asked, head_at: Instant) {
+        let Some(out) = self.out.iter_mut().find(|it| it.asked == asked) else { return };
+        if out.head_at.is_none() {
+            out.head_at = Some(head_at);
+            let (host, took) = (out.host, head_at.duration_since(out.sent));
+            self.trips.get_mut(host).expect("one for each host").learn(took);
+        }
     }
 
     /// Notes that it could not be asked, for a reason that is ours.
@@ -267,8 +316,9 @@ impl FeedPlan {
         let out = self.take_out(asked)?;
         let head_at = when.head_at.unwrap_or(when.now);
         let took = head_at.duration_since(out.sent);
-        self.trip.learn(took);
-        self.backoff.succeeded(out.host, when.now);
+        let body = self.bodies.get_mut(out.host).expect("one for each host");
+        body.learn(when.now.duration_since(head_at));
+        self.hosts.answered(out.host, when.now);
         // What broke off may have been a full page.
         let seen = if seen.torn { Seen { events: PAGE_LIMIT, times: None, ..seen } } else { seen };
         let overtook =
@@ -292,29 +342,28 @@ impl FeedPlan {
         self.overflow.rest()
     }
 
-    /// Notes that a request was turned away; it took nothing.
-    pub(super) fn turned_away(&mut self, asked: Asked) {
-        self.take_out(asked);
+    /// Notes that a request was turned away for a reason that is not its host's; it took nothing.
+    /// Tells when it left.
+    pub(super) fn turned_away(&mut self, asked: Asked) -> Option<Instant> {
+        self.take_out(asked).map(|out| out.sent)
     }
 
-    /// Notes that a request failed.
-    pub(super) fn failed(
+    /// Notes that a host failed, or refused the request.
+    pub(super) fn turned_down(
         &mut self,
         asked: Asked,
+        how: TurnedDown,
         now: Instant,
         limits: &Limits,
         random: &mut StdRng,
     ) {
         let Some(out) = self.take_out(asked) else { return };
-        if let Some(wait) = self.backoff.failed(out.sent, out.host, now, limits, random) {
-            self.not_before = self.not_before.max(now + wait);
-        }
+        self.hosts.turned_down(out.sent, out.host, how, now, limits, random);
     }
 
-    /// Notes that a request was refused until a person does something.
-    pub(super) fn refused(&mut self, asked: Asked, until: Instant) {
-        self.take_out(asked);
-        self.not_before = until;
+    /// Lifts what was held against hosts that refuse the credentials.
+    pub(super) fn forgive_credentials(&mut self, now: Instant) {
+        self.hosts.forgive_credentials(now);
     }
 
     fn look_for_overflow(
@@ -333,7 +382,7 @@ impl FeedPlan {
             return None;
         }
         let latest = head_at.checked_sub(fastest / 2).unwrap_or(head_at);
-        let uncertain = (head_at - out.sent - fastest).max(self.trip.apart());
+        let uncertain = (head_at - out.sent - fastest).max(self.trip_to(out.host).apart());
         let arrived = millis(latest.saturating_duration_since(self.origin));
         if let Some(times) = seen.times {
             self.latest.observe(arrived, seen.events, times);
@@ -363,33 +412,64 @@ impl FeedPlan {
         Some(self.out.remove(index))
     }
 
+    /// The round trips to the current host.
+    fn trip(&self) -> &RoundTrip {
+        self.trip_to(self.hosts.current())
+    }
+
+    fn trip_to(&self, host: usize) -> &RoundTrip {
+        self.trips.get(host).expect("one for each host")
+    }
+
+    /// From when on nothing is expected of a request, unless more is heard of it.
+    fn silent_at(&self, out: &Out) -> Instant {
+        out.head_at.unwrap_or(out.sent) + self.trip_to(out.host).silence()
+    }
+
+    /// Whether it is unknown what became of a request. One whose head is there has arrived, however
+    /// long its body takes.
     fn is_silent(&self, out: &Out, now: Instant) -> bool {
-        now >= out.sent + self.trip.silence()
+        out.head_at.is_none() && now >= self.silent_at(out)
     }
 
-    fn silent_at_host(&self, now: Instant) -> impl Iterator<Item = &Out> {
-        let host = self.backoff.host();
-        self.out.iter().filter(move |it| it.host == host && self.is_silent(it, now))
+    /// Whether nothing more may come of a request: it is silent, or its body is stalled.
+    fn hangs(&self, out: &Out, now: Instant) -> bool {
+        let Some(head_at) = out.head_at else { return self.is_silent(out, now) };
+        let usual = self.bodies.get(out.host).expect("one for each host");
+        now >= head_at + usual.silence().max(STALLED)
     }
 
-    /// When the silence of the host's requests is the host's; `None` where there is no other host.
+    fn hanging_at_host(&self, now: Instant) -> impl Iterator<Item = &Out> {
+        let host = self.hosts.current();
+        self.out.iter().filter(move |it| it.host == host && self.hangs(it, now))
+    }
+
+    /// Hanging requests at the current host from which on no other one is sent to it.
+    fn silent_at_most(&self) -> usize {
+        if self.hosts.is_proven() { SILENT_AT_A_HOST } else { 1 }
+    }
+
+    /// When the silence of the host's requests is the host's, and another may be asked; `None` where
+    /// there is no other.
     fn doubted_at(&self, now: Instant) -> Option<Instant> {
-        if self.backoff.next_host() == self.backoff.host() {
-            return None;
-        }
-        let last = self.silent_at_host(now).nth(SILENT_AT_A_HOST - 1)?;
-        Some(last.sent + HOST_IS_SILENT)
+        let other_from = self.hosts.other_from()?;
+        let last = self.hanging_at_host(now).nth(self.silent_at_most() - 1)?;
+        let patience = if self.hosts.is_proven() { HOST_IS_SILENT } else { PROOF };
+        Some(other_from.max(last.sent + patience))
     }
 
     /// When the requests that are out arrive, without the silent ones.
     fn takes(&self, now: Instant) -> impl Iterator<Item = Instant> {
         let talking = self.out.iter().filter(move |it| !self.is_silent(it, now));
-        talking.map(|it| it.sent + self.trip.there())
+        talking.map(|it| match it.head_at {
+            Some(head_at) => it.sent + head_at.duration_since(it.sent) / 2,
+            None => it.sent + self.trip_to(it.host).there(),
+        })
     }
 
     /// When a request has to leave to find so many events.
     fn reaches(&self, events: f64, now: Instant) -> Option<Instant> {
         let at = self.forecast.reaches(events, self.takes(now))?;
-        at.checked_sub(self.trip.there())
+        at.checked_sub(self.trip().there())
     }
 }

@@ -1,9 +1,9 @@
 //! The way to the server and back, as it was lately.
 //!
-//! Two users with two questions. The budget asks what a request takes *at least*, over all feeds of
-//! an App ID ([`Fastest`]): it must never believe a way to be slower than it is. A feed asks what
-//! its requests *usually* take and how much that varies ([`RoundTrip`]), as TCP does for its
-//! retransmission timer (RFC 6298).
+//! Two users with two questions. The budget asks what a request to a host takes *at least*, over all
+//! feeds of an App ID ([`Fastest`]): it must never believe a way to be slower than it is. A feed asks
+//! what its requests to a host *usually* take and how much that varies ([`RoundTrip`]), as TCP does for
+//! its retransmission timer (RFC 6298).
 
 use std::time::Duration;
 
@@ -38,8 +38,12 @@ const LEAST_SILENCE: Duration = Duration::from_millis(250);
 /// What is taken for a round trip before one was seen.
 const UNKNOWN: Duration = Duration::from_millis(300);
 
-/// The fastest round trip of an App ID.
-#[derive(Debug)]
+/// The way to one host of one region, as a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way(pub(super) usize);
+
+/// The fastest round trip of an App ID to one host.
+#[derive(Clone, Debug)]
 pub(super) struct Fastest {
     answers: u32,
     current: Span,
@@ -56,8 +60,8 @@ struct Span {
     fastest: Vec<Duration>,
 }
 
-/// What a feed's round trips usually take.
-#[derive(Debug, Default)]
+/// What a feed's round trips to a host usually take.
+#[derive(Clone, Debug, Default)]
 pub(super) struct RoundTrip {
     /// The mean, and the mean deviation from it; `None` before the first answer.
     usual: Option<(Duration, Duration)>,

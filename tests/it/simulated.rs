@@ -20,6 +20,7 @@ mod judge;
 mod kafka_model;
 mod plan;
 mod refused;
+mod refusing;
 mod regions;
 mod run;
 mod scenarios;

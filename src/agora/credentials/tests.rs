@@ -11,6 +11,7 @@ use crate::config::TokenForm;
 const APP_ID: &str = "876922cbca0098dff4323566daa89675";
 const CERTIFICATE: &str = "5CFd2fd1755d40ecb72977518be15d3b";
 const HOUR: Duration = Duration::from_secs(3_600);
+const HOST: &str = "api.agora.io";
 
 fn credentials(auth: Auth) -> Credentials {
     Credentials::new(AppId::new(APP_ID), auth, 1)
@@ -126,13 +127,13 @@ fn an_accepted_token_that_is_refused_is_renewed_and_the_next_one_sooner() {
     let time = Time::begin();
     let mut credentials = minted(TokenForm::AccessToken2);
     let first = credentials.proof(time.0).unwrap().edition;
-    assert!(credentials.accepted(first));
-    assert_eq!(credentials.refused(first, time.after(100).monotonic), Refused::Outdated);
+    assert!(credentials.accepted(first, HOST));
+    assert_eq!(credentials.refused(first, HOST, time.after(100).monotonic), Refused::Outdated);
     let second = credentials.proof(time.after(100)).unwrap().edition;
     assert_ne!(first, second);
     // Two requests carried the first one.
-    assert_eq!(credentials.refused(first, time.after(101).monotonic), Refused::Outdated);
-    assert!(!credentials.accepted(first));
+    assert_eq!(credentials.refused(first, HOST, time.after(101).monotonic), Refused::Outdated);
+    assert!(!credentials.accepted(first, HOST));
     assert_eq!(credentials.proof(time.after(149)).unwrap().edition, second);
     assert_ne!(credentials.proof(time.after(170)).unwrap().edition, second, "they live for 100 s");
 }
@@ -143,13 +144,13 @@ fn a_second_fresh_token_that_is_refused_is_the_last() {
     let mut credentials = minted(TokenForm::AccessToken2);
     let refuse = |credentials: &mut Credentials| {
         let edition = credentials.proof(time.0).unwrap().edition;
-        credentials.refused(edition, time.0.monotonic)
+        credentials.refused(edition, HOST, time.0.monotonic)
     };
     assert_eq!(refuse(&mut credentials), Refused::Outdated);
     assert_eq!(refuse(&mut credentials), Refused::ForGood);
     assert_eq!(refuse(&mut credentials), Refused::ForGood, "a third one is no better");
     let edition = credentials.proof(time.0).unwrap().edition;
-    assert!(credentials.accepted(edition));
+    assert!(credentials.accepted(edition, HOST));
     assert_eq!(refuse(&mut credentials), Refused::Outdated, "it was accepted in between");
 }
 
@@ -160,11 +161,11 @@ fn what_was_made_elsewhere_is_refused_for_good_until_it_changes() {
     fs::write(&path, "first\n").unwrap();
     let (time, mut credentials) = (Time::begin(), from_file(&path));
     let first = credentials.proof(time.0).unwrap().edition;
-    assert_eq!(credentials.refused(first, time.0.monotonic), Refused::ForGood);
+    assert_eq!(credentials.refused(first, HOST, time.0.monotonic), Refused::ForGood);
     assert!(!credentials.look(time.0.monotonic));
     fs::write(&path, "second\n").unwrap();
     assert!(credentials.look(time.0.monotonic));
-    assert_eq!(credentials.refused(first, time.0.monotonic), Refused::Outdated);
+    assert_eq!(credentials.refused(first, HOST, time.0.monotonic), Refused::Outdated);
     assert_eq!(credentials.proof(time.0).unwrap().headers[0].1, "second");
 }
 
@@ -280,4 +281,43 @@ fn no_secret_is_shown() {
     let proof = credentials.proof(Time::begin().0).unwrap();
     let shown = format!("{credentials:?} {proof:?}");
     assert!(!shown.contains(CERTIFICATE) && !shown.contains("agora token"), "{shown}");
+}
+
+/// Another host accepts what this one refuses: it is asked with fresh tokens twice, and then the token
+/// is left alone.
+#[test]
+fn a_host_that_refuses_what_others_accept_does_not_use_up_tokens() {
+    let time = Time::begin();
+    let mut credentials = minted(TokenForm::AccessToken2);
+    let mut renewals = 0;
+    let mut before = credentials.proof(time.0).unwrap().edition;
+    for second in 0..60 {
+        let now = time.after(second);
+        let edition = credentials.proof(now).unwrap().edition;
+        renewals += u32::from(edition != before);
+        before = edition;
+        assert!(credentials.accepted(edition, HOST));
+        let refused = credentials.refused(edition, "other", now.monotonic);
+        let expected = if second == 0 { Refused::Outdated } else { Refused::ForGood };
+        assert_eq!(refused, expected, "after {second} s");
+    }
+    assert!(renewals <= 2, "{renewals}");
+}
+
+#[test]
+fn a_life_that_one_refusal_cut_short_grows_again() {
+    let time = Time::begin();
+    let mut credentials = minted(TokenForm::AccessToken2);
+    let first = credentials.proof(time.0).unwrap().edition;
+    assert!(credentials.accepted(first, HOST));
+    assert_eq!(credentials.refused(first, HOST, time.after(2).monotonic), Refused::Outdated);
+    let (mut before, mut renewals) = (first, 0);
+    for second in 0..1_000 {
+        let edition = credentials.proof(time.after(second)).unwrap().edition;
+        credentials.accepted(edition, HOST);
+        renewals += u32::from(edition != before);
+        before = edition;
+    }
+    // It is looked at each second: without growth there would be 500.
+    assert!(renewals < 300, "{renewals}");
 }

@@ -11,6 +11,7 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agora;
@@ -152,7 +153,7 @@ fn said(reply: &Reply) -> (Verdict, String) {
 // === impl Once ===
 
 impl Transport for Once {
-    async fn ask(&self, request: Request) -> Reply {
+    async fn ask_with(&self, request: Request, on_head: impl FnOnce(Instant) + Send) -> Reply {
         let feed = self.feeds.get(&request.url).expect("the daemon asks what is configured");
         {
             let mut seen = self.shared.lock();
@@ -161,7 +162,7 @@ impl Transport for Once {
             }
             seen.asked.push(feed.clone());
         }
-        let reply = self.http.ask(request).await;
+        let reply = self.http.ask_with(request, on_head).await;
         let (verdict, says) = said(&reply);
         let mut seen = self.shared.lock();
         let feeds: std::collections::HashSet<_> = self.feeds.values().collect();

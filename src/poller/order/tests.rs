@@ -27,7 +27,7 @@ impl Bench {
     fn sent(at: &[u64]) -> Self {
         let mut bench = Self { order: Order::new(LONGEST), origin: Instant::now() };
         for (ticket, at) in (1..).zip(at) {
-            bench.order.begin(Ticket(ticket), bench.origin + ms(*at));
+            bench.order.begin(Ticket(ticket), bench.origin + ms(*at), 0);
         }
         bench
     }
@@ -242,7 +242,7 @@ impl Course {
         for (at, step, ticket) in course.steps() {
             match step {
                 Step::Begin => {
-                    course.bench.order.begin(Ticket(ticket), course.bench.origin + ms(at));
+                    course.bench.order.begin(Ticket(ticket), course.bench.origin + ms(at), 0);
                     course.out.push(ticket);
                 }
                 Step::Head => course.head(ticket, at),

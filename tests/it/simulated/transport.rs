@@ -192,7 +192,7 @@ impl Agora {
 // === impl Way ===
 
 impl Transport for Way {
-    async fn ask(&self, request: Request) -> Reply {
+    async fn ask_with(&self, request: Request, on_head: impl FnOnce(Instant) + Send) -> Reply {
         let (leaves, back) = {
             let mut wires = self.agora.lock();
             let (there, back) = wires.world.round_trip();
@@ -203,7 +203,7 @@ impl Transport for Way {
         };
         let region = self.agora.lock().exchanges[leaves.exchange].region;
         let promise = NotDropped { agora: self.agora.clone(), kept: false };
-        let reply = self.follow(leaves, back).await;
+        let reply = self.follow(leaves, back, on_head).await;
         promise.keep();
         if matches!(&reply, Reply::Answered(raw) if raw.cut.is_none()) {
             *self.idle().entry(region).or_default() += 1;
@@ -229,7 +229,12 @@ impl Way {
         left.is_some()
     }
 
-    async fn follow(&self, leaves: OnTheWay, back: Duration) -> Reply {
+    async fn follow(
+        &self,
+        leaves: OnTheWay,
+        back: Duration,
+        on_head: impl FnOnce(Instant) + Send,
+    ) -> Reply {
         self.now.reaches(leaves.arrives_at).await;
         let exchange = leaves.exchange;
         let met = {
@@ -254,14 +259,19 @@ impl Way {
             Met::Answer(answer) => answer,
         };
         tokio::time::sleep(back).await;
-        let head_at = Some(Instant::now());
-        let length = answer.body.len();
-        let (bytes, cut) = match answer.ending {
+        match answer.ending {
             Ending::NoAnswer => return self.lost(exchange, "reset"),
             Ending::Never => {
                 tokio::time::sleep(SILENCE_TIMEOUT).await;
                 return self.lost(exchange, "silent");
             }
+            _ => {}
+        }
+        let head_at = Instant::now();
+        on_head(head_at);
+        let length = answer.body.len();
+        let (bytes, cut) = match answer.ending {
+            Ending::NoAnswer | Ending::Never => unreachable!("handled above"),
             Ending::Whole => (length, None),
             Ending::Slow { .. } => {
                 tokio::time::sleep(answer.ending.takes(length)).await;
@@ -296,7 +306,7 @@ impl Way {
             resource_id: header("x-resource-id"),
             body: Bytes::from(answer.body).slice(..bytes),
             cut: cut.map(|why| TransportError(why.to_owned())),
-            head_at,
+            head_at: Some(head_at),
         })
     }
 
