@@ -7,6 +7,11 @@
 //!
 //! A condition is logged when it changes and not while it lasts. Names are constants and subjects
 //! come from the configuration (a feed, a topic, a path), so that both can be labels of a metric.
+//!
+//! Each condition has a lock of its own. Saying that one fails costs the same with one condition
+//! as with 40,000, and waits for nobody who looks at all of them.
+
+mod condition;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,9 +31,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use serde::Serializer;
-use tracing::info;
-use tracing::warn;
 
+pub use self::condition::Condition;
+
+use self::condition::Causes;
+use self::condition::Slot;
 use crate::model::Clock;
 use crate::model::Timestamp;
 
@@ -36,17 +43,7 @@ use crate::model::Timestamp;
 #[derive(Clone, Debug)]
 pub struct Health {
     clock: Clock,
-    state: Arc<Mutex<State>>,
-}
-
-/// One thing that can be well or fail. Cheap to clone; clones share.
-///
-/// Dropped while failing, it goes on failing: nobody is left who could say that it is well.
-#[derive(Clone, Debug)]
-pub struct Condition {
-    health: Health,
-    key: Key,
-    fails: Arc<AtomicBool>,
+    state: Arc<State>,
 }
 
 /// What `/ready` says.
@@ -75,17 +72,16 @@ pub struct Reason {
 #[derive(Debug)]
 struct State {
     started_at: Timestamp,
-    polling: bool,
-    conditions: BTreeMap<Key, Kept>,
+    polling: AtomicBool,
+    /// Taken to add a condition and to look at all of them, not to say how one is.
+    conditions: Mutex<Conditions>,
+    causes: Causes,
 }
 
-/// What is kept of a condition.
 #[derive(Debug, Default)]
-struct Kept {
-    failure: Option<Failure>,
-    /// Whether there is a failure, for a look without the lock: a thousand apps say after each
-    /// answer that they are well. Written under the lock.
-    fails: Arc<AtomicBool>,
+struct Conditions {
+    reported: BTreeMap<Key, Arc<Slot>>,
+    watched: Vec<Watched>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,21 +90,19 @@ struct Key {
     subject: Arc<str>,
 }
 
-#[derive(Clone, Debug)]
-struct Failure {
-    reason: String,
-    since: Timestamp,
-    /// Nothing failed: something has to come about first.
-    pending: bool,
+/// A condition that is looked up when it is asked for.
+struct Watched {
+    name: &'static str,
+    look: Box<dyn Fn() -> Option<Trouble> + Send + Sync>,
 }
 
-/// What of a failure is news.
-#[derive(Clone, Copy, Debug)]
-struct News {
-    /// Nothing was failing before.
-    begins: bool,
-    /// Another condition fails for the same reason.
-    told: bool,
+/// What is wrong with something that [`Health::watch`] looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// In words.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 // === impl Health ===
@@ -116,42 +110,58 @@ struct News {
 impl Health {
     /// Health of a process that starts now; `clock` stamps the changes.
     pub fn new(clock: Clock) -> Self {
-        let started_at = clock.now();
-        let state = State { started_at, polling: false, conditions: BTreeMap::new() };
-        Self { clock, state: Arc::new(Mutex::new(state)) }
+        let state = State {
+            started_at: clock.now(),
+            polling: AtomicBool::new(false),
+            conditions: Mutex::default(),
+            causes: Causes::default(),
+        };
+        Self { clock, state: Arc::new(state) }
     }
 
-    /// The condition of this name and subject; well, where it is new.
+    /// One more holder of the condition of this name and subject; well, where it is new.
+    ///
+    /// The condition fails while one of its holders does.
     pub fn condition(&self, name: &'static str, subject: impl Into<String>) -> Condition {
         let key = Key { name, subject: Arc::from(subject.into()) };
-        let fails = Arc::clone(&self.lock().conditions.entry(key.clone()).or_default().fails);
-        Condition { health: self.clone(), key, fails }
+        let slot = Arc::clone(self.conditions().reported.entry(key.clone()).or_default());
+        Condition::new(self.clone(), key, slot)
+    }
+
+    /// Adds a condition that nobody reports: `look` is called whenever somebody asks for it. It
+    /// must not block, nor ask for health itself. Its changes are not logged.
+    pub fn watch(
+        &self,
+        name: &'static str,
+        look: impl Fn() -> Option<Trouble> + Send + Sync + 'static,
+    ) {
+        self.conditions().watched.push(Watched { name, look: Box::new(look) });
     }
 
     /// Says that the journal is open and feeds are being asked.
     pub fn polling_begun(&self) {
-        self.lock().polling = true;
+        self.state.polling.store(true, Ordering::Release);
     }
 
     /// Whether the bridge is ready, and why not.
     pub fn readiness(&self) -> Readiness {
-        let state = self.lock();
-        let not_begun = (!state.polling).then(|| Reason {
+        let not_begun = (!self.state.polling.load(Ordering::Acquire)).then(|| Reason {
             condition: "polling",
             subject: String::new(),
             reason: "polling has not begun".to_owned(),
-            since: state.started_at,
+            since: self.state.started_at,
         });
-        let failing = state.conditions.iter().filter_map(|(key, kept)| {
-            let failure = kept.failure.as_ref()?;
-            Some(Reason {
-                condition: key.name,
-                subject: key.subject.to_string(),
-                reason: failure.reason.clone(),
-                since: failure.since,
-            })
+        let conditions = self.conditions();
+        let reported = conditions.reported.iter().filter_map(|(key, slot)| {
+            let (reason, since) = slot.trouble()?;
+            let (condition, subject) = (key.name, key.subject.to_string());
+            Some(Reason { condition, subject, reason: reason.to_string(), since })
         });
-        let reasons: Vec<Reason> = not_begun.into_iter().chain(failing).collect();
+        let watched = conditions.watched.iter().filter_map(|Watched { name, look }| {
+            let Trouble { reason, since } = look()?;
+            Some(Reason { condition: name, subject: String::new(), reason, since })
+        });
+        let reasons: Vec<Reason> = not_begun.into_iter().chain(reported).chain(watched).collect();
         Readiness { ready: reasons.is_empty(), reasons }
     }
 
@@ -160,87 +170,44 @@ impl Health {
         registry.register_collector(Box::new(self.clone()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole after every step, also after one that panicked.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn conditions(&self) -> MutexGuard<'_, Conditions> {
+        // The maps are whole after every step, also after one that panicked.
+        self.state.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Collector for Health {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let ready = i64::from(self.readiness().ready);
+        let conditions = self.conditions();
+        let reported = conditions.reported.iter().map(|(key, slot)| (key, slot.fails()));
+        let reported: Vec<(&Key, bool)> = reported.collect();
+        let watched = conditions.watched.iter().map(|it| (it.name, (it.look)().is_some()));
+        let watched: Vec<(&str, bool)> = watched.collect();
+        let ready = self.state.polling.load(Ordering::Acquire)
+            && !reported.iter().any(|(_, fails)| *fails)
+            && !watched.iter().any(|(_, fails)| *fails);
         let help = "1 when polling has begun and no condition fails, else 0.";
         let metric = encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?;
-        ConstGauge::new(ready).encode(metric)?;
+        ConstGauge::new(i64::from(ready)).encode(metric)?;
 
         let help = "1 while the condition fails, else 0.";
         let mut family =
             encoder.encode_descriptor("condition_failing", help, None, MetricType::Gauge)?;
-        for (key, kept) in &self.lock().conditions {
-            let labels = [("condition", key.name), ("subject", &*key.subject)];
-            let failing = i64::from(kept.failure.is_some());
-            ConstGauge::new(failing).encode(family.encode_family(&labels)?)?;
+        let reported = reported.into_iter().map(|(key, fails)| (key.name, &*key.subject, fails));
+        let watched = watched.into_iter().map(|(name, fails)| (name, "", fails));
+        for (name, subject, fails) in reported.chain(watched) {
+            let labels = [("condition", name), ("subject", subject)];
+            ConstGauge::new(i64::from(fails)).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
 }
 
-// === impl Condition ===
+// === impl Watched ===
 
-impl Condition {
-    /// Says that all is well.
-    pub fn ok(&self) {
-        if !self.fails.load(Ordering::Acquire) {
-            return;
-        }
-        let ended = {
-            let mut state = self.health.lock();
-            self.fails.store(false, Ordering::Release);
-            state.conditions.get_mut(&self.key).and_then(|kept| kept.failure.take())
-        };
-        // Logged after the lock is given back: writing a log may block, and others report too.
-        if let Some(failure) = ended.filter(|failure| !failure.pending) {
-            let lasted = self.health.clock.now().since(failure.since);
-            let Key { name, subject } = &self.key;
-            let lasted = humantime::format_duration(lasted);
-            info!(condition = name, %subject, %lasted, "condition recovered");
-        }
-    }
-
-    /// Says what has to come about before all is well, as a start does. Not logged: nothing failed.
-    pub fn pending(&self, reason: impl Display) {
-        self.replace(reason.to_string(), true);
-    }
-
-    /// Says what is wrong. Said again while it lasts, only the reason is replaced.
-    pub fn failing(&self, reason: impl Display) {
-        let reason = reason.to_string();
-        if self.replace(reason.clone(), false).begins {
-            let Key { name, subject } = &self.key;
-            warn!(condition = name, %subject, reason, "condition failing");
-        }
-    }
-
-    /// The same where one cause makes many fail and the reason names it: one of them logs it.
-    pub fn failing_alike(&self, reason: impl Display) {
-        let reason = reason.to_string();
-        if matches!(self.replace(reason.clone(), false), News { begins: true, told: false }) {
-            let Key { name, subject } = &self.key;
-            warn!(condition = name, %subject, reason, "condition failing");
-        }
-    }
-
-    fn replace(&self, reason: String, pending: bool) -> News {
-        let now = self.health.clock.now();
-        let mut state = self.health.lock();
-        let Kept { failure, .. } = state.conditions.entry(self.key.clone()).or_default();
-        let failed = failure.as_ref().filter(|failure| !failure.pending);
-        let (begins, since) = (failed.is_none(), failed.map_or(now, |failure| failure.since));
-        *failure = Some(Failure { reason: reason.clone(), since, pending });
-        self.fails.store(true, Ordering::Release);
-        let same = |kept: &Kept| kept.failure.as_ref().is_some_and(|it| it.reason == reason);
-        let told = state.conditions.iter().any(|(key, kept)| *key != self.key && same(kept));
-        News { begins, told }
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -249,138 +216,4 @@ fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, 
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use serde_json::json;
-    use tokio::time::advance;
-
-    use super::*;
-    use crate::observe::logs::Format;
-    use crate::observe::logs::captured;
-    use crate::observe::metrics::Metrics;
-
-    fn health() -> Health {
-        Health::new(Clock::simulated(Timestamp::from_millis(0)))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ready_means_that_polling_has_begun_and_no_condition_fails() {
-        let health = health();
-        let condition = health.condition("kafka", "pages");
-        assert!(!health.readiness().ready);
-        health.polling_begun();
-        assert!(health.readiness().ready);
-        condition.failing("no broker");
-        assert!(!health.readiness().ready);
-        condition.ok();
-        assert!(health.readiness().ready);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reason_is_the_latest_and_its_time_the_first() {
-        let health = health();
-        health.polling_begun();
-        let condition = health.condition("kafka", "pages");
-        advance(Duration::from_secs(1)).await;
-        condition.failing("no broker");
-        advance(Duration::from_secs(1)).await;
-        condition.failing("not authorised");
-        assert_eq!(
-            serde_json::to_value(health.readiness()).unwrap(),
-            json!({
-                "ready": false,
-                "reasons": [{
-                    "condition": "kafka",
-                    "subject": "pages",
-                    "reason": "not authorised",
-                    "since": "1970-01-01T00:00:01.000Z",
-                }],
-            })
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn handles_of_one_name_and_subject_are_one_condition() {
-        let health = health();
-        health.polling_begun();
-        health.condition("kafka", "pages").failing("no broker");
-        health.condition("kafka", "gaps").ok();
-        health.condition("kafka", "pages");
-        assert!(!health.readiness().ready);
-        health.condition("kafka", "pages").ok();
-        assert!(health.readiness().ready);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_change_is_logged_once() {
-        let condition = health().condition("kafka", "pages");
-        let log = captured(Format::Text, "info", || {
-            condition.ok();
-            condition.failing("no broker");
-            condition.failing("no broker");
-            condition.failing("not authorised");
-            condition.ok();
-            condition.ok();
-        });
-        let lines: Vec<&str> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-        assert_eq!(
-            lines,
-            [
-                "WARN  condition failing condition=kafka subject=pages reason=\"no broker\"",
-                "INFO  condition recovered condition=kafka subject=pages lasted=0s",
-            ]
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_one_cause_makes_fail_is_logged_once_and_all_of_it_is_a_reason() {
-        let health = health();
-        health.polling_begun();
-        let log = captured(Format::Text, "info", || {
-            for partition in ["partition 0", "partition 1", "partition 2"] {
-                health.condition("publishing", partition).failing_alike("no broker");
-            }
-            health.condition("publishing", "partition 3").failing_alike("not authorised");
-        });
-        assert_eq!(log.lines().count(), 2, "{log}");
-        assert_eq!(health.readiness().reasons.len(), 4);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn conditions_can_be_read_from_the_metrics() {
-        let health = health();
-        health.polling_begun();
-        health.condition("kafka", "pages").ok();
-        health.condition("disk", "/a \"b\"").failing("full");
-        let mut metrics = Metrics::new();
-        health.register(metrics.registry());
-        let text = metrics.text();
-        for line in [
-            "agora_rtm_bridge_ready 0\n",
-            "agora_rtm_bridge_condition_failing{condition=\"kafka\",subject=\"pages\"} 0\n",
-            "agora_rtm_bridge_condition_failing{condition=\"disk\",subject=\"/a \\\"b\\\"\"} 1\n",
-        ] {
-            assert!(text.contains(line), "no {line}in\n{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_pending_is_a_reason_but_no_failure_and_failing_is_news_after_it() {
-        let log = captured(Format::Text, "info", || {
-            let health = Health::new(Clock::system());
-            health.polling_begun();
-            let condition = health.condition("publishing", "partition 1");
-            condition.pending("not claimed yet");
-            assert_eq!(health.readiness().reasons[0].reason, "not claimed yet");
-            condition.ok();
-            condition.pending("not claimed yet");
-            condition.failing("no broker");
-            condition.ok();
-        });
-        let lines: Vec<&str> = log.lines().collect();
-        assert_eq!(lines.len(), 2, "{log}");
-        assert!(lines[0].contains("failing") && lines[0].contains("no broker"), "{log}");
-        assert!(lines[1].contains("recovered"), "{log}");
-    }
-}
+mod tests;
