@@ -23,8 +23,10 @@ use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Level;
 
 use crate::error::Chain;
+use crate::observe::logs;
 use crate::observe::process::COMMIT;
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h).
@@ -82,8 +84,12 @@ struct Failure {
     code: u8,
 }
 
+/// Dropped at the end of a command, also where that is a panic: then the last lines are written.
+struct LastLines;
+
 /// Runs the command that the arguments name.
 pub async fn main() -> ExitCode {
+    let _last_lines = LastLines;
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args).await,
         Command::Check(args) => check::run(args).await,
@@ -98,7 +104,7 @@ pub async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("agora-rtm-bridge: {}", failure.message);
+            logs::say(Level::ERROR, &format!("agora-rtm-bridge: {}\n", failure.message));
             ExitCode::from(failure.code)
         }
     }
@@ -129,6 +135,14 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+// === impl LastLines ===
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        logs::flush();
+    }
 }
 
 // === impl Failure ===

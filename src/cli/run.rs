@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::process::Resource;
@@ -17,6 +18,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tokio::time::timeout;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -52,6 +54,9 @@ const OTHER_FILES: usize = 256;
 
 /// How often systemd's watchdog is fed within its patience.
 const MEALS: u32 = 3;
+
+/// How long to wait for systemd to take a message. It takes them at once, unless it hangs.
+const SYSTEMD_LISTENS: Duration = Duration::from_secs(1);
 
 /// Run the daemon
 ///
@@ -116,11 +121,11 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
         code: WRONG_CONFIGURATION,
     })?;
     let (daemon, _) = start(settings, kafka).await?;
-    tell_systemd(NotifyState::Ready);
+    tell_systemd(NotifyState::Ready).await;
     feed_watchdog(&daemon);
     first_signal.await;
     let second_signal = asked_to_stop()?;
-    tell_systemd(NotifyState::Stopping);
+    tell_systemd(NotifyState::Stopping).await;
     info!(waiting = %daemon.report().waiting(), ?grace, "stopping");
     let give_up = daemon.give_up();
     let accounts = daemon.report().accounts().clone();
@@ -161,11 +166,13 @@ pub(super) async fn start(
     let transport = Http::new(&settings.agora).map_err(|error| Failure::of(&error))?;
     let mut metrics = Metrics::new();
     process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
+    logs::register(&mut metrics);
     let seed = rand::random::<u32>().into();
     let attic = Attic::in_folder(&settings.data_dir);
     let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
     let daemon = Daemon::start(parts, &mut metrics);
     let report = daemon.report().clone();
+    logs::watch(report.health());
     let pages = http::Pages {
         metrics: Arc::new(metrics),
         health: report.health().clone(),
@@ -236,9 +243,14 @@ fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, liste
     }
 }
 
-/// Tells systemd something; outside of it there is nobody to tell.
-fn tell_systemd(state: NotifyState<'_>) {
-    drop(sd_notify::notify(&[state]));
+/// Tells systemd something; outside of it there is nobody to tell. The call blocks while systemd
+/// doesn't read its socket, and neither the loops nor a stop may wait for that.
+async fn tell_systemd(state: NotifyState<'static>) {
+    timeout(SYSTEMD_LISTENS, notify(state)).await.ok();
+}
+
+async fn notify(state: NotifyState<'static>) {
+    spawn_blocking(move || drop(sd_notify::notify(&[state]))).await.ok();
 }
 
 /// Keeps systemd's watchdog quiet, where there is one, until the daemon has stopped. A task like
@@ -251,8 +263,8 @@ fn feed_watchdog(daemon: &Daemon) {
         let feed = async {
             loop {
                 sleep(patience / MEALS).await;
-                // The call waits where systemd does not listen, and the loops must not.
-                spawn_blocking(|| tell_systemd(NotifyState::Watchdog)).await.ok();
+                // Without a limit: calls that block would pile up.
+                notify(NotifyState::Watchdog).await;
             }
         };
         stop.run_until_cancelled_owned(feed).await;

@@ -17,8 +17,10 @@ use clap::ValueEnum;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Level;
 
 use crate::model::Timestamp;
+use crate::observe::logs;
 use crate::simulator::AppScript;
 use crate::simulator::Burst;
 use crate::simulator::DEFAULT_EPOCH;
@@ -188,8 +190,8 @@ pub(super) async fn run(
     print(&greeting(&script, &server))?;
     while stop.run_until_cancelled(sleep(PROGRESS_EVERY)).await.is_some() {
         let line = in_short(server.world().ledger());
-        // Nobody may be watching; the simulation goes on.
-        writeln!(io::stderr(), "{line}").ok();
+        // Nobody may be watching; the simulation goes on, and ends when it is asked to.
+        logs::say(Level::INFO, &format!("{line}\n"));
     }
     let farewell = farewell(server.world().ledger());
     print(&farewell)

@@ -225,6 +225,7 @@ mod tests {
     use crate::model::GapCause;
     use crate::model::Region;
     use crate::model::Timestamp;
+    use crate::observe::logs;
     use crate::observe::metrics::Metrics;
     use crate::observe::process;
 
@@ -265,6 +266,7 @@ mod tests {
         let mut metrics = Metrics::new();
         report.register(metrics.registry());
         process::register(&mut metrics, "2");
+        logs::register(&mut metrics);
         let feed =
             Feed { app: AppId::new("a"), region: Region::new("default"), endpoint: Endpoint::User };
         report.poller().answer(&feed, &crate::agora::Answer::Empty);

@@ -3,15 +3,35 @@
 //! librdkafka's own lines arrive under the target `librdkafka` and those of its Rust wrapper under
 //! `rdkafka`. At `info` they tell about single sockets what the bridge tells about itself, so that
 //! they start at `warn`; a directive that names them (`info,librdkafka=debug`) is obeyed.
+//!
+//! Nothing in this process waits for the reader of stderr but one thread, whose queue is bounded
+//! (`logs/queue.rs`). What a process says beside its log goes the same way, by [`say`].
 
 mod line;
+mod queue;
 
+use std::backtrace::Backtrace;
+use std::backtrace::BacktraceStatus;
 use std::env;
 use std::io;
 use std::io::IsTerminal;
+use std::io::Write as _;
+use std::mem;
+use std::panic;
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::thread;
+use std::time::Duration;
 
 use tracing::Dispatch;
+use tracing::Level;
+use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::ParseError;
@@ -22,7 +42,13 @@ use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry;
 
+use self::queue::Dropped;
+use self::queue::Limits;
+use self::queue::Queue;
 use crate::model::Clock;
+use crate::observe::health::Health;
+use crate::observe::health::Trouble;
+use crate::observe::metrics::Metrics;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,32 +75,162 @@ pub enum InitError {
     /// Something in this process logs already.
     #[error("set up the log a second time")]
     Taken,
+
+    /// There is no thread that could write it.
+    #[error("start the thread that writes the log")]
+    Thread(#[source] io::Error),
 }
 
 /// UTC, RFC 3339, milliseconds.
 struct WallClock;
 
-/// Sends every event of this process that passes `filter` to stderr, from now on.
+/// What lines look like in this process.
+#[derive(Clone, Copy, Debug)]
+struct Style {
+    format: Format,
+    colour: bool,
+}
+
+/// Keeps in memory what is logged.
+#[derive(Clone, Debug, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+/// At `info` an incident writes 64 KiB in a minute: this is a quarter of an hour, and for errors
+/// alone some 15,000 lines.
+const LIMITS: Limits = Limits {
+    room: 1 << 20,
+    room_for_errors: 4 << 20,
+    retry: Duration::from_secs(1),
+    retry_full: Duration::from_millis(20),
+};
+
+/// A process that ends waits at most this long for the reader of its last lines: a supervisor
+/// expects it to end.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// What waits for stderr.
+static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(LIMITS));
+
+/// Set by [`init`].
+static STYLE: OnceLock<Style> = OnceLock::new();
+
+/// Sends every event of this process that passes `filter` to stderr, from now on, and panics too.
 ///
 /// Text is coloured where stderr is a terminal and `NO_COLOR` is unset or empty.
 ///
 /// # Errors
 ///
-/// The filter can't be read, or the process has a log already.
+/// The filter can't be read, the process has a log already, or can't start a thread.
 pub fn init(format: Format, filter: &str) -> Result<(), InitError> {
     let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colour = io::stderr().is_terminal() && !no_color;
-    let dispatch = dispatch(format, filter, colour, io::stderr)?;
-    tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Taken)
+    let style = Style { format, colour };
+    let dispatch = dispatch(style, filter, stderr().map_err(InitError::Thread)?.clone())?;
+    tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Taken)?;
+    STYLE.set(style).map_err(|_| InitError::Taken)?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
 }
 
-fn dispatch<W>(format: Format, filter: &str, colour: bool, writer: W) -> Result<Dispatch, InitError>
+/// Writes `text`, whole lines, to stderr as it is, in its place among the lines of the log. At ERROR
+/// it has the room that errors have.
+pub fn say(level: Level, text: &str) {
+    match stderr() {
+        Ok(queue) => queue.push(level, text.as_bytes()),
+        // Nobody may be reading, and there is no other place to say so.
+        Err(_) => io::stderr().write_all(text.as_bytes()).unwrap_or_default(),
+    }
+}
+
+/// Waits until stderr has all lines, for a second at most: its reader may be stalled or gone.
+///
+/// It blocks the thread. Meant for the end of a process, and for a command that goes on to write to
+/// stdout.
+pub fn flush() {
+    STDERR.flush(LAST_LINES);
+}
+
+/// Shows how many lines were dropped.
+pub fn register(metrics: &mut Metrics) {
+    let help = "Lines of the log that were dropped because stderr was blocked";
+    metrics.registry().register("log_lines_dropped", help, STDERR.dropped().clone());
+}
+
+/// Adds the condition `logs`, which fails while lines are being dropped.
+///
+/// It is looked up and not reported: a report would be logged, to a log that is full.
+pub fn watch(health: &Health) {
+    health.watch("logs", || STDERR.missing().map(|missing| trouble(&missing)));
+}
+
+/// The queue in front of stderr, with a thread that writes.
+fn stderr() -> io::Result<&'static Queue> {
+    static IS_STARTED: Mutex<bool> = Mutex::new(false);
+
+    let mut is_started = IS_STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*is_started {
+        let write = || STDERR.write_to(io::stderr(), |dropped| report(STYLE.get(), dropped));
+        thread::Builder::new().name("log".to_owned()).spawn(write)?;
+        *is_started = true;
+    }
+    Ok(&STDERR)
+}
+
+/// What `/ready` says while lines are being dropped.
+fn trouble(missing: &Dropped) -> Trouble {
+    let Dropped { lines, errors, since } = *missing;
+    let reason = format!(
+        "stderr is blocked: {lines} log lines dropped, {errors} of them errors; check what reads \
+         the log"
+    );
+    Trouble { reason, since }
+}
+
+/// The line that stands where lines are missing.
+fn report(style: Option<&Style>, dropped: Dropped) -> Vec<u8> {
+    let Dropped { lines, errors, since } = dropped;
+    let style = style.copied().unwrap_or(Style { format: Format::Text, colour: false });
+    let lasted = humantime::format_duration(Clock::system().now().since(since));
+    let work = || match errors {
+        0 => {
+            warn!(lines, %lasted, "log lines dropped: stderr was blocked; check what reads the log")
+        }
+        _ => error!(
+            lines,
+            errors,
+            %lasted,
+            "log lines dropped, errors among them: stderr was blocked; check what reads the log, \
+             and the gaps topic for events that may be lost"
+        ),
+    };
+    rendered(style, "warn", work).unwrap_or_default()
+}
+
+/// Logs a panic: the standard hook would wait for the reader of stderr.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let current = thread::current();
+    let thread = current.name().unwrap_or("unnamed");
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("no message");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        error!(thread, location, %backtrace, "panicked: {message}");
+    } else {
+        error!(thread, location, "panicked: {message}; this is a defect, please report it");
+    }
+}
+
+fn dispatch<W>(style: Style, filter: &str, writer: W) -> Result<Dispatch, InitError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let read = EnvFilter::builder()
         .parse(with_kafka_quieted(filter))
         .map_err(|cause| InitError::Filter { filter: filter.to_owned(), cause })?;
+    let Style { format, colour } = style;
     // Told to report a failed write, the layer uses `eprintln!`, which panics when stderr is gone.
     let layer = fmt::layer().with_writer(writer).with_ansi(colour).log_internal_errors(false);
     let layer = match format {
@@ -109,18 +265,37 @@ impl FormatTime for WallClock {
     }
 }
 
+// === impl Sink ===
+
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What `work` logs on this thread.
+fn rendered(style: Style, filter: &str, work: impl FnOnce()) -> Result<Vec<u8>, InitError> {
+    let sink = Sink::default();
+    let writer = sink.clone();
+    let dispatch = dispatch(style, filter, move || writer.clone())?;
+    tracing::dispatcher::with_default(&dispatch, work);
+    let mut bytes = sink.0.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(mem::take(&mut *bytes))
+}
+
 /// What `work` logs on this thread, without colour.
 #[cfg(test)]
 pub(crate) fn captured(format: Format, filter: &str, work: impl FnOnce()) -> String {
-    capture(format, filter, false, work)
+    capture(Style { format, colour: false }, filter, work)
 }
 
 #[cfg(test)]
-fn capture(format: Format, filter: &str, colour: bool, work: impl FnOnce()) -> String {
-    use std::sync::Arc;
-    use std::sync::LazyLock;
-    use std::sync::Mutex;
-
+fn capture(style: Style, filter: &str, work: impl FnOnce()) -> String {
     use tracing::subscriber::NoSubscriber;
 
     // While there is one subscriber only, tracing asks the thread that reaches a log line first
@@ -128,135 +303,9 @@ fn capture(format: Format, filter: &str, colour: bool, work: impl FnOnce()) -> S
     // the line for this one. With two it asks all subscribers.
     static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
 
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     LazyLock::force(&SECOND);
-    let sink = Sink::default();
-    let writer = sink.clone();
-    let dispatch = dispatch(format, filter, colour, move || writer.clone()).unwrap();
-    tracing::dispatcher::with_default(&dispatch, work);
-    let bytes = sink.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    String::from_utf8(rendered(style, filter, work).unwrap()).unwrap()
 }
 
 #[cfg(test)]
-mod tests {
-    use tracing::debug;
-    use tracing::info;
-    use tracing::info_span;
-    use tracing::warn;
-
-    use super::*;
-
-    /// A line without its time, which is checked for its form.
-    fn untimed(line: &str) -> &str {
-        let (time, rest) = line.split_once(' ').unwrap();
-        assert_eq!(time.len(), "2020-01-03T04:56:58.981Z".len(), "{line}");
-        assert!(time.ends_with('Z'), "{line}");
-        rest
-    }
-
-    #[test]
-    fn text_is_time_level_message_fields() {
-        let log = captured(Format::Text, "info", || {
-            warn!(endpoint = "user_events", error = %"connect: refused", tries = 3, "poll refused");
-        });
-        assert_eq!(
-            untimed(&log),
-            "WARN  poll refused endpoint=user_events error=\"connect: refused\" tries=3\n"
-        );
-    }
-
-    #[test]
-    fn fields_of_spans_follow_the_fields_of_the_event() {
-        let log = captured(Format::Text, "info", || {
-            let span = info_span!("poll", app = "a");
-            span.in_scope(|| {
-                let inner = info_span!("host", host = %"h");
-                inner.in_scope(|| info!(tries = 1, "asked"));
-            });
-        });
-        assert_eq!(untimed(&log), "INFO  asked tries=1 app=a host=h\n");
-    }
-
-    #[test]
-    fn nothing_that_is_logged_can_begin_a_second_line() {
-        for format in [Format::Text, Format::Json] {
-            let log = captured(format, "info", || {
-                info!(body = %"<html>\r\n</html>", name = "a\u{1b}[31m", "seen\n{}", "x\ny");
-            });
-            assert_eq!(log.lines().count(), 1, "{log}");
-            assert!(!log.trim_end().contains(|c: char| c.is_ascii_control()), "{log:?}");
-        }
-    }
-
-    #[test]
-    fn colour_is_only_where_it_is_asked_for() {
-        let log = |colour| capture(Format::Text, "info", colour, || info!(a = 1, "seen"));
-        assert!(log(true).contains('\u{1b}'));
-        assert!(!log(false).contains('\u{1b}'));
-    }
-
-    #[test]
-    fn json_is_one_flat_object() {
-        let log = captured(Format::Json, "info", || {
-            let span = info_span!("poll", app = "a");
-            span.in_scope(|| warn!(tries = 3, error = %"no\nroute", "poll refused"));
-        });
-        let object: serde_json::Value = serde_json::from_str(&log).unwrap();
-        assert_eq!(object["level"], "WARN");
-        assert_eq!(object["message"], "poll refused");
-        assert_eq!(object["tries"], 3);
-        assert_eq!(object["error"], "no\nroute");
-        assert_eq!(object["span"]["app"], "a");
-        assert!(object["timestamp"].as_str().unwrap().ends_with('Z'), "{log}");
-    }
-
-    #[test]
-    fn librdkafka_is_heard_from_warn_on_unless_the_filter_says_otherwise() {
-        let lines = |filter| {
-            captured(Format::Text, filter, || {
-                warn!(target: "librdkafka", "1");
-                info!(target: "rdkafka::client", "2");
-                debug!(target: "librdkafka", "3");
-                info!("4");
-            })
-            .lines()
-            .count()
-        };
-        for (filter, expected) in [
-            ("info", 2),
-            ("debug,", 2),
-            ("info,librdkafka=debug", 3),
-            ("error,librdkafka=info", 1),
-            ("error", 0),
-            ("off", 0),
-        ] {
-            assert_eq!(lines(filter), expected, "{filter}");
-        }
-    }
-
-    #[test]
-    fn a_line_of_another_crate_names_its_target() {
-        let log = captured(Format::Text, "info", || warn!(target: "librdkafka", "FAIL"));
-        assert_eq!(untimed(&log), "WARN  FAIL target=librdkafka\n");
-    }
-
-    #[test]
-    fn a_filter_that_cannot_be_read_is_an_error_that_names_it() {
-        let error = dispatch(Format::Text, "info,a=loud", false, io::sink).unwrap_err();
-        assert_eq!(error.to_string(), "read the log filter `info,a=loud`");
-    }
-}
+mod tests;

@@ -16,6 +16,7 @@ mod own_broker;
 mod real_broker;
 mod rooms;
 mod simulated;
+mod stalled_log;
 mod support;
 mod systemd;
 mod tokens;

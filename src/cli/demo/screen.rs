@@ -4,15 +4,16 @@
 
 use std::io;
 use std::io::IsTerminal as _;
-use std::io::Write as _;
 use std::time::Duration;
 
 use indicatif::HumanCount;
 use indicatif::MultiProgress;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
+use tracing::Level;
 
 use crate::model::BUFFER_LIMIT;
+use crate::observe::logs;
 
 /// More bars than this no terminal shows at once.
 const MOST_BARS: usize = 16;
@@ -124,6 +125,8 @@ impl Screen {
             live.all.clear().unwrap_or_default();
         }
         say("");
+        // What comes goes to stdout.
+        logs::flush();
     }
 }
 
@@ -238,7 +241,7 @@ fn line(figures: &Figures) -> String {
 
 fn say(text: &str) {
     // Nobody may be watching; the demo goes on.
-    writeln!(io::stderr(), "{text}").unwrap_or_default();
+    logs::say(Level::INFO, &format!("{text}\n"));
 }
 
 #[cfg(test)]

@@ -211,7 +211,7 @@ fn data_dir(home: &TempDir) -> PathBuf {
 }
 
 /// Finds `listen=127.0.0.1:1234` in a text log, `"listen":"127.0.0.1:1234"` in a JSON one.
-fn listen_address(log: &str) -> Option<SocketAddr> {
+pub(crate) fn listen_address(log: &str) -> Option<SocketAddr> {
     // The last piece may still be on its way: a line counts when it is whole.
     let whole = &log[..=log.rfind('\n')?];
     whole.split("listen").skip(1).find_map(|rest| {
@@ -221,7 +221,8 @@ fn listen_address(log: &str) -> Option<SocketAddr> {
     })
 }
 
-fn get(address: SocketAddr, path: &str) -> std::io::Result<HttpAnswer> {
+/// Asks an HTTP port of a bridge.
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<HttpAnswer> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
     stream.set_read_timeout(Some(HTTP_LIMIT))?;
     // HTTP/1.0: the answer ends with the connection and is never chunked.

@@ -1,0 +1,329 @@
+//! Lines on their way to a reader that may be slow, stalled or gone.
+//!
+//! Whoever logs puts a whole line into the queue and never waits; one thread writes, and it alone
+//! waits for the reader. Memory is bounded: a line that finds no room is dropped and counted. From
+//! the first that is dropped on, all lines but errors are, until the queue has been written out;
+//! then one line says how many are missing where it stands. So lines keep their order, and a reader
+//! that is slow but reads gets long pieces without a hole instead of every second line.
+//!
+//! Errors have room of their own, since README promises one for each possible loss.
+//!
+//! tracing-appender's `non_blocking` bounds lines and not bytes, has no room for errors alone, and
+//! tells nobody where lines are missing.
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::ErrorKind;
+use std::mem;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tracing::Level;
+use tracing::Metadata;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::model::Clock;
+use crate::model::Timestamp;
+
+/// The most that one write takes, in bytes, but for a line that is longer. A pipe takes this much
+/// whole or not at all (`PIPE_BUF`), so that processes that share one tear no line of the other.
+const LARGEST_WRITE: usize = 4_096;
+
+/// Lines that wait for the reader of stderr. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+}
+
+/// How much may wait, and how long to let be after a write that failed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Room for lines of every level, in bytes.
+    pub(super) room: usize,
+    /// Room beyond that for errors, in bytes.
+    pub(super) room_for_errors: usize,
+    /// Between two attempts where the reader is gone, or the disk is full.
+    pub(super) retry: Duration,
+    /// Between two attempts where the reader is slow: a process that shares stderr made it
+    /// non-blocking.
+    pub(super) retry_full: Duration,
+}
+
+/// Lines that were dropped in one piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// How many.
+    pub(super) lines: u64,
+    /// How many of them at ERROR.
+    pub(super) errors: u64,
+    /// When the first of them was.
+    pub(super) since: Timestamp,
+}
+
+/// One line to be written, for `tracing_subscriber`.
+#[derive(Debug)]
+pub(super) struct Entry<'q> {
+    queue: &'q Queue,
+    level: Level,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    dropped: Counter,
+    state: Mutex<State>,
+    /// There is something to write.
+    filled: Condvar,
+    /// Something was written, or can't be.
+    written: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Box<[u8]>>,
+    /// Bytes of all lines that are not written yet.
+    bytes: usize,
+    /// What was dropped, and no line says so yet.
+    dropped: Dropped,
+    /// What the line says that is being written.
+    reported: Dropped,
+    is_writing: bool,
+    /// The last write failed, and not because the reader is slow.
+    is_broken: bool,
+    is_closed: bool,
+}
+
+/// What is written at once.
+enum Batch {
+    Lines(Vec<u8>),
+    Report(Dropped),
+}
+
+// === impl Queue ===
+
+impl Queue {
+    pub(super) fn new(limits: Limits) -> Self {
+        let shared = Shared {
+            limits,
+            dropped: Counter::default(),
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            written: Condvar::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Takes a whole line, or drops it. Never waits for the reader.
+    pub(super) fn push(&self, level: Level, line: &[u8]) {
+        let Limits { room, room_for_errors, .. } = self.shared.limits;
+        let line = Box::from(line);
+        let is_error = level == Level::ERROR;
+        let mut state = self.lock();
+        let has_place = if is_error {
+            state.has_room(&line, room.saturating_add(room_for_errors))
+        } else {
+            state.dropped.lines == 0 && state.has_room(&line, room)
+        };
+        if has_place {
+            state.bytes += line.len();
+            state.lines.push_back(line);
+            drop(state);
+            self.shared.filled.notify_one();
+        } else {
+            state.dropped.add(is_error);
+            drop(state);
+            self.shared.dropped.inc();
+        }
+    }
+
+    /// Writes to `out` until the queue is closed; `report` makes the line about those dropped.
+    ///
+    /// What a failed write left is tried again: a disk has room again one day, and the other end of
+    /// a named pipe is opened again.
+    pub(super) fn write_to(&self, mut out: impl io::Write, report: impl Fn(Dropped) -> Vec<u8>) {
+        while let Some(batch) = self.next() {
+            let (bytes, room) = match batch {
+                Batch::Lines(bytes) => {
+                    let room = bytes.len();
+                    (bytes, room)
+                }
+                Batch::Report(dropped) => (report(dropped), 0),
+            };
+            if !self.write(&mut out, &bytes) {
+                return;
+            }
+            let mut state = self.lock();
+            state.bytes -= room;
+            state.reported = Dropped::default();
+            state.is_writing = false;
+            drop(state);
+            self.shared.written.notify_all();
+        }
+    }
+
+    /// Waits until everything is written, for `limit` at most; not at all where writing fails.
+    pub(super) fn flush(&self, limit: Duration) {
+        let is_open = |state: &mut State| !state.is_broken && !state.is_written();
+        // Whether in time or not: there is nothing more to be done.
+        drop(self.shared.written.wait_timeout_while(self.lock(), limit, is_open));
+    }
+
+    /// What was dropped and is in no line that was written; `None` where nothing was.
+    pub(super) fn missing(&self) -> Option<Dropped> {
+        let state = self.lock();
+        let missing = state.reported.and(state.dropped);
+        (missing.lines > 0).then_some(missing)
+    }
+
+    /// How many lines were dropped since the start.
+    pub(super) fn dropped(&self) -> &Counter {
+        &self.shared.dropped
+    }
+
+    /// Lets the writer end when it has written everything.
+    #[cfg(test)]
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.shared.filled.notify_all();
+    }
+
+    /// Waits for something to write.
+    fn next(&self) -> Option<Batch> {
+        let mut state = self.lock();
+        loop {
+            let batch = state.lines_at_once().map(Batch::Lines);
+            if let Some(batch) = batch.or_else(|| state.begin_report().map(Batch::Report)) {
+                state.is_writing = true;
+                return Some(batch);
+            }
+            if state.is_closed {
+                return None;
+            }
+            state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Writes all of it; whether it could, before the queue was closed.
+    fn write(&self, out: &mut impl io::Write, mut bytes: &[u8]) -> bool {
+        let Limits { retry, retry_full, .. } = self.shared.limits;
+        while !bytes.is_empty() {
+            #[expect(clippy::disallowed_methods, reason = "the rest is tried again, not the whole")]
+            let pause = match out.write(bytes) {
+                Ok(0) => retry,
+                Ok(count) => {
+                    bytes = bytes.get(count..).unwrap_or_default();
+                    self.lock().is_broken = false;
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => retry_full,
+                Err(_) => retry,
+            };
+            if !self.pause(pause, pause == retry) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Lets `time` pass after a failed write; `false` where the queue is closed.
+    fn pause(&self, time: Duration, is_broken: bool) -> bool {
+        let mut state = self.lock();
+        state.is_broken = is_broken;
+        self.shared.written.notify_all();
+        let is_open = |state: &mut State| !state.is_closed;
+        let waited = self.shared.filled.wait_timeout_while(state, time, is_open);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !state.is_closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole after every step, also after one that panicked.
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<'q> MakeWriter<'q> for Queue {
+    type Writer = Entry<'q>;
+
+    fn make_writer(&'q self) -> Entry<'q> {
+        Entry { queue: self, level: Level::INFO }
+    }
+
+    fn make_writer_for(&'q self, metadata: &Metadata<'_>) -> Entry<'q> {
+        Entry { queue: self, level: *metadata.level() }
+    }
+}
+
+// === impl Entry ===
+
+impl io::Write for Entry<'_> {
+    /// The layer hands over whole lines.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.queue.push(self.level, line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn has_room(&self, line: &[u8], room: usize) -> bool {
+        self.bytes.saturating_add(line.len()) <= room
+    }
+
+    /// Takes as many lines as one write may have, and one at least.
+    fn lines_at_once(&mut self) -> Option<Vec<u8>> {
+        let mut bytes = self.lines.pop_front()?.into_vec();
+        while let Some(next) = self.lines.front()
+            && bytes.len() + next.len() <= LARGEST_WRITE
+        {
+            bytes.extend_from_slice(next);
+            self.lines.pop_front();
+        }
+        Some(bytes)
+    }
+
+    /// What a line has to say now that everything is written that came before what was dropped.
+    fn begin_report(&mut self) -> Option<Dropped> {
+        if self.dropped.lines == 0 {
+            return None;
+        }
+        self.reported = mem::take(&mut self.dropped);
+        Some(self.reported)
+    }
+
+    fn is_written(&self) -> bool {
+        self.lines.is_empty() && !self.is_writing && self.dropped.lines == 0
+    }
+}
+
+// === impl Dropped ===
+
+impl Dropped {
+    fn add(&mut self, is_error: bool) {
+        if self.lines == 0 {
+            self.since = Clock::system().now();
+        }
+        self.lines += 1;
+        self.errors += u64::from(is_error);
+    }
+
+    fn and(self, later: Self) -> Self {
+        let since = if self.lines > 0 { self.since } else { later.since };
+        let (lines, errors) = (self.lines + later.lines, self.errors + later.errors);
+        Self { lines, errors, since }
+    }
+}
+
+#[cfg(test)]
+mod tests;
