@@ -84,7 +84,8 @@ pub struct Raw {
     pub head_at: Option<Instant>,
 }
 
-/// Why a request or an answer broke off: text, already put together, without secrets.
+/// Why a request or an answer broke off: text, already put together, without secrets. What to do
+/// about it stands behind an arrow (` → `), where that is known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TransportError(pub String);
@@ -126,6 +127,16 @@ impl Reply {
             Self::Answered(raw) => raw.date(),
             Self::NotSent(_) | Self::Lost(_) => None,
         }
+    }
+}
+
+// === impl TransportError ===
+
+impl TransportError {
+    /// What was seen, and what to do about it.
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        let parts = self.0.split_once(" → ");
+        parts.map_or((&self.0, None), |(seen, remedy)| (seen, Some(remedy)))
     }
 }
 

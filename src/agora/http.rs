@@ -4,20 +4,29 @@
 //! a request again that it never began to write; nothing else is allowed to. The body is read chunk
 //! by chunk, so that of a body that breaks off everything is kept that came.
 
+mod certificates;
 mod clients;
+mod idle;
+mod tls;
 
 use std::error::Error as _;
+use std::net::SocketAddr;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use bytes::BytesMut;
+use hyper::http::Extensions;
+use hyper_util::client::legacy::connect::HttpInfo;
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
 pub use self::clients::HttpError;
 
+use self::certificates::is_refusal;
 use self::clients::Clients;
 use self::clients::LIFE;
+use self::clients::Lease;
 use crate::agora::LARGEST_BODY;
 use crate::agora::Raw;
 use crate::agora::Reply;
@@ -25,6 +34,10 @@ use crate::agora::Request;
 use crate::agora::Transport;
 use crate::agora::TransportError;
 use crate::config::Agora;
+use crate::error::Chain;
+
+/// A host whose certificate is out of date is asked for the time no more often than this.
+const ASK_THE_TIME: Duration = Duration::from_secs(60);
 
 /// reqwest behind the [`Transport`] seam. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,7 +71,11 @@ impl Http {
 impl Transport for Http {
     async fn ask_with(&self, request: Request, on_head: impl FnOnce(Instant) + Send) -> Reply {
         let began = Instant::now();
-        let mut builder = self.clients.client(&request.url).get(request.url);
+        let lease = match self.clients.lease(&request.url) {
+            Ok(lease) => lease,
+            Err(error) => return Reply::NotSent(TransportError(Chain(&error).to_string())),
+        };
+        let mut builder = lease.client.get(request.url);
         for (name, value) in request.proof {
             let Ok(mut value) = HeaderValue::from_str(&value) else {
                 let reason =
@@ -70,10 +87,7 @@ impl Transport for Http {
         }
         let mut response = match timeout(self.silence, builder.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_connect() || error.is_builder() => {
-                return Reply::NotSent(plain(error));
-            }
-            Ok(Err(error)) => return Reply::Lost(plain(error)),
+            Ok(Err(error)) => return self.failed(&lease, error).await,
             Err(_) => return Reply::Lost(self.silent()),
         };
         let head_at = Instant::now();
@@ -97,6 +111,9 @@ impl Transport for Http {
             }
         };
         let text = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+        if cut.is_none() {
+            lease.idle(address(response.extensions()), text("keep-alive").as_deref());
+        }
         Reply::Answered(Raw {
             status: response.status().as_u16(),
             retry_after: text("retry-after"),
@@ -115,6 +132,57 @@ impl Transport for Http {
 }
 
 impl Http {
+    /// What it means that no head of an answer came.
+    async fn failed(&self, lease: &Lease, error: reqwest::Error) -> Reply {
+        if error.is_connect() || error.is_builder() {
+            return Reply::NotSent(self.unreachable(lease, error).await);
+        }
+        // In TLS 1.3 a server that wants to see our certificate says so after our part of the
+        // handshake, when the request is under way. It has not looked at that.
+        if was_never_written(&error) || certificates::cause(&error).is_some_and(is_refusal) {
+            return Reply::NotSent(self.unreachable(lease, error).await);
+        }
+        let Some(idle) = connection(&error).and_then(|address| lease.died(address)) else {
+            return Reply::Lost(plain(error));
+        };
+        let TransportError(text) = plain(error);
+        Reply::Lost(TransportError(format!("{text}: its connection had been idle for {idle:?}")))
+    }
+
+    /// Why there is no connection, with a remedy where TLS is to blame.
+    async fn unreachable(&self, lease: &Lease, error: reqwest::Error) -> TransportError {
+        let Some(cause) = certificates::cause(&error) else { return plain(error) };
+        let ahead = match certificates::is_about_time(cause) {
+            true => self.clock_of(lease.host()).await,
+            false => None,
+        };
+        let Some(said) = certificates::explain(cause, ahead) else { return plain(error) };
+        let text = match self.clients.failure() {
+            Some(failure) => format!("{said} (what is in force is old: failed to {failure})"),
+            None => said,
+        };
+        TransportError(text)
+    }
+
+    /// How far the clock of a host is ahead of ours, in seconds. It is asked for its root, without
+    /// credentials, by a client that forgives the dates of its certificate and nothing else.
+    async fn clock_of(&self, host: &str) -> Option<i64> {
+        let now = Instant::now();
+        let known = self.clients.clock(host);
+        let (ahead, asked) = known.unzip();
+        if asked.is_some_and(|asked| now.saturating_duration_since(asked) < ASK_THE_TIME) {
+            return ahead.flatten();
+        }
+        self.clients.set_clock(host, ahead.flatten(), now);
+        let asking = self.clients.timeless(host).ok()?.get(format!("{host}/")).send();
+        let answer = timeout(self.silence, asking).await.ok()?.ok();
+        let date = answer.as_ref().and_then(|it| it.headers().get("date")?.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date.trim()).ok());
+        let ahead = date.map(|date| seconds_between(SystemTime::now(), date));
+        self.clients.set_clock(host, ahead, now);
+        ahead
+    }
+
     fn silent(&self) -> TransportError {
         TransportError(format!("silent for {:?} (agora.silence_timeout)", self.silence))
     }
@@ -130,6 +198,46 @@ fn room(response: &reqwest::Response) -> usize {
     const USUAL: u64 = 256 * 1024;
     let announced = response.content_length().unwrap_or(0).min(USUAL);
     usize::try_from(announced).unwrap_or(0)
+}
+
+/// From one moment to another: negative where the other is earlier.
+fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
+    let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match to.duration_since(from) {
+        Ok(later) => whole(later),
+        Err(earlier) => -whole(earlier.duration()),
+    }
+}
+
+/// Whether a request came to its end before a byte of it was written: its connection was closed
+/// already. hyper gives it back then, and sends it by itself where the connection was a used one.
+fn was_never_written(error: &reqwest::Error) -> bool {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The connection that an error is about, by its address here.
+fn connection(error: &reqwest::Error) -> Option<SocketAddr> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+            let mut extensions = Extensions::new();
+            error.connect_info()?.get_extras(&mut extensions);
+            return address(&extensions);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn address(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<HttpInfo>().map(HttpInfo::local_addr)
 }
 
 /// The causes of an error, without the URL: it says nothing that the feed does not.

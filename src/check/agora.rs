@@ -16,15 +16,16 @@ use super::Finding;
 use super::Waiting;
 use crate::agora::Credentials;
 use crate::agora::Moment;
+use crate::agora::Proof;
 use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::Request;
 use crate::agora::Transport as _;
+use crate::agora::TransportError;
 use crate::agora::http::Http;
 use crate::config::App;
 use crate::config::Auth;
 use crate::config::Settings;
-use crate::error::Chain;
 use crate::model::Timestamp;
 
 /// A resolver may be silent, and nobody else gives it a time.
@@ -101,26 +102,28 @@ async fn look_at(http: &Http, host: &str) -> Vec<Finding> {
             let clock = raw.date.as_deref().and_then(|date| clock(host, date, SystemTime::now()));
             std::iter::once(found).chain(clock).collect()
         }
-        Err(reason) => vec![Finding::failed(host, &reason, Some(remedy(&reason)))],
+        Err(error) => {
+            let (seen, known) = error.parts();
+            vec![Finding::failed(host, seen, Some(known.unwrap_or_else(|| remedy(seen))))]
+        }
     }
 }
 
-async fn ask(http: &Http, request: Request) -> Result<Raw, String> {
+async fn ask(http: &Http, request: Request) -> Result<Raw, TransportError> {
     match timeout(LIMIT, http.ask(request)).await {
         Ok(Reply::Answered(raw)) => Ok(raw),
-        Ok(Reply::NotSent(error) | Reply::Lost(error)) => Err(error.0),
-        Err(_) => Err(format!("no answer within {LIMIT:?}; it timed out")),
+        Ok(Reply::NotSent(error) | Reply::Lost(error)) => Err(error),
+        Err(_) => Err(TransportError(format!("no answer within {LIMIT:?}; it timed out"))),
     }
 }
 
-/// What to do about a host that does not answer, by the words of the layers below.
+/// What to do about a host that does not answer, by the words of the layers below, where these name
+/// no remedy themselves.
 fn remedy(reason: &str) -> &'static str {
     let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
     if says(&["dns error", "lookup address"]) {
         "check the spelling of the host, and whether this machine resolves it (a proxy is \
          agora.proxy)"
-    } else if says(&["UnknownIssuer", "certificate"]) {
-        "if a proxy opens TLS on the way, name its CA as agora.ca_file; else this is not Agora"
     } else if says(&["tunnel", "proxy"]) {
         "check agora.proxy, its password, and whether it lets this host through"
     } else {
@@ -156,14 +159,8 @@ async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> 
         };
         let mut credentials = Credentials::new(app.app_id.clone(), app.auth.clone(), 0);
         let now = Moment { wall: Timestamp::default(), monotonic: Instant::now() };
-        let proof = match credentials.proof(now) {
-            Ok(proof) => proof.headers,
-            Err(error) => {
-                let remedy = "make the file readable for the user that the bridge runs as";
-                findings.push(Finding::failed(subject, Chain(&error), Some(remedy)));
-                continue;
-            }
-        };
+        // Without one there is a finding about the secret already.
+        let Ok(Proof { headers: proof, .. }) = credentials.proof(now) else { continue };
         let hosts: Vec<String> =
             app.regions.iter().flat_map(|it| &it.hosts).map(ToString::to_string).collect();
         let key = (customer_id.clone(), customer_secret.reveal().ok(), hosts);
@@ -254,7 +251,6 @@ mod tests {
     fn a_host_that_does_not_answer_leads_to_the_key_to_change() {
         for (reason, words) in [
             ("error sending request: client error (Connect): dns error: failed", "spelling"),
-            ("client error (Connect): invalid peer certificate: UnknownIssuer", "agora.ca_file"),
             ("client error (Connect): unsuccessful tunnel", "agora.proxy, its password"),
             ("tcp connect error: Connection refused (os error 111)", "firewall"),
         ] {

@@ -5,6 +5,8 @@
 //! request by its path, so a request that was sent twice is seen even where it broke off within
 //! its first line.
 
+mod certificates;
+mod idle;
 mod proxy;
 mod tls;
 
@@ -43,6 +45,8 @@ enum Act {
     AnswerAndEnd { after: Duration, how: End },
     /// Ends the connection on the first bytes of the next request. Answers this one.
     AnswerAndEndOnNext { how: End },
+    /// The same, and the answer announces after how many idle seconds that may happen.
+    AnnounceAndEndOnNext { seconds: u32 },
     /// Reads the whole request, and ends the connection without a byte.
     EndUnanswered { how: End },
     /// Sends a part of a body, and then this.
@@ -176,6 +180,13 @@ async fn converse(
                 write_answer(&mut stream, &path).await?;
                 read_path(&mut stream, seen).await?;
                 return end(stream, how);
+            }
+            Act::AnnounceAndEndOnNext { seconds } => {
+                let head = format!("HTTP/1.1 200 OK\r\nKeep-Alive: timeout={seconds}, max=9\r\n");
+                let answer = format!("{head}Content-Length: {}\r\n\r\n{path}", path.len());
+                stream.write_all(answer.as_bytes()).await?;
+                read_path(&mut stream, seen).await?;
+                return end(stream, End::Close);
             }
             Act::EndUnanswered { how } => return end(stream, how),
             Act::Break { framing, body, sent, then } => {

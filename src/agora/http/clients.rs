@@ -1,27 +1,41 @@
-//! The two HTTP clients, and their renewal.
+//! The HTTP clients of each host, and their renewal.
 //!
-//! One for hosts on this machine, which never goes through a proxy, whoever names one; one for all
-//! others. Both are made anew every [`LIFE`]. A client has its connections: one that is asked four
-//! times a second never falls idle, and would stay for months with an address that its name has
-//! long left. Renewal also reads certificates, keys and the password of the proxy again. Requests
-//! that are out end on the connections that they have.
+//! A client has its connections. One that is asked four times a second never falls idle, and would
+//! stay for months with an address that its name has long left: so each client is replaced after its
+//! life. Requests that are out end on the connections that they have.
+//!
+//! The apps of a host are spread over [`SHARDS`] clients, whose lives end one after the other: of a
+//! thousand apps, sixty connect again at a time. Certificates, keys and the password of the proxy are
+//! read again when a client is replaced; all clients share what was made of them.
+//!
+//! Hosts on this machine are never asked through a proxy, whoever names one.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::hash::DefaultHasher;
+use std::hash::Hash as _;
+use std::hash::Hasher as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use reqwest::Certificate;
 use reqwest::Client;
 use reqwest::ClientBuilder;
-use reqwest::Identity;
 use reqwest::Proxy;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
+use rustls::ClientConfig;
 use tokio::time::Instant;
+use tracing::info;
 use tracing::warn;
 
+use super::idle;
+use super::idle::IdleLimit;
+use super::idle::Used;
+use super::tls::Files;
+use super::tls::Tls;
 use crate::config::Agora;
 use crate::config::SecretError;
 use crate::config::is_loopback;
@@ -32,8 +46,8 @@ use crate::error::Chain;
 /// nothing.
 pub(super) const LIFE: Duration = Duration::from_secs(300);
 
-/// Idle connections are closed before a load balancer does it while a request is on its way.
-const IDLE: Duration = Duration::from_secs(15);
+/// Clients of a host. Each keeps connections of its own, so more of them would mean more idle ones.
+const SHARDS: u8 = 16;
 
 /// An answer with more headers would be refused whole, and its events with it. hyper's own limit is
 /// a hundred.
@@ -41,17 +55,58 @@ const MOST_HEADERS: usize = 1_024;
 
 /// Cheap to clone; clones share.
 #[derive(Clone, Debug)]
-pub(super) struct Clients {
-    settings: Arc<Agora>,
+pub(super) struct Clients(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Agora,
     life: Duration,
-    made: Arc<Mutex<Made>>,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    material: Material,
+    hosts: HashMap<String, Host>,
+}
+
+/// What all clients are made of: secrets among it.
+struct Material {
+    files: Files,
+    tls: Tls,
+    proxy: Option<Proxy>,
+    /// When files were looked at last, and when all of it was made.
+    looked_at: Instant,
+    made_at: Instant,
+    /// Why it could not be renewed, and when that was logged.
+    failure: Option<(String, Instant)>,
+}
+
+/// One host, by its scheme, name and port.
+#[derive(Debug, Default)]
+struct Host {
+    idle: IdleLimit,
+    used: Used,
+    clients: HashMap<u8, Made>,
+    /// How far its clock is ahead of ours in seconds, if it said so, and when it was asked.
+    clock: Option<(Option<i64>, Instant)>,
 }
 
 #[derive(Debug)]
 struct Made {
-    at: Instant,
-    direct: Client,
-    outside: Client,
+    generation: Option<u128>,
+    idle: Duration,
+    client: Client,
+}
+
+/// A client for one request, and what is learned from how that ends.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) client: Client,
+    clients: Clients,
+    host: String,
+    asked: Instant,
 }
 
 /// Why no client can be made.
@@ -83,12 +138,15 @@ pub enum HttpError {
         key: &'static str,
         /// Why.
         #[source]
-        cause: reqwest::Error,
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The password of the proxy can't be had.
     #[error("read the password of the proxy (agora.proxy_password)")]
     ProxyPassword(#[from] SecretError),
     /// TLS can't be set up.
+    #[error("set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// No client can be made.
     #[error("set up the HTTP client")]
     Client(#[source] reqwest::Error),
 }
@@ -97,58 +155,192 @@ pub enum HttpError {
 
 impl Clients {
     pub(super) fn new(settings: Agora, life: Duration) -> Result<Self, HttpError> {
-        let made = Made::new(&settings)?;
-        Ok(Self { settings: Arc::new(settings), life, made: Arc::new(Mutex::new(made)) })
+        let began = Instant::now();
+        let material = Material::new(&settings, began)?;
+        let state = Mutex::new(State { material, hosts: HashMap::new() });
+        Ok(Self(Arc::new(Inner { settings, life, began, state })))
     }
 
-    /// The client for a URL.
-    pub(super) fn client(&self, url: &str) -> Client {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.at.elapsed() >= self.life {
-            match Made::new(&self.settings) {
-                Ok(anew) => *made = anew,
-                Err(error) => {
-                    warn!(error = %Chain(&error), "connections to Agora can't be renewed");
-                    made.at = Instant::now();
-                }
-            }
+    /// A client for a request to a URL that leaves now.
+    pub(super) fn lease(&self, url: &str) -> Result<Lease, HttpError> {
+        let Inner { settings, life, began, .. } = &*self.0;
+        let now = Instant::now();
+        let (host, shard) = (host_of(url), shard_of(url));
+        let generation = generation(now.saturating_duration_since(*began), *life, shard);
+        let mut state = self.lock();
+        let State { material, hosts } = &mut *state;
+        if !hosts.contains_key(host) {
+            hosts.insert(host.to_owned(), Host::default());
         }
-        let is_here = url::Url::parse(url).is_ok_and(|url| is_loopback(&url));
-        if is_here { made.direct.clone() } else { made.outside.clone() }
+        let Host { idle, clients, .. } = hosts.get_mut(host).expect("it was just inserted");
+        let limit = idle.limit(now);
+        let lease = |client: &Client| Lease {
+            client: client.clone(),
+            clients: self.clone(),
+            host: host.to_owned(),
+            asked: now,
+        };
+        if let Some(made) = clients.get(&shard)
+            && made.idle == limit
+            && made.generation == generation
+            && generation.is_some()
+        {
+            return Ok(lease(&made.client));
+        }
+        material.renew(settings, *life, now);
+        let builder =
+            builder(settings, limit).tls_backend_preconfigured(material.tls.config.clone());
+        let client = material.proxied(builder, host).build().map_err(HttpError::Client)?;
+        let lease = lease(&client);
+        clients.insert(shard, Made { generation, idle: limit, client });
+        Ok(lease)
+    }
+
+    /// A client that trusts the certificate of a host whatever the time is.
+    pub(super) fn timeless(&self, host: &str) -> Result<Client, HttpError> {
+        let material = &self.lock().material;
+        let config: ClientConfig = material.tls.timeless.clone();
+        let builder = builder(&self.0.settings, Duration::ZERO).tls_backend_preconfigured(config);
+        material.proxied(builder, host).build().map_err(HttpError::Client)
+    }
+
+    /// How far a host's clock is ahead of ours in seconds, as far as that is known, and when that was
+    /// asked; `None` where it never was.
+    pub(super) fn clock(&self, host: &str) -> Option<(Option<i64>, Instant)> {
+        self.lock().hosts.get(host)?.clock
+    }
+
+    /// Notes what came of asking for it.
+    pub(super) fn set_clock(&self, host: &str, ahead: Option<i64>, now: Instant) {
+        self.lock().hosts.entry(host.to_owned()).or_default().clock = Some((ahead, now));
+    }
+
+    /// Why certificates, keys or the proxy's password could not be read again, while that lasts.
+    pub(super) fn failure(&self) -> Option<String> {
+        let state = self.lock();
+        state.material.failure.as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Made {
-    fn new(settings: &Agora) -> Result<Self, HttpError> {
-        // Another part of the process may have installed it; it is the only one we link.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let direct = builder(settings)?.no_proxy();
-        let mut outside = builder(settings)?;
-        if let Some(url) = &settings.proxy {
-            let mut proxy = Proxy::all(url.reveal())
-                .map_err(|cause| HttpError::Unusable { key: "agora.proxy", cause })?;
-            if let Some(password) = &settings.proxy_password {
-                proxy = proxy.basic_auth(&url.user(), &password.reveal()?);
-            }
-            outside = outside.proxy(proxy);
-        }
-        Ok(Self {
-            at: Instant::now(),
-            direct: direct.build().map_err(HttpError::Client)?,
-            outside: outside.build().map_err(HttpError::Client)?,
-        })
+// === impl Lease ===
+
+impl Lease {
+    /// Scheme, name and port.
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
+
+    /// Notes that a connection has brought an answer and is idle from now on.
+    pub(super) fn idle(&self, connection: Option<SocketAddr>, keep_alive: Option<&str>) {
+        let now = Instant::now();
+        let mut state = self.clients.lock();
+        let Some(host) = state.hosts.get_mut(&self.host) else { return };
+        if let Some(timeout) = keep_alive.and_then(idle::announced) {
+            host.idle.announce(timeout, now);
+        }
+        if let Some(connection) = connection {
+            host.used.note(connection, now);
+        }
+    }
+
+    /// Notes that a connection died before it brought an answer. For how long it had been idle, where
+    /// it was not a fresh one.
+    pub(super) fn died(&self, connection: SocketAddr) -> Option<Duration> {
+        let mut state = self.clients.lock();
+        let host = state.hosts.get_mut(&self.host)?;
+        let idle = host.used.forget(connection, self.asked)?;
+        host.idle.died(idle, Instant::now());
+        Some(idle)
+    }
+}
+
+// === impl Material ===
+
+impl Material {
+    fn new(settings: &Agora, now: Instant) -> Result<Self, HttpError> {
+        let files = Files::read(settings)?;
+        let tls = Tls::new(settings, &files)?;
+        let proxy = proxy(settings)?;
+        Ok(Self { files, tls, proxy, looked_at: now, made_at: now, failure: None })
+    }
+
+    /// Reads again what may have changed. Where that fails, what there was is kept.
+    fn renew(&mut self, settings: &Agora, life: Duration, now: Instant) {
+        // Clients that are made at about the same time share one look at the files.
+        let looked = now.saturating_duration_since(self.looked_at);
+        if looked < life / u32::from(SHARDS) {
+            return;
+        }
+        self.looked_at = now;
+        match self.look(settings, life, now) {
+            Ok(()) => {
+                if self.failure.take().is_some() {
+                    info!("certificates and keys for Agora are renewed again");
+                }
+            }
+            Err(error) => {
+                let told = self.failure.as_ref().map(|(_, at)| *at);
+                let told = told.filter(|at| now.saturating_duration_since(*at) < life);
+                if told.is_none() {
+                    warn!(error = %Chain(&error), "certificates and keys for Agora can't be renewed");
+                }
+                self.failure = Some((Chain(&error).to_string(), told.unwrap_or(now)));
+            }
+        }
+    }
+
+    fn look(&mut self, settings: &Agora, life: Duration, now: Instant) -> Result<(), HttpError> {
+        let files = Files::read(settings)?;
+        // With it go the sessions that new connections resume.
+        let is_old = now.saturating_duration_since(self.made_at) >= life;
+        if is_old || files != self.files {
+            self.tls = Tls::new(settings, &files)?;
+            self.files = files;
+            self.made_at = now;
+        }
+        self.proxy = proxy(settings)?;
+        Ok(())
+    }
+
+    fn proxied(&self, builder: ClientBuilder, host: &str) -> ClientBuilder {
+        let is_here = url::Url::parse(host).is_ok_and(|url| is_loopback(&url));
+        match &self.proxy {
+            _ if is_here => builder.no_proxy(),
+            Some(proxy) => builder.proxy(proxy.clone()),
+            None => builder,
+        }
+    }
+}
+
+impl std::fmt::Debug for Material {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Material").field("failure", &self.failure).finish_non_exhaustive()
+    }
+}
+
+fn proxy(settings: &Agora) -> Result<Option<Proxy>, HttpError> {
+    let Some(url) = &settings.proxy else { return Ok(None) };
+    let mut proxy = Proxy::all(url.reveal())
+        .map_err(|cause| HttpError::Unusable { key: "agora.proxy", cause: cause.into() })?;
+    if let Some(password) = &settings.proxy_password {
+        proxy = proxy.basic_auth(&url.user(), &password.reveal()?);
+    }
+    Ok(Some(proxy))
 }
 
 /// One call is one request, and an answer is taken as it comes: what it holds exists nowhere else.
-fn builder(settings: &Agora) -> Result<ClientBuilder, HttpError> {
-    let mut builder = Client::builder()
+fn builder(settings: &Agora, idle: Duration) -> ClientBuilder {
+    let builder = Client::builder()
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
         .connect_timeout(settings.connect_timeout)
-        .pool_idle_timeout(IDLE)
+        .pool_idle_timeout(idle)
         .tcp_nodelay(true)
         .http1_max_headers(MOST_HEADERS)
         .http1_ignore_invalid_headers_in_responses(true)
@@ -159,32 +351,74 @@ fn builder(settings: &Agora) -> Result<ClientBuilder, HttpError> {
             (reqwest::header::ACCEPT, HeaderValue::from_static("application/json")),
             (reqwest::header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
         ]));
-    if let Some(path) = &settings.ca_file {
-        let key = "agora.ca_file";
-        let certificates = Certificate::from_pem_bundle(&read(path, key)?)
-            .map_err(|cause| HttpError::Unusable { key, cause })?;
-        if certificates.is_empty() {
-            return Err(HttpError::Empty { path: path.display().to_string(), key });
-        }
-        builder = if settings.system_certificates {
-            builder.tls_certs_merge(certificates)
-        } else {
-            builder.tls_certs_only(certificates)
-        };
-    }
-    if let Some((certificate, key_file)) = &settings.client_certificate {
-        let mut pem = read(certificate, "agora.client_certificate_file")?;
-        pem.push(b'\n');
-        pem.extend(read(key_file, "agora.client_key_file")?);
-        let key = "agora.client_certificate_file and agora.client_key_file";
-        let identity =
-            Identity::from_pem(&pem).map_err(|cause| HttpError::Unusable { key, cause })?;
-        builder = builder.identity(identity);
-    }
-    Ok(builder)
+    if idle < idle::SHORTEST { builder.pool_max_idle_per_host(0) } else { builder }
 }
 
-fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, HttpError> {
-    let path_text = || path.display().to_string();
-    std::fs::read(path).map_err(|cause| HttpError::File { path: path_text(), key, cause })
+/// Scheme, name and port of a URL.
+fn host_of(url: &str) -> &str {
+    let behind_scheme = url.find("://").map_or(0, |at| at + 3);
+    let end = url.get(behind_scheme..).and_then(|rest| rest.find('/'));
+    end.and_then(|end| url.get(..behind_scheme + end)).unwrap_or(url)
+}
+
+/// The same for the endpoints of an app, which share connections.
+fn shard_of(url: &str) -> u8 {
+    let mut hasher = DefaultHasher::new();
+    url.rsplit_once('/').map_or(url, |(app, _)| app).hash(&mut hasher);
+    let shard = hasher.finish() % u64::from(SHARDS);
+    u8::try_from(shard).expect("a remainder is less than its divisor")
+}
+
+/// Which client of a shard is in force: the first, the second and so on. The lives of different
+/// shards end at different times. `None` where each request has its own.
+fn generation(elapsed: Duration, life: Duration, shard: u8) -> Option<u128> {
+    let head_start = life * u32::from(shard) / u32::from(SHARDS);
+    (elapsed + head_start).as_nanos().checked_div(life.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_replaced_after_their_life_and_never_all_at_once() {
+        let replaced = |shard: u8| -> Vec<u64> {
+            let at = |second| generation(Duration::from_secs(second), LIFE, shard);
+            (1..=1_500).filter(|second| at(*second) != at(second - 1)).collect()
+        };
+        let all: Vec<_> = (0..SHARDS).map(replaced).collect();
+        for (shard, moments) in all.iter().enumerate() {
+            assert_eq!(moments.len(), 5, "{shard}: {moments:?}");
+            assert!(moments.windows(2).all(|two| two[1] - two[0] == 300), "{shard}: {moments:?}");
+            assert!(moments[0] <= 300, "{shard}: {moments:?}");
+        }
+        let mut firsts: Vec<u64> = all.iter().map(|moments| moments[0]).collect();
+        firsts.sort_unstable();
+        assert!(firsts.windows(2).all(|two| two[1] - two[0] >= 18), "{firsts:?}");
+    }
+
+    #[test]
+    fn a_thousand_apps_are_spread_evenly_and_the_endpoints_of_one_stay_together() {
+        let url = |app: u32, endpoint: &str| {
+            format!("https://api.agora.io/dev/v2/project/{app:032x}/rtm/vendor/{endpoint}")
+        };
+        let mut apps = [0; SHARDS as usize];
+        for app in 0..1_000 {
+            let shard = shard_of(&url(app, "user_events"));
+            assert_eq!(shard, shard_of(&url(app, "channel_events")));
+            apps[usize::from(shard)] += 1;
+        }
+        assert!(apps.iter().all(|count| (40..90).contains(count)), "{apps:?}");
+    }
+
+    #[test]
+    fn a_host_is_scheme_name_and_port() {
+        for (url, host) in [
+            ("https://api.agora.io/dev/v2", "https://api.agora.io"),
+            ("http://[::1]:80/", "http://[::1]:80"),
+            ("http://a", "http://a"),
+        ] {
+            assert_eq!(host_of(url), host);
+        }
+    }
 }

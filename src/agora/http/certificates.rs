@@ -1,0 +1,242 @@
+//! Why the certificate of a host is not accepted, in words that lead to what has to be done.
+//!
+//! Each sentence says what was seen and then, behind an arrow, the remedy.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use rustls::AlertDescription;
+use rustls::CertificateError;
+use rustls::InvalidMessage;
+
+use super::tls::OwnCertificate;
+use crate::model::Timestamp;
+
+const CLOCK: &str = "correct the clock of this machine (NTP)";
+
+const RENEW: &str = "whoever runs the host has to renew its certificate; where a proxy opens TLS on \
+                     the way, whoever runs the proxy";
+
+const NOT_TRUSTED: &str = "if a proxy opens TLS on the way, name the CA that signed its certificate \
+                           as agora.ca_file; else this is not Agora";
+
+/// The error of TLS at the bottom of another one.
+pub(super) fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // Its `source` would pass over the error that it wraps.
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// Whether the time decides, so that a wrong clock may be to blame.
+pub(super) fn is_about_time(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredContext { .. } | CertificateError::NotValidYetContext { .. }
+        )
+    )
+}
+
+/// Whether a server ends the handshake because of the certificate that we show, or don't. A request
+/// that was written by then is not looked at.
+pub(super) fn is_refusal(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+        )
+    )
+}
+
+/// What it means, and what to do. `ahead` is how far the host's clock is ahead of ours in seconds,
+/// as far as that is known. `None` where TLS's own words have to do.
+pub(super) fn explain(error: &rustls::Error, ahead: Option<i64>) -> Option<String> {
+    match error {
+        rustls::Error::InvalidCertificate(error) => Some(certificate(error, ahead)),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some(
+            "the port does not speak TLS → check the host and its port; a proxy is agora.proxy"
+                .to_owned(),
+        ),
+        rustls::Error::AlertReceived(alert) if is_refusal(error) => Some(format!(
+            "the host refuses our certificate, or that there is none ({alert:?}) → name one that it \
+             trusts as agora.client_certificate_file"
+        )),
+        rustls::Error::AlertReceived(alert) => Some(format!(
+            "the host ended the handshake ({alert:?}) → check the host and its port, and a proxy that \
+             opens TLS on the way"
+        )),
+        _ => None,
+    }
+}
+
+fn certificate(error: &CertificateError, ahead: Option<i64>) -> String {
+    match error {
+        CertificateError::ExpiredContext { time, not_after } => {
+            let (ours, end) = (moment(time.as_secs()), moment(not_after.as_secs()));
+            let seen = format!("the host's certificate ended at {end}");
+            by_the_clock(&seen, ours, ahead, |theirs| theirs <= end)
+        }
+        CertificateError::NotValidYetContext { time, not_before } => {
+            let (ours, begin) = (moment(time.as_secs()), moment(not_before.as_secs()));
+            let seen = format!("the host's certificate begins at {begin}");
+            by_the_clock(&seen, ours, ahead, |theirs| theirs >= begin)
+        }
+        CertificateError::UnknownIssuer => {
+            format!("no trusted authority signed the host's certificate → {NOT_TRUSTED}")
+        }
+        CertificateError::BadSignature => format!(
+            "the host's certificate names a trusted authority, but another key signed it → the \
+             authority may have a new certificate: renew agora.ca_file. Otherwise: {NOT_TRUSTED}"
+        ),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names = presented.join(", ");
+            let names = if names.is_empty() { "no name at all" } else { &names };
+            format!(
+                "the host's certificate is for {names} and not for {} → check the spelling of the \
+                 host; if it is right, its certificate needs that name as a subjectAltName",
+                expected.to_str()
+            )
+        }
+        CertificateError::BadEncoding => {
+            "the host's certificate can't be decoded → give the host another one".to_owned()
+        }
+        CertificateError::Revoked => {
+            format!("the host's certificate is revoked → {RENEW}")
+        }
+        CertificateError::Other(other) => by_its_words(&*other.0),
+        other => format!("the host's certificate is not accepted: {other} → {RENEW}"),
+    }
+}
+
+/// Errors that rustls passes on without a name of its own: webpki's `Display` is their name.
+fn by_its_words(error: &(dyn Error + Send + Sync + 'static)) -> String {
+    if error.is::<OwnCertificate>() {
+        return "agora.ca_file holds the host's own certificate, and another authority signed it → \
+                put the certificate of that authority (its issuer) into the file"
+            .to_owned();
+    }
+    let name = error.to_string();
+    match name.as_str() {
+        "CaUsedAsEndEntity" => {
+            "the host shows the certificate of an authority (CA:TRUE) as its own, as a self-signed \
+             one often is → give the host a certificate that the authority has signed, or a \
+             self-signed one with basicConstraints CA:FALSE"
+                .to_owned()
+        }
+        "UnsupportedCertVersion" => "the host's certificate is an X.509 certificate of version 1, \
+                                     which has no names → it needs one of version 3 with its name \
+                                     as a subjectAltName"
+            .to_owned(),
+        _ => format!("the host's certificate is not accepted: {name} → {RENEW}"),
+    }
+}
+
+/// A certificate that is not valid by our clock. By the host's it may be.
+fn by_the_clock(
+    seen: &str,
+    ours: Timestamp,
+    ahead: Option<i64>,
+    is_valid: impl Fn(Timestamp) -> bool,
+) -> String {
+    let Some(ahead) = ahead else {
+        return format!(
+            "{seen}, and this machine's clock shows {ours} → if the clock is wrong, correct it \
+             (NTP); if it is right, {RENEW}"
+        );
+    };
+    let theirs =
+        Timestamp::from_millis(ours.as_millis().saturating_add(ahead.saturating_mul(1_000)));
+    if is_valid(theirs) {
+        let off = rounded(ahead.unsigned_abs());
+        let way = if ahead < 0 { "ahead of" } else { "behind" };
+        return format!(
+            "{seen}, and this machine's clock shows {ours}: it is {off} {way} the host's → {CLOCK}"
+        );
+    }
+    format!("{seen}, and it is {theirs} by the host's own clock → {RENEW}")
+}
+
+/// Whole days are exact enough where there is more than one.
+fn rounded(seconds: u64) -> String {
+    const DAY: u64 = 24 * 3_600;
+    match (seconds + DAY / 2) / DAY {
+        0..=1 => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+        days => format!("{days} days"),
+    }
+}
+
+fn moment(seconds: u64) -> Timestamp {
+    let millis = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000);
+    Timestamp::from_millis(millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    const DAY: i64 = 24 * 3_600;
+
+    fn at(date: &str) -> UnixTime {
+        let date = humantime::parse_rfc3339(date).unwrap();
+        UnixTime::since_unix_epoch(date.duration_since(std::time::UNIX_EPOCH).unwrap())
+    }
+
+    fn said(error: CertificateError, ahead: Option<i64>) -> String {
+        explain(&rustls::Error::InvalidCertificate(error), ahead).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_sixty_days_ahead_is_named_and_an_expired_certificate_is_not_blamed_on_it() {
+        let expired = || CertificateError::ExpiredContext {
+            time: at("2026-05-01T00:00:00Z"),
+            not_after: at("2026-04-01T00:00:00Z"),
+        };
+        let wrong_clock = said(expired(), Some(-60 * DAY - 3));
+        assert!(wrong_clock.contains("ended at 2026-04-01T00:00:00"), "{wrong_clock}");
+        assert!(wrong_clock.contains("it is 60 days ahead of the host's"), "{wrong_clock}");
+        assert!(wrong_clock.ends_with(CLOCK), "{wrong_clock}");
+        let ended = said(expired(), Some(2));
+        assert!(ended.contains("by the host's own clock") && ended.contains(RENEW), "{ended}");
+        assert!(!ended.contains(CLOCK), "{ended}");
+        let unknown = said(expired(), None);
+        assert!(unknown.contains("clock shows 2026-05-01") && unknown.contains(RENEW), "{unknown}");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_named() {
+        let early = CertificateError::NotValidYetContext {
+            time: at("1970-01-01T00:00:30Z"),
+            not_before: at("2026-04-01T00:00:00Z"),
+        };
+        let said = said(early, Some(20_545 * DAY));
+        assert!(said.contains("begins at 2026-04-01T00:00:00"), "{said}");
+        assert!(said.contains("behind the host's") && said.ends_with(CLOCK), "{said}");
+    }
+
+    #[test]
+    fn an_error_of_tls_is_found_below_those_that_wrap_it() {
+        let inner = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, inner.clone()));
+        assert_eq!(cause(&wrapped), Some(&inner));
+        assert_eq!(cause(&io::Error::other("else")), None);
+        assert!(explain(&inner, None).unwrap().contains("agora.ca_file"));
+    }
+}
