@@ -11,6 +11,7 @@ mod cost;
 mod finding;
 mod kafka;
 mod machine;
+mod secrets;
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -32,6 +33,7 @@ pub struct Waiting(Arc<Mutex<Vec<String>>>);
 pub async fn run(settings: &Settings, console: bool, waiting: &Waiting) -> Vec<Finding> {
     let mut findings = machine::look(settings).await;
     findings.extend(settings.apps.iter().map(|app| cost::of(app, settings.poll.longest_interval)));
+    findings.extend(settings.apps.iter().filter_map(secrets::of));
     let cluster = Cluster::new(settings.kafka.clone(), &settings.instance);
     let (agora, kafka) = tokio::join!(
         async {

@@ -23,6 +23,10 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
+mod inspect;
+
+use self::inspect::Inspected;
+use self::inspect::inspect;
 use super::token;
 use super::token::LONGEST_LIFE;
 use crate::config::Auth;
@@ -122,11 +126,13 @@ pub enum NoCredentials {
         /// Why, with causes.
         reason: String,
     },
-    /// The secret can't be sent.
-    #[error("use {place}: it holds characters that no header can hold")]
-    NotAHeader {
+    /// What was read can't be what Agora handed out.
+    #[error("use {place}: {reason}")]
+    Malformed {
         /// Key and file.
         place: String,
+        /// Why, without any of it.
+        reason: String,
     },
 }
 
@@ -134,6 +140,8 @@ pub enum NoCredentials {
 struct Known {
     /// What was read: a password, a token, a certificate.
     secret: String,
+    /// Why Agora is likely to refuse it. Nothing once Agora took it.
+    suspicion: Option<String>,
     headers: Vec<(&'static str, String)>,
     token: Option<TokenEnd>,
     made: Option<Made>,
@@ -171,7 +179,7 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// The secret can't be read and never could be, or can't be sent.
+    /// The secret can't be read or used, and never could be.
     pub fn proof(&mut self, now: Moment) -> Result<Proof, NoCredentials> {
         self.look(now.monotonic);
         if let Some(made) = self.known.as_ref().and_then(|known| known.made)
@@ -186,9 +194,6 @@ impl Credentials {
             known.begin(&self.app, &self.auth, now, self.life, &mut self.random);
         }
         match (&self.known, &self.unreadable) {
-            (Some(known), _) if !known.fits_a_header() => {
-                Err(NoCredentials::NotAHeader { place: self.place() })
-            }
             (Some(known), _) => Ok(Proof { headers: known.headers.clone(), edition: self.edition }),
             (None, Some((_, error))) => Err(error.clone()),
             (None, None) => unreachable!("a secret is read, or can't be"),
@@ -197,10 +202,15 @@ impl Credentials {
 
     /// Reads the secret again. Whether it is another one than before.
     pub fn look(&mut self, now: Instant) -> bool {
-        let secret = match self.secret().reveal() {
-            Ok(secret) => secret,
+        let revealed = self.secret().reveal();
+        let revealed = revealed.map_err(|error| NoCredentials::unreadable(self.place(), &error));
+        let inspected = revealed.and_then(|text| {
+            let malformed = |reason| NoCredentials::Malformed { place: self.place(), reason };
+            inspect(&self.app, &self.auth, &text).map_err(malformed)
+        });
+        let Inspected { secret, suspicion } = match inspected {
+            Ok(inspected) => inspected,
             Err(error) => {
-                let error = NoCredentials::unreadable(self.place(), &error);
                 let since = self.unreadable.as_ref().map_or(now, |(since, _)| *since);
                 self.unreadable = Some((since, error));
                 return false;
@@ -212,6 +222,7 @@ impl Credentials {
         }
         self.known = Some(Known {
             secret,
+            suspicion,
             headers: Vec::new(),
             token: None,
             made: None,
@@ -229,10 +240,11 @@ impl Credentials {
             return false;
         }
         self.refusals.remove(host);
-        if let Some(known) = &mut self.known
-            && !known.accepted_by.contains(host)
-        {
-            known.accepted_by.insert(host.to_owned());
+        if let Some(known) = &mut self.known {
+            known.suspicion = None;
+            if !known.accepted_by.contains(host) {
+                known.accepted_by.insert(host.to_owned());
+            }
         }
         true
     }
@@ -281,16 +293,19 @@ impl Credentials {
         self.known.as_ref().and_then(|known| known.token)
     }
 
+    /// Why Agora is likely to refuse the secret, with its place; `None` where nothing is odd about
+    /// it, or Agora took it.
+    pub fn suspicion(&self) -> Option<String> {
+        let suspicion = self.known.as_ref()?.suspicion.as_ref()?;
+        Some(format!("{} {suspicion}", self.place()))
+    }
+
     /// What a person can do about a refusal.
     pub fn remedy(&self) -> String {
-        let place = self.place();
-        let known = self.known.as_ref();
-        let token = known.and_then(|known| token::read(&known.secret));
-        if let Some(token) = token
-            && token.app_id != self.app.as_str()
-        {
-            return format!("{place} holds a token of another App ID: give one of this one");
+        if let Some(suspicion) = self.suspicion() {
+            return suspicion;
         }
+        let place = self.place();
         match self.secret().file() {
             Some(_) => format!("correct {place}; it is used as soon as it changes"),
             None => format!("correct {place} and start again"),
@@ -380,12 +395,6 @@ impl Known {
             }
         }
     }
-
-    /// A file may hold anything.
-    fn fits_a_header(&self) -> bool {
-        let legal = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
-        self.headers.iter().all(|(_, value)| value.bytes().all(legal))
-    }
 }
 
 impl std::fmt::Debug for Known {
@@ -427,7 +436,10 @@ impl NoCredentials {
             SecretError::TooLarge { .. } => "it is larger than 64 KiB".to_owned(),
             SecretError::NotText { .. } => "it is not UTF-8 text".to_owned(),
         };
-        Self::Unreadable { place, reason }
+        match error.is_about_content() {
+            true => Self::Malformed { place, reason },
+            false => Self::Unreadable { place, reason },
+        }
     }
 }
 

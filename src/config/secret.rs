@@ -62,6 +62,18 @@ pub enum SecretError {
     },
 }
 
+// === impl SecretError ===
+
+impl SecretError {
+    /// Whether the file is there and readable, and only what is in it is wrong.
+    pub fn is_about_content(&self) -> bool {
+        match self {
+            Self::Unreadable { .. } | Self::NotAFile { .. } => false,
+            Self::Empty { .. } | Self::TooLarge { .. } | Self::NotText { .. } => true,
+        }
+    }
+}
+
 // === impl Secret ===
 
 impl Secret {
@@ -91,7 +103,8 @@ impl Secret {
         }
     }
 
-    /// The secret as it is now, without the newline that editors leave at the end of a file.
+    /// The secret as it is now, without what editors put into a file: a byte order mark, and the
+    /// newline at the end. UTF-16 is read too, where a byte order mark says that it is that.
     ///
     /// A file is read each time. Asking for its time of change first would save some microseconds
     /// per request, and could miss a second change within one tick of the file system's clock: an
@@ -130,13 +143,28 @@ fn read(path: &Path) -> Result<String, SecretError> {
     if u64::try_from(length).is_ok_and(|length| length > LARGEST) {
         return Err(SecretError::TooLarge { path: path_buf() });
     }
-    let text = String::from_utf8(bytes).map_err(|_| SecretError::NotText { path: path_buf() })?;
+    let text = decoded(bytes).ok_or_else(|| SecretError::NotText { path: path_buf() })?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let secret = line.strip_suffix('\r').unwrap_or(line);
     if secret.is_empty() {
         return Err(SecretError::Empty { path: path_buf() });
     }
     Ok(secret.to_owned())
+}
+
+/// The text of a file, by its byte order mark if it has one.
+fn decoded(bytes: Vec<u8>) -> Option<String> {
+    let units = |pair: fn([u8; 2]) -> u16| {
+        let (pairs, rest) = bytes.get(2..)?.as_chunks();
+        let units: Vec<u16> = pairs.iter().map(|bytes| pair(*bytes)).collect();
+        rest.is_empty().then(|| String::from_utf16(&units).ok()).flatten()
+    };
+    match bytes.as_slice() {
+        [0xff, 0xfe, ..] => units(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => units(u16::from_be_bytes),
+        [0xef, 0xbb, 0xbf, text @ ..] => String::from_utf8(text.to_vec()).ok(),
+        _ => String::from_utf8(bytes).ok(),
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +183,29 @@ mod tests {
             fs::write(&path, token).unwrap();
             let bare = token.trim_end_matches(['\r', '\n']);
             assert_eq!(secret.reveal().unwrap(), bare);
+        }
+    }
+
+    #[test]
+    fn what_an_editor_adds_is_not_part_of_a_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let utf_16 = |bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            "\u{feff}hunter2\r\n".encode_utf16().flat_map(bytes).collect()
+        };
+        for content in [
+            b"\xef\xbb\xbfhunter2\r\n".to_vec(),
+            utf_16(u16::to_le_bytes),
+            utf_16(u16::to_be_bytes),
+            b"hunter2".to_vec(),
+        ] {
+            fs::write(&path, &content).unwrap();
+            assert_eq!(Secret::from_file(&path).reveal().unwrap(), "hunter2", "{content:?}");
+        }
+        for content in [&b"\xff\xfeh"[..], b"\xff\xfe\x00\xd8", b"\xef\xbb\xbf\xff"] {
+            fs::write(&path, content).unwrap();
+            let error = Secret::from_file(&path).reveal().unwrap_err();
+            assert!(matches!(error, SecretError::NotText { .. }), "{content:?}: {error}");
         }
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Access {
     credentials: Credentials,
     /// Secrets that were read, as far as the schedule knows.
     secrets: u64,
+    /// Every host refused the secret, and none has accepted it or another one since.
+    is_locked_out: bool,
     /// When the secret of a refused app is looked at next.
     look_at: Instant,
     /// The edition whose token is shown.
@@ -64,6 +66,7 @@ impl Access {
             app: app.clone(),
             credentials,
             secrets: 0,
+            is_locked_out: false,
             look_at: Instant::now(),
             shown: Edition::default(),
             condition: health.condition("credentials", app.as_str()),
@@ -100,6 +103,12 @@ impl Access {
                 let kept = "what was read last is used as long as it is accepted";
                 self.condition.failing(format_args!("{error}; {kept}"));
             }
+            // The reason of a lockout says it, too.
+            (Ok(_), _) if !self.is_locked_out => {
+                if let Some(suspicion) = self.credentials.suspicion() {
+                    self.condition.failing(suspicion);
+                }
+            }
             (Ok(_), _) => {}
         }
         self.show(now.wall);
@@ -108,8 +117,11 @@ impl Access {
 
     /// Notes that a host took what a request of this edition carried.
     pub(super) fn accepted(&mut self, edition: Edition, host: &str) {
-        if self.credentials.accepted(edition, host) && self.credentials.unreadable().is_none() {
-            self.condition.ok();
+        if self.credentials.accepted(edition, host) {
+            self.is_locked_out = false;
+            if self.credentials.unreadable().is_none() {
+                self.condition.ok();
+            }
         }
     }
 
@@ -121,6 +133,7 @@ impl Access {
 
     /// Says that every host refuses the credentials, and with what words the last one did.
     pub(super) fn locked_out(&mut self, host: &str, said: &str, now: Instant) {
+        self.is_locked_out = true;
         let remedy = self.credentials.remedy();
         self.condition.failing(format_args!(
             "Agora refuses the credentials of this app: {host}: {said}: {remedy}"

@@ -135,6 +135,48 @@ fn what_is_amiss_with_agora_is_named_with_its_remedy() {
 }
 
 #[test]
+fn what_is_amiss_with_a_secret_is_named_before_anybody_is_asked() {
+    let (agora, names) = (agora(), Names::unique("check-secret"));
+    // Kafka has no part in it.
+    let config = agora.config(&names, "127.0.0.1:1", Hosts::EachRegion);
+    let (id, secret) = {
+        let world = agora.world();
+        let app = &world.script().apps[0];
+        (app.customer_id.clone(), app.customer_secret.clone())
+    };
+    let home = names::folder();
+    let file = home.path().join("secret");
+    let by_value = format!("customer_secret = {secret:?}");
+    assert!(config.contains(&by_value), "{config}");
+    let config = config.replace(&by_value, &format!("customer_secret_file = {file:?}"));
+    for (content, verdict, words) in [
+        (
+            format!("{id}\n{secret}\n"),
+            "FAILED",
+            "it has 2 lines, and customer_id is in one of them",
+        ),
+        ("\n".to_owned(), "FAILED", "it is empty"),
+        (format!("{id}:{secret}"), "warning", "without customer_id"),
+        (format!("\u{feff} {secret}\r\n"), "", ""),
+    ] {
+        fs::write(&file, content).unwrap();
+        let checked = check(&config, &["--no-console"]);
+        let of_secret = |line: &&str| line.contains("credentials of");
+        let said: Vec<&str> = checked.out.lines().filter(of_secret).collect();
+        match (said.as_slice(), words) {
+            ([], "") => {}
+            ([line], words) => {
+                assert!(line.starts_with(verdict) && line.contains(words), "{line}");
+                assert!(line.contains(&file.display().to_string()), "{line}");
+            }
+            _ => panic!("{}{}", checked.out, checked.err),
+        }
+        assert!(!checked.out.contains(&secret), "{}", checked.out);
+    }
+    assert_eq!(agora.world().ledger().all_requests().asked, 0);
+}
+
+#[test]
 fn what_is_amiss_with_topics_is_named_with_its_remedy() {
     let (agora, bootstrap) = (agora(), broker::shared());
     let with = |create: bool, topics: &dyn Fn(&Names)| {

@@ -85,3 +85,63 @@ fn a_wrong_secret_of_one_app_recovers_when_its_file_is_corrected_and_the_others_
         assert!(!bridge.log().contains(secret), "`{secret}` is in the log");
     }
 }
+
+#[test]
+fn a_secret_that_agora_never_handed_out_is_told_before_it_is_sent_and_used_once_corrected() {
+    let agora = Agora::start(Script {
+        apps: (0..3).map(|index| AppScript::numbered(index).rates(5.0, 5.0)).collect(),
+        ..Script::default()
+    });
+    let apps: Vec<AppScript> = agora.world().script().apps.clone();
+    let folder = names::folder();
+    let files = [folder.path().join("two-lines"), folder.path().join("quoted")];
+    let mut config = agora.config(&Names::unique("secrets"), NO_KAFKA, Hosts::EachRegion);
+    for (app, file) in apps.iter().zip(&files) {
+        let by_value = format!("customer_secret = {:?}", app.customer_secret);
+        assert!(config.contains(&by_value), "{config}");
+        let by_file = format!("customer_secret_file = {:?}", file.display().to_string());
+        config = config.replace(&by_value, &by_file);
+    }
+    // As a console hands it out, and as a shell's variable may be written.
+    let pair = format!("{}\r\n{}\r\n", apps[0].customer_id, apps[0].customer_secret);
+    fs::write(&files[0], pair).expect("a fresh folder can be written to");
+    let quoted = format!("\"{}\"", apps[1].customer_secret);
+    fs::write(&files[1], quoted).expect("a fresh folder can be written to");
+    let bridge = Bridge::start(&config);
+    agora.wait_until("the others are drained", LIMIT, |world| taken(world, 2) > 0);
+
+    let of = |app: usize| {
+        let said = reasons(&bridge, "credentials");
+        said.into_iter().find(|(subject, _)| subject == apps[app].app_id.as_str()).map(|it| it.1)
+    };
+    let said = within(LIMIT, || of(0)).unwrap_or_else(|late| panic!("it was told {late}"));
+    assert!(said.contains(&format!("customer_secret_file ({})", files[0].display())), "{said}");
+    assert!(said.contains("2 lines, and customer_id is in one of them"), "{said}");
+    let refused = || of(1).filter(|said| said.contains("status 401"));
+    let said = within(LIMIT, refused).unwrap_or_else(|late| panic!("it was told {late}"));
+    assert!(said.contains("has quotes around it"), "{said}");
+    let log = bridge.log();
+    assert!(log.contains("has quotes around it"), "before the refusal: {log}");
+    let asked = |world: &World, app: usize| {
+        world
+            .ledger()
+            .answers()
+            .iter()
+            .filter(|it| it.feed.is_some_and(|feed| feed.0 == app))
+            .count()
+    };
+    assert_eq!(asked(&agora.world(), 0), 0, "what can't be a secret is not sent");
+
+    for (app, file) in apps.iter().zip(&files) {
+        let corrected = format!("\u{feff}{}\r\n", app.customer_secret);
+        fs::write(file, corrected).expect("the folder can be written to");
+    }
+    for app in [0, 1] {
+        agora.wait_until("the corrected one is drained", LIMIT, |world| taken(world, app) > 0);
+        within(LIMIT, || of(app).is_none().then_some(()))
+            .unwrap_or_else(|late| panic!("the recovery was told {late}"));
+    }
+    for app in &apps {
+        assert!(!bridge.log().contains(&app.customer_secret), "a secret is in the log");
+    }
+}

@@ -222,13 +222,55 @@ fn while_a_file_cannot_be_read_its_last_content_is_used() {
 }
 
 #[test]
-fn what_no_header_can_hold_is_not_sent() {
+fn what_can_be_no_secret_is_not_sent_and_is_used_as_soon_as_it_is_corrected() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("token");
     fs::write(&path, "two\nlines\n").unwrap();
-    let error = from_file(&path).proof(Time::begin().0).unwrap_err().to_string();
-    assert!(error.ends_with("it holds characters that no header can hold"), "{error}");
-    assert!(!error.contains("lines"), "{error}");
+    let (time, mut credentials) = (Time::begin(), from_file(&path));
+    let error = credentials.proof(time.0).unwrap_err().to_string();
+    assert!(error.starts_with("use apps.auth.token_file (/"), "{error}");
+    assert!(error.ends_with("): it has 2 lines: a token is one line"), "{error}");
+    fs::write(&path, "\u{feff}one \r\n").unwrap();
+    let first = credentials.proof(time.after(1)).unwrap();
+    assert_eq!(first.headers[0].1, "one");
+    // A slip while it runs costs nothing as long as Agora takes the one before.
+    fs::write(&path, "agora token=two").unwrap();
+    assert_eq!(credentials.proof(time.after(2)).unwrap().edition, first.edition);
+    let (since, error) = credentials.unreadable().unwrap();
+    assert_eq!(since, time.after(2).monotonic);
+    assert!(error.to_string().contains("beginning of a header"), "{error}");
+    fs::write(&path, "two").unwrap();
+    assert_eq!(credentials.proof(time.after(3)).unwrap().headers[0].1, "two");
+    assert!(credentials.unreadable().is_none());
+}
+
+#[test]
+fn a_secret_is_suspected_until_agora_takes_it_or_it_is_corrected() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("secret");
+    let auth =
+        Auth::Basic { customer_id: "me".to_owned(), customer_secret: Secret::from_file(&path) };
+    let (time, mut credentials) = (Time::begin(), credentials(auth));
+    let mut look = |secret: &str| {
+        fs::write(&path, secret).unwrap();
+        let edition = credentials.proof(time.0).unwrap().edition;
+        let suspicion = credentials.suspicion();
+        assert_eq!(
+            suspicion.as_ref().is_some_and(|said| credentials.remedy() == *said),
+            suspicion.is_some()
+        );
+        (edition, suspicion)
+    };
+    let (_, said) = look("me:hunter2");
+    let said = said.unwrap();
+    assert!(said.starts_with("apps.auth.customer_secret_file (/"), "{said}");
+    assert!(said.ends_with(") has a colon or customer_id inside: give the customer secret alone, without customer_id"), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+    assert_eq!(look("hunter2").1, None);
+    let (edition, said) = look("hunt:er2");
+    assert!(said.is_some());
+    assert!(credentials.accepted(edition, HOST));
+    assert_eq!(credentials.suspicion(), None, "Agora knows better");
 }
 
 #[test]

@@ -136,13 +136,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("\"ap\"", "\"eu\"", "apps[1].regions[1].name = \"eu\": is apps[1].regions[0].name already"),
     ("\"https://ap.", "\"https://eu.", "apps[1].regions[1].hosts[0] = \"https://eu.example\": is"),
     ("name = \"ap\"", "name = \"a p\"", "apps[1].regions[1].name = \"a p\": must be 1 to 64"),
-    ("\"007", "\"0 7", "apps[1].auth.token: holds no token"),
     ("\"007hunter2\"", "7", "apps[1].auth.token: must be a text in quotes"),
     ("\"007hunter2\"", "\"\"", "apps[1].auth.token: is empty"),
     ("token = \"007", "token_file = \"/nowhere/007", "apps[1].auth.token_file = \"/nowhere/007hun"),
     ("n = \"007\"", "n = \"008\"", "apps[2].auth.token_version = \"008\": must be 007 or 006"),
     ("\"1h\"", "\"25h\"", "apps[2].auth.token_life = \"25h\": must be from 1m to 24h: clocks"),
-    ("\"cafe", "\"cafe ", "apps[2].auth.app_certificate: holds no App Certificate"),
     ("app_certificate = \"cafe", "app_certificate_file = \"/nowhere/", "apps[2].auth.app_certif"),
 ];
 
