@@ -96,7 +96,7 @@ async fn tls_server() -> (String, String, JoinSet<()>) {
 #[tokio::test]
 async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() {
     let (url, certificate, _tasks) = tls_server().await;
-    let (_, another, _others) = tls_server().await;
+    let (strange, another, _others) = tls_server().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");
     fs::write(&file, another).unwrap();
@@ -112,4 +112,10 @@ async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() 
     fs::write(&file, "no certificate").unwrap();
     let reply = ask().await;
     assert!(matches!(reply, Reply::Answered(_)), "what was known is not kept: {reply:?}");
+    let reply = http.ask(Request { url: strange, proof: Vec::new() }).await;
+    let Reply::NotSent(error) = reply else { panic!("{reply:?}") };
+    let (seen, remedy) = error.parts();
+    // Both servers' certificates have the same issuer's name.
+    assert!(seen.contains("another key signed it"), "{error}");
+    assert!(remedy.is_some_and(|it| it.contains("holds no certificate")), "{error}");
 }
