@@ -8,14 +8,16 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use agora_rtm_bridge::agora::Answer;
+use agora_rtm_bridge::agora::Contents;
 use agora_rtm_bridge::agora::Ending;
+use agora_rtm_bridge::agora::Flaw;
+use agora_rtm_bridge::agora::LARGEST_BODY;
 use agora_rtm_bridge::agora::Raw;
 use agora_rtm_bridge::agora::Reply;
 use agora_rtm_bridge::agora::Shape;
 use agora_rtm_bridge::agora::TransportError;
 use agora_rtm_bridge::agora::answer::Trouble;
 use agora_rtm_bridge::agora::event::read;
-use agora_rtm_bridge::agora::glance;
 use agora_rtm_bridge::agora::judge;
 use agora_rtm_bridge::agora::split;
 use agora_rtm_bridge::agora::token;
@@ -37,13 +39,58 @@ use serde_json::value::RawValue;
 type Check = fn(&[u8]);
 
 /// Every check by its name, which is that of its target and of its folder in the corpus.
-pub(crate) const CHECKS: [(&str, Check); 5] = [
+pub(crate) const CHECKS: [(&str, Check); 6] = [
+    ("contents", contents),
     ("splitter", splitter),
     ("answer", answer),
     ("event", event),
     ("headers", headers),
     ("token", token),
 ];
+
+/// What was compressed is what it was, a part of it is a part of the text, and nothing inflates
+/// without a bound. Bytes that are not compressed are left as they are.
+pub(crate) fn contents(input: &[u8]) {
+    let stored = input.get(..0xffff).unwrap_or(input);
+    for packed in [zlib(stored), gzip(stored)] {
+        let whole = Contents::read(&packed, None, Wholeness::Whole);
+        // What comes out may look compressed again.
+        if whole.flaw().is_none() && whole.text() == stored {
+            assert!(!whole.is_as_received());
+            for cut in cuts(packed.len()).filter(|cut| *cut > 2) {
+                let part = packed.get(..cut).expect("a cut is in the body");
+                let part = Contents::read(part, None, Wholeness::Cut);
+                assert_eq!(part.flaw(), Some(Flaw::Early));
+                assert!(stored.starts_with(part.text()), "cut at {cut}");
+            }
+        } else {
+            let first = stored.first().expect("nothing is what comes out of nothing");
+            assert!(*first == 0x1f || first & 0x0f == 8, "it does not look compressed");
+        }
+    }
+    let encodings =
+        [None, Some("gzip"), Some("deflate"), Some("br"), Some("identity"), Some("gzip, br")];
+    for encoding in encodings {
+        for wholeness in [Wholeness::Whole, Wholeness::Cut] {
+            let contents = Contents::read(input, encoding, wholeness);
+            assert!(contents.text().len() <= LARGEST_BODY);
+            assert!(!contents.is_as_received() || contents.text() == input);
+            let (split, glance) = (contents.split(), contents.glance());
+            let leftover = split.leftover(wholeness);
+            assert_eq!(
+                glance.received,
+                split.elements.len() as u64 + u64::from(leftover.is_some())
+            );
+            assert!(
+                glance.shape != Shape::Sound || leftover.is_none() && contents.flaw().is_none()
+            );
+            if let Some(Flaw::Foreign(named)) = contents.flaw() {
+                let (reason, raw) = leftover.expect("it goes to a person");
+                assert!(reason.contains(named) && raw == input && split.elements.is_empty());
+            }
+        }
+    }
+}
 
 /// A body is split into what JSON says its elements are, and a part of it into the first of them.
 pub(crate) fn splitter(body: &[u8]) {
@@ -69,7 +116,11 @@ pub(crate) fn splitter(body: &[u8]) {
         assert_eq!(Some(&part.elements[..]), same, "cut at {cut}");
     }
     for wholeness in [Wholeness::Whole, Wholeness::Cut] {
-        let glance = glance(body, wholeness);
+        let contents = Contents::read(body, None, wholeness);
+        if !contents.is_as_received() {
+            continue;
+        }
+        let glance = contents.glance();
         let leftover = whole.leftover(wholeness).is_some();
         assert_eq!(glance.received, whole.elements.len() as u64 + u64::from(leftover));
         let sound = whole.ending == Ending::Closed && wholeness == Wholeness::Whole;
@@ -82,8 +133,17 @@ pub(crate) fn splitter(body: &[u8]) {
         events().filter_map(json::array).flatten().map(|it| it.get().as_bytes()).collect();
     assert_eq!(whole.elements, listed, "JSON says so");
     let odd = events().any(|it| it.get() != "null" && json::array(it).is_none());
+    let elsewhere = fields.iter().any(|(name, value)| name != "events" && json::may_hold(value));
+    let is_empty = says_empty(&fields);
     match whole.ending {
-        Ending::Closed => assert!(!odd, "`events` is no array, and nobody says so"),
+        Ending::Closed => {
+            assert!(!odd, "`events` is no array, and nobody says so");
+            assert!(!listed.is_empty() || is_empty, "nothing says that it is empty");
+        }
+        Ending::Failed | Ending::Unproven(_) => {
+            assert!(!odd && listed.is_empty() && !elsewhere && !is_empty);
+        }
+        Ending::Elsewhere(_) => assert!(!odd && listed.is_empty() && elsewhere),
         Ending::NotAnArray(_) => assert!(odd, "`events` is an array"),
         ending => panic!("JSON says that the body is whole: {ending:?}"),
     }
@@ -95,24 +155,48 @@ pub(crate) fn answer(body: &[u8]) {
         for cut in [None, Some(TransportError("reset".to_owned()))] {
             let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
             let raw = Raw { status, body: body.to_vec().into(), cut, ..Raw::default() };
-            let page = match judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH) {
+            let answer = judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH);
+            let contents = Contents::read(body, None, wholeness);
+            let split = contents.split();
+            match answer {
                 Answer::Page { body: kept, .. } => {
                     assert_eq!(kept, body);
-                    true
+                    continue;
                 }
                 Answer::Lost(_) => panic!("an answer came"),
-                Answer::Empty | Answer::Nothing(_) => false,
-            };
-            let split = split(body);
-            assert!(page || split.elements.is_empty(), "{status}: elements are thrown away");
-            if (200..300).contains(&status) {
-                let sound = glance(body, wholeness).shape == Shape::Sound;
-                let nothing = status == 204 && body.is_empty() && wholeness == Wholeness::Whole;
-                assert!(page || sound || nothing, "{status}: it may be the rest of a page");
-                assert!(page || split.leftover(wholeness).is_none(), "a dead letter is lost");
+                Answer::Empty | Answer::Nothing(_) => {}
             }
+            assert!(split.elements.is_empty(), "{status}: elements are thrown away");
+            if !(200..300).contains(&status) {
+                continue;
+            }
+            let nothing = status == 204 && contents.text().is_empty();
+            let whole = wholeness == Wholeness::Whole && contents.flaw().is_none();
+            assert!(whole, "{status}: it may be the rest of a page");
+            let fields = json::object(contents.text());
+            let scalars = fields.as_ref().is_some_and(|fields| {
+                !fields.iter().any(|(name, value)| name != "events" && json::may_hold(value))
+            });
+            assert!(nothing || scalars, "{status}: something may be an event");
+            let empty = nothing || fields.is_some_and(|fields| says_empty(&fields));
+            assert_eq!(matches!(answer, Answer::Empty), empty, "{status}");
         }
     }
+}
+
+/// Whether an object without events says itself that it is empty.
+fn says_empty(fields: &[(String, &RawValue)]) -> bool {
+    let of = |name: &'static str| {
+        fields.iter().filter(move |(it, _)| it == name).map(|(_, value)| value.get())
+    };
+    let succeeded =
+        |value: &str| serde_json::from_str::<String>(value).is_ok_and(|text| text == "success");
+    let elsewhere = fields.iter().any(|(name, value)| name != "events" && json::may_hold(value));
+    let failed = of("result").any(|it| !succeeded(it))
+        || of("error").any(|it| !["false", "null", "0", "\"\""].contains(&it));
+    let nothing = |value: &str| value == "null" || value.starts_with('[');
+    let reports = of("result").any(succeeded) || of("events").any(nothing);
+    !elsewhere && !failed && reports
 }
 
 /// What is read of an event is what its record says, and every other field is in it as it came.
@@ -230,6 +314,22 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
     packed
 }
 
+/// The bytes as gzip packs them where it can't.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let zlib = zlib(bytes);
+    let deflated = zlib.get(2..zlib.len() - 4).expect("it has a head and a checksum");
+    let mut packed = b"\x1f\x8b\x08\0\0\0\0\0\0\xff".to_vec();
+    packed.extend(deflated);
+    packed.extend(crc_32(bytes).to_le_bytes());
+    packed.extend(u32::try_from(bytes.len()).expect("it was cut to fit").to_le_bytes());
+    packed
+}
+
+fn crc_32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| (sum >> 1) ^ (0xedb8_8320 * (sum & 1));
+    !bytes.iter().fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), |sum, _| step(sum)))
+}
+
 /// Where a part of the body stands in it.
 fn place(body: &[u8], part: &[u8]) -> std::ops::Range<usize> {
     let start = part.as_ptr() as usize - body.as_ptr() as usize;
@@ -263,6 +363,12 @@ mod json {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let Fields(fields) = serde_json::from_slice(bytes).ok()?;
         Some(fields)
+    }
+
+    /// Whether there is a list or an object with something in it.
+    pub(super) fn may_hold(value: &RawValue) -> bool {
+        let inside = value.get().get(1..value.get().len() - 1).unwrap_or_default();
+        value.get().starts_with(['[', '{']) && !inside.trim().is_empty()
     }
 
     /// The elements of an array; `None` where it is none.

@@ -3,16 +3,18 @@
 //! The way of an answer: [`Transport`] sends one request and gives back whatever came
 //! ([`http::Http`] is the real one, simulated time has its own). [`answer::judge`] decides what the
 //! caller has to do with it; the only thing it may look at before a page is durable is whether an
-//! answer is provably none. Later, from the journal's copy, [`split`] finds the elements of a page
-//! and [`event::read`] reads each alone.
+//! answer is provably none. Later, from the journal's copy, [`Contents`] inflates what came compressed,
+//! [`split`] finds the elements of a page, and [`event::read`] reads each alone.
 //!
 //! Facts about the API are from Agora's public documents; `docs/agora.md` lists them with what is
 //! inferred.
 
 pub mod answer;
+mod contents;
 mod credentials;
 pub mod event;
 pub mod http;
+mod inflate;
 mod splitter;
 pub mod token;
 
@@ -25,6 +27,8 @@ use tokio::time::Instant;
 
 pub use self::answer::Answer;
 pub use self::answer::judge;
+pub use self::contents::Contents;
+pub use self::contents::Flaw;
 pub use self::credentials::Credentials;
 pub use self::credentials::Edition;
 pub use self::credentials::Moment;
@@ -37,7 +41,6 @@ pub use self::splitter::Ending;
 pub use self::splitter::Glance;
 pub use self::splitter::Shape;
 pub use self::splitter::Split;
-pub use self::splitter::glance;
 pub use self::splitter::split;
 
 /// The largest body that is kept, in bytes. A page of 1,000 events has about 200 KiB.
@@ -76,7 +79,9 @@ pub struct Raw {
     pub request_id: Option<String>,
     /// `X-Resource-ID`.
     pub resource_id: Option<String>,
-    /// The body, as far as it came.
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// The body, as far as it came; what was compressed still is.
     pub body: Bytes,
     /// Why the body broke off, if it did.
     pub cut: Option<TransportError>,
@@ -146,6 +151,13 @@ impl Raw {
     /// What the server's clock showed, in whole seconds.
     pub fn date(&self) -> Option<SystemTime> {
         httpdate::parse_http_date(self.date.as_deref()?.trim()).ok()
+    }
+
+    /// `Content-Encoding`, where it says more than that the body came as it is.
+    pub fn encoding(&self) -> Option<&str> {
+        let encoding = self.content_encoding.as_deref()?.trim();
+        let is_plain = encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");
+        (!is_plain).then_some(encoding)
     }
 }
 

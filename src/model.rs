@@ -111,6 +111,8 @@ pub struct Page {
     pub request_id: Option<String>,
     /// Agora's `X-Resource-ID`, what its support asks for.
     pub resource_id: Option<String>,
+    /// `Content-Encoding`, where the answer had one: the body is as received, compressed or not.
+    pub content_encoding: Option<String>,
     /// The body, byte for byte.
     pub body: Bytes,
 }
@@ -362,18 +364,21 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+
+    /// RFC 3339 in UTC with milliseconds; `None` outside the years 1970 to 9999.
+    pub fn rfc_3339(self) -> Option<impl fmt::Display> {
+        const YEAR_10000: u64 = 253_402_300_800_000;
+        let millis = u64::try_from(self.0).ok().filter(|millis| *millis < YEAR_10000)?;
+        Some(humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)))
+    }
 }
 
 impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC with milliseconds; a moment outside the years 1970 to 9999 as its number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const YEAR_10000: u64 = 253_402_300_800_000;
-        match u64::try_from(self.0) {
-            Ok(millis) if millis < YEAR_10000 => {
-                let moment = UNIX_EPOCH + Duration::from_millis(millis);
-                humantime::format_rfc3339_millis(moment).fmt(f)
-            }
-            _ => write!(f, "{}", self.0),
+        match self.rfc_3339() {
+            Some(text) => text.fmt(f),
+            None => write!(f, "{}", self.0),
         }
     }
 }

@@ -32,7 +32,7 @@ pub use self::metrics::PollerMetrics;
 pub use self::tokens::Tokens;
 
 use self::app::App;
-use crate::agora;
+use crate::agora::Contents;
 use crate::agora::Credentials;
 use crate::agora::Transport;
 use crate::journal::Held;
@@ -112,7 +112,7 @@ pub struct Target {
 pub async fn release_held(journal: &Journal, held: Vec<(Held, Page)>) {
     let mut feeds: Vec<(Feed, Vec<_>)> = Vec::new();
     for (held, page) in held {
-        let times = agora::glance(&page.body, page.wholeness).times;
+        let times = Contents::of(&page).glance().times;
         let page_of_feed = (held.id(), times, held);
         match feeds.iter_mut().find(|(feed, _)| *feed == page.feed) {
             Some((_, pages)) => pages.push(page_of_feed),

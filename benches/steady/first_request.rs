@@ -188,6 +188,7 @@ fn page(app: &AppId, number: usize) -> Page {
         wholeness: Wholeness::Whole,
         request_id: None,
         resource_id: None,
+        content_encoding: None,
         body: body.into(),
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Agora has no copy of what it handed over, so whatever could hold an event is a [`Answer::Page`]
 //! and has to be durable before anything else. Looked into before are only answers that provably
-//! hold none: a whole body of at most [`SMALL`] bytes that is a JSON object without events, and the
-//! body of an error status in which the word `events` does not even occur.
+//! hold none: a whole body of at most [`SMALL`] bytes, compressed or not, that is a JSON object
+//! without a place where an event could be, and the body of an error status in which the word `events`
+//! does not even occur. Of a success, the object has to say itself that it is empty; without that it
+//! is a failure.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,15 +13,17 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
+use crate::agora::Contents;
 use crate::agora::Ending;
+use crate::agora::Flaw;
+use crate::agora::LARGEST_BODY;
 use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::TransportError;
-use crate::agora::split;
+use crate::model::Wholeness;
 
-/// A body of up to so many bytes is looked into before it is durable.
+/// A body of up to so many bytes, as received and as text, is looked into before it is durable.
 pub const SMALL: usize = 512;
 
 /// A `Retry-After` is obeyed up to a minute. Agora counts requests over a second, and 2,000 events are
@@ -44,8 +48,10 @@ pub enum Answer {
         status: u16,
         /// Why it broke off; `None` where it is all that was sent.
         cut: Option<TransportError>,
-        /// The body.
+        /// The body, as received.
         body: Bytes,
+        /// `Content-Encoding`, where it says something.
+        content_encoding: Option<String>,
         /// What Agora's support asks for.
         ids: Ids,
         /// What the status says beside it.
@@ -101,7 +107,7 @@ impl Said {
     /// What the status means at Agora, and what a person can do.
     pub fn meaning(&self) -> &'static str {
         match self.status {
-            200..=299 => "Agora says itself that it failed; it is asked again",
+            200..=299 => "Agora does not report success; it is asked again",
             300..=399 => "redirects are not followed: check the hosts of the app and the proxy",
             400 => "Agora does not know the App ID, or not the path: check apps.app_id",
             401 => "check the credentials of the app (apps.auth)",
@@ -138,18 +144,19 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
         Reply::Lost(error) => return Answer::Lost(error),
         Reply::Answered(raw) => raw,
     };
+    let contents = contents(&raw);
+    let holds = holds(&raw, &contents);
     // By the clock that made the date, where it is told: ours may be hours away from it.
     let now = raw.date().unwrap_or(now);
-    let trouble = trouble(&raw, now);
-    if holds_nothing(&raw) {
-        return match trouble {
-            Some(trouble) => Answer::Nothing(trouble),
-            None if says_failure(&raw.body) => Answer::Nothing(Trouble::Failed(said(&raw, now))),
-            None => Answer::Empty,
-        };
+    let said = || said(&raw, contents.text(), now);
+    let trouble = trouble(&raw, said)
+        .or_else(|| (holds == Holds::Failure).then(|| Trouble::Failed(said())));
+    if holds != Holds::Perhaps {
+        return trouble.map_or(Answer::Empty, Answer::Nothing);
     }
     Answer::Page {
         status: raw.status,
+        content_encoding: raw.encoding().map(str::to_owned),
         cut: raw.cut,
         body: raw.body,
         ids: Ids { request: raw.request_id, resource: raw.resource_id },
@@ -157,45 +164,69 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     }
 }
 
-fn trouble(raw: &Raw, now: SystemTime) -> Option<Trouble> {
+/// Whether an answer hands over an event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// It may.
+    Perhaps,
+    /// It provably doesn't, and says so.
+    Nothing,
+    /// It provably doesn't, and does not report success.
+    Failure,
+}
+
+/// Inflated only as far as is looked: of a success to what is small.
+fn contents(raw: &Raw) -> Contents<'_> {
+    let wholeness = if raw.cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
+    let most = if is_success(raw) { SMALL } else { LARGEST_BODY };
+    Contents::read_at_most(&raw.body, raw.encoding(), wholeness, most)
+}
+
+fn is_success(raw: &Raw) -> bool {
+    (200..=299).contains(&raw.status)
+}
+
+fn trouble(raw: &Raw, said: impl FnOnce() -> Said) -> Option<Trouble> {
     match raw.status {
         200..=299 => None,
-        429 => Some(Trouble::Throttled(said(raw, now))),
-        400 | 401 | 403 | 404 => Some(Trouble::Refused(said(raw, now))),
-        _ => Some(Trouble::Failed(said(raw, now))),
+        429 => Some(Trouble::Throttled(said())),
+        400 | 401 | 403 | 404 => Some(Trouble::Refused(said())),
+        _ => Some(Trouble::Failed(said())),
     }
 }
 
-/// Whether an answer provably hands over no event.
-fn holds_nothing(raw: &Raw) -> bool {
-    let failed = !(200..=299).contains(&raw.status);
-    if failed && !contains_events(&raw.body) {
+fn holds(raw: &Raw, contents: &Contents<'_>) -> Holds {
+    let text = contents.text();
+    let is_known = matches!(contents.flaw(), None | Some(Flaw::Early));
+    let is_whole = raw.cut.is_none() && contents.flaw().is_none();
+    if !is_success(raw) && is_known && !contains_events(text) {
+        let start = text.trim_ascii_start();
         // What broke off before the word came may have been the beginning of a page.
-        return raw.cut.is_none() || !raw.body.trim_ascii_start().starts_with(b"{");
+        let may_begin_a_page =
+            start.starts_with(b"{") || start.is_empty() && !contents.is_as_received();
+        return if is_whole || !may_begin_a_page { Holds::Nothing } else { Holds::Perhaps };
     }
-    if raw.cut.is_some() || raw.body.len() > SMALL {
-        return false;
+    if !is_whole || raw.body.len() > SMALL || text.len() > SMALL {
+        return Holds::Perhaps;
     }
-    if raw.status == 204 && raw.body.is_empty() {
-        return true;
+    if raw.status == 204 && text.is_empty() {
+        return Holds::Nothing;
     }
     // The splitter decides, since it will: where a name stands twice, other readers see one.
-    let split = split(&raw.body);
-    let is_json = serde_json::from_slice::<IgnoredAny>(&raw.body).is_ok();
-    is_json && split.ending == Ending::Closed && split.elements.is_empty()
+    let split = contents.split();
+    if !split.elements.is_empty() || serde_json::from_slice::<IgnoredAny>(text).is_err() {
+        return Holds::Perhaps;
+    }
+    match split.ending {
+        Ending::Closed => Holds::Nothing,
+        Ending::Failed | Ending::Unproven(_) => Holds::Failure,
+        _ => Holds::Perhaps,
+    }
 }
 
 /// `events` may be spelled with escapes; then there is a backslash.
 fn contains_events(body: &[u8]) -> bool {
     body.windows(6).any(|six| six == b"events") || body.contains(&b'\\')
-}
-
-/// `result` is something other than `success`. A body that was found to hold no event is small.
-fn says_failure(body: &[u8]) -> bool {
-    serde_json::from_slice(body)
-        .ok()
-        .and_then(|value: Value| Some(value.get("result")? != "success"))
-        .unwrap_or(false)
 }
 
 /// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3), or a moment as a number.
@@ -211,8 +242,8 @@ fn delay(text: &str, now: SystemTime) -> Option<Duration> {
     Some(named.min(LONGEST_DELAY))
 }
 
-fn said(raw: &Raw, now: SystemTime) -> Said {
-    let start = raw.body.get(..EXCERPT).unwrap_or(&raw.body);
+fn said(raw: &Raw, text: &[u8], now: SystemTime) -> Said {
+    let start = text.get(..EXCERPT).unwrap_or(text);
     let text: Vec<&str> = std::str::from_utf8(start)
         .unwrap_or_default()
         .split(char::is_whitespace)
@@ -229,7 +260,14 @@ fn excerpt(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use miniz_oxide::deflate::compress_to_vec;
+    use miniz_oxide::deflate::compress_to_vec_zlib;
+
     use super::*;
+
+    /// What Agora's servers say about their own failures, with any status.
+    const AGORAS_ERROR: &str =
+        r#"{"data":null,"error":true,"errorCode":500,"message":"server error"}"#;
 
     fn judged(status: u16, body: &str, cut: bool) -> Answer {
         let raw = Raw {
@@ -275,6 +313,28 @@ mod tests {
             (200, r#"{"events":[1],"events":[]}"#, false, "page"),
             (200, r#"{"events":null,"\u0065vents":[1]}"#, false, "page"),
             (200, "<html>", false, "page"),
+            (200, r#"{"result":"success","data":{"events":[{"a":1}]}}"#, false, "page"),
+            (200, r#"{"result":"success","data":{"events":[]}}"#, false, "page"),
+            (200, r#"{"result":"success","events":[],"more":[[]]}"#, false, "page"),
+            (200, r#"{"Events":[{"a":1}]}"#, false, "page"),
+            (200, r#"{"user_events":[{"a":1}]}"#, false, "page"),
+            (200, r#"{"events":[],"Events":[{"a":1}]}"#, false, "page"),
+            (200, r#"{"result":"failed","events":[],"x":{"a":1}}"#, false, "page"),
+            (200, r#"{"result":"success","events":[],"a":[ ],"b":{}}"#, false, "empty"),
+            (200, r#"{"result":"success","error":false,"n":1.5,"x":"[1]"}"#, false, "empty"),
+            (200, r#"{"error":null,"events":null}"#, false, "empty"),
+            (200, r#"{"r\u0065sult":"\u0073uccess"}"#, false, "empty"),
+            (200, AGORAS_ERROR, false, "failed"),
+            (200, r#"{"result":"success","error":true,"events":[]}"#, false, "failed"),
+            (200, r#"{"error":"no","events":[]}"#, false, "failed"),
+            (200, r#"{"result":"success","result":"failed"}"#, false, "failed"),
+            (200, r#"{"result":"failed","result":"success"}"#, false, "failed"),
+            (200, r#"{"result":true,"events":[]}"#, false, "failed"),
+            (200, r#"{"request_id":"1"}"#, false, "failed"),
+            (200, "{}", false, "failed"),
+            (206, "{}", false, "failed"),
+            (503, r#"{"data":{"events":[{"a":1}]}}"#, false, "page in trouble"),
+            (503, r#"{"path":"/user_events"}"#, false, "failed"),
             (503, "<html>busy</html>", false, "failed"),
             (503, "<html>bu", true, "failed"),
             (503, r#"{"result":"success","eve"#, true, "cut"),
@@ -288,6 +348,89 @@ mod tests {
         ] {
             assert_eq!(kind(&judged(status, body, cut)), expected, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn a_compressed_body_is_judged_by_what_is_in_it() {
+        let event = r#"{"result":"success","events":[{"a":1}]}"#;
+        let zeros = format!(r#"{{"result":"success","n":"{}"}}"#, "0".repeat(SMALL));
+        for (status, text, expected) in [
+            (200, r#"{"result":"success","events":[]}"#, "empty"),
+            (200, r#"{"result":"failed"}"#, "failed"),
+            (200, AGORAS_ERROR, "failed"),
+            (200, event, "page"),
+            (200, r#"{"result":"success","data":[1]}"#, "page"),
+            (200, "", "page"),
+            (200, "<html>", "page"),
+            // Small as received, and large as a text.
+            (200, &zeros, "page"),
+            (204, "", "empty"),
+            (503, "<html>busy</html>", "failed"),
+            (503, event, "page in trouble"),
+            (401, r#"{"message":"Invalid authentication credentials"}"#, "refused"),
+        ] {
+            let packed = gzip(text);
+            for (body, encoding) in [
+                (packed.clone(), None),
+                (packed, Some("gzip")),
+                (compress_to_vec_zlib(text.as_bytes(), 6), Some("deflate")),
+                (compress_to_vec(text.as_bytes(), 6), Some("deflate")),
+                (text.as_bytes().to_vec(), Some("gzip")),
+                (text.as_bytes().to_vec(), Some("identity")),
+            ] {
+                let raw = Raw {
+                    status,
+                    body: Bytes::from(body),
+                    content_encoding: encoding.map(str::to_owned),
+                    ..Raw::default()
+                };
+                let answer = judge(Reply::Answered(raw.clone()), SystemTime::UNIX_EPOCH);
+                assert_eq!(kind(&answer), expected, "{status} {encoding:?} {text}");
+                let said = match answer {
+                    Answer::Page { body, content_encoding, .. } => {
+                        let kept = encoding.filter(|it| *it != "identity");
+                        assert_eq!((body, content_encoding.as_deref()), (raw.body, kept));
+                        continue;
+                    }
+                    Answer::Nothing(Trouble::Failed(said) | Trouble::Refused(said)) => said,
+                    _ => continue,
+                };
+                assert_eq!(said.text, text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_compressed_body_that_can_not_be_read_is_kept() {
+        let failure = gzip("<html>busy</html>");
+        let cut = &failure[..failure.len() - 10];
+        let bad = [&failure[..failure.len() - 1], b"x"].concat();
+        let page = gzip(r#"{"result":"success","events":[]}"#);
+        for (status, body, encoding, expected) in [
+            (200, &page[..page.len() - 1], None, "page"),
+            (200, &b"\x1b\x03\0\xf8"[..], Some("br"), "page"),
+            (503, b"\x1b\x03\0\xf8", Some("br"), "page in trouble"),
+            (503, &bad, None, "page in trouble"),
+            (503, &failure[..5], None, "page in trouble"),
+            (503, cut, None, "failed"),
+            (503, &page[..page.len() - 12], None, "page in trouble"),
+            (200, br#"{"result":"success","events":[]}"#, Some("br"), "empty"),
+        ] {
+            let raw = Raw {
+                status,
+                body: Bytes::copy_from_slice(body),
+                content_encoding: encoding.map(str::to_owned),
+                ..Raw::default()
+            };
+            let answer = judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH);
+            assert_eq!(kind(&answer), expected, "{status} {}", body.escape_ascii());
+        }
+    }
+
+    fn gzip(text: &str) -> Vec<u8> {
+        let trailer = [crc32fast::hash(text.as_bytes()), text.len() as u32].map(u32::to_le_bytes);
+        let head: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+        [head, &compress_to_vec(text.as_bytes(), 6), trailer.as_flattened()].concat()
     }
 
     #[test]
@@ -342,14 +485,14 @@ mod tests {
             ..Raw::default()
         };
         assert_eq!(
-            said(&raw, SystemTime::UNIX_EPOCH).to_string(),
+            said(&raw, &raw.body, SystemTime::UNIX_EPOCH).to_string(),
             "status 503 (<html> busy</html>), request id r1"
         );
         let both = Raw { resource_id: Some("o1".to_owned()), ..raw };
         let text = "status 503 (<html> busy</html>), request id r1, resource id o1";
-        assert_eq!(said(&both, SystemTime::UNIX_EPOCH).to_string(), text);
+        assert_eq!(said(&both, &both.body, SystemTime::UNIX_EPOCH).to_string(), text);
         assert_eq!(
-            said(&Raw::default(), SystemTime::UNIX_EPOCH).to_string(),
+            said(&Raw::default(), b"", SystemTime::UNIX_EPOCH).to_string(),
             "status 0, request id unknown"
         );
     }

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use bytes::BytesMut;
 use hyper::http::Extensions;
 use hyper_util::client::legacy::connect::HttpInfo;
+use reqwest::header::CONTENT_ENCODING;
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 use tokio::time::timeout;
@@ -120,6 +121,7 @@ impl Transport for Http {
             date: text("date"),
             request_id: text("x-request-id"),
             resource_id: text("x-resource-id"),
+            content_encoding: encodings(&response),
             body: body.freeze(),
             cut,
             head_at: Some(head_at),
@@ -191,6 +193,13 @@ impl Http {
         let longest = self.longest;
         TransportError(format!("not complete after {longest:?} (agora.silence_timeout and more)"))
     }
+}
+
+/// How the body is encoded, in the order in which it was done.
+fn encodings(response: &reqwest::Response) -> Option<String> {
+    let values = response.headers().get_all(CONTENT_ENCODING).iter();
+    let names: Vec<_> = values.map(|it| String::from_utf8_lossy(it.as_bytes())).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// What the head announces, within reason.

@@ -5,9 +5,15 @@
 //! each element alone ([`super::event`]), so that one bad byte costs one element and a body that
 //! broke off costs only its last one.
 //!
-//! It accepts more than JSON does and never fails: a body in which it finds no `events` array is
-//! the caller's to judge.
+//! It accepts more than JSON does and never fails. An object without an element has to say itself
+//! that it is empty: `result` is `success`, or `events` is `[]` or `null`, and nowhere else is there a
+//! list or an object in which an event could be. Otherwise its ending names what it is.
 
+use std::borrow::Cow;
+
+use serde::de::IgnoredAny;
+
+use super::contents::Flaw;
 use super::event;
 use crate::model::Timestamp;
 use crate::model::Wholeness;
@@ -21,13 +27,23 @@ pub struct Split<'a> {
     pub ending: Ending<'a>,
     /// The text of the top-level `result`, where it is a string.
     pub result: Option<&'a [u8]>,
+    /// Why the body may hold more than this text, and the body as received.
+    pub flaw: Option<(Flaw<'a>, &'a [u8])>,
 }
 
 /// How a body ends, as far as its events are concerned.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending<'a> {
-    /// The object was closed: all elements are there.
+    /// The object was closed: all elements are there, or it says itself that there are none.
     Closed,
+    /// The object was closed, holds no list and no object, and `result` says that Agora failed.
+    Failed,
+    /// The object was closed, holds no list and no object, and nothing says that it is empty: the
+    /// whole body.
+    Unproven(&'a [u8]),
+    /// The object was closed and holds no element, but a list or an object in another place than
+    /// `events`: the whole body.
+    Elsewhere(&'a [u8]),
     /// The body ends inside the `events` array. The bytes of the element that broke off; empty
     /// where it broke off between two elements.
     TornInEvents(&'a [u8]),
@@ -42,13 +58,14 @@ pub enum Ending<'a> {
 /// Splits a body.
 pub fn split(body: &[u8]) -> Split<'_> {
     let mut reader = Reader { body, at: 0 };
-    let mut split = Split { elements: Vec::new(), ending: Ending::NotAnObject(body), result: None };
+    let ending = Ending::NotAnObject(body);
+    let mut split = Split { elements: Vec::new(), ending, result: None, flaw: None };
     reader.skip_byte_order_mark();
     if reader.next_token() != Some(b'{') {
         return split;
     }
     reader.at += 1;
-    split.ending = read_object(&mut reader, &mut split.elements, &mut split.result);
+    split.ending = read_object(&mut reader, &mut split);
     split
 }
 
@@ -71,20 +88,26 @@ pub enum Shape {
     Sound,
     /// The beginning of one.
     Torn,
+    /// A whole object with which Agora reports success, and that holds something in a place that is
+    /// not known.
+    Strange,
     /// Something else: a proxy's page, nothing at all.
     Alien,
 }
 
-/// Looks at a page that is durable.
-pub fn glance(body: &[u8], wholeness: Wholeness) -> Glance {
-    let split = split(body);
+/// Looks at the text of a page that is durable.
+pub(super) fn glance(split: &Split<'_>, wholeness: Wholeness, is_all: bool) -> Glance {
     let leftover = split.leftover(wholeness).is_some();
     let shape = match split.ending {
-        Ending::Closed if wholeness == Wholeness::Whole => Shape::Sound,
-        Ending::NotAnObject(_) | Ending::NotAnArray(_) if wholeness == Wholeness::Whole => {
-            Shape::Alien
-        }
-        _ => Shape::Torn,
+        _ if wholeness == Wholeness::Cut => Shape::Torn,
+        Ending::Closed if is_all => Shape::Sound,
+        Ending::Closed | Ending::TornInEvents(_) | Ending::Torn => Shape::Torn,
+        Ending::Elsewhere(_) if split.result == Some(b"success") => Shape::Strange,
+        Ending::Failed
+        | Ending::Unproven(_)
+        | Ending::Elsewhere(_)
+        | Ending::NotAnArray(_)
+        | Ending::NotAnObject(_) => Shape::Alien,
     };
     Glance {
         received: split.elements.len() as u64 + u64::from(leftover),
@@ -104,37 +127,99 @@ fn times(elements: &[&[u8]]) -> Option<(Timestamp, Timestamp)> {
 
 impl<'a> Split<'a> {
     /// Bytes that are no element and should have been, with the reason: one dead letter.
-    pub fn leftover(&self, wholeness: Wholeness) -> Option<(&'static str, &'a [u8])> {
+    pub fn leftover(&self, wholeness: Wholeness) -> Option<(Cow<'static, str>, &'a [u8])> {
+        if let Some((flaw, received)) = self.flaw {
+            return Some((flaw.to_string().into(), received));
+        }
         let whole = wholeness == Wholeness::Whole;
-        match self.ending {
+        let (reason, raw) = match self.ending {
             Ending::NotAnObject(body) if whole && !body.trim_ascii().is_empty() => {
-                Some(("the body is not a JSON object", body))
+                ("the body is not a JSON object", body)
             }
-            Ending::NotAnArray(raw) => Some(("`events` is not an array", raw)),
+            Ending::NotAnArray(raw) => ("`events` is not an array", raw),
             Ending::TornInEvents(raw) if whole && !raw.is_empty() => {
-                Some(("the body ends inside this element, although it came whole", raw))
+                ("the body ends inside this element, although it came whole", raw)
             }
-            _ => None,
+            Ending::Unproven(body) => {
+                ("the body holds no event, and does not report success", body)
+            }
+            Ending::Elsewhere(body) => ("the body holds something, but not in `events`", body),
+            _ => return None,
+        };
+        Some((Cow::Borrowed(reason), raw))
+    }
+}
+
+/// What the fields of an object say beside the elements.
+#[derive(Default)]
+struct Said<'a> {
+    /// `events` is neither an array nor `null`.
+    odd: Option<&'a [u8]>,
+    /// `events` is an array or `null`.
+    has_events: bool,
+    /// `result` is `success`.
+    succeeded: bool,
+    /// `result` is something else.
+    failed: bool,
+    /// `error` is something.
+    has_error: bool,
+    /// A field that is not `events` may hold an event.
+    elsewhere: bool,
+}
+
+// === impl Said ===
+
+impl<'a> Said<'a> {
+    fn take(&mut self, key: &[u8], value: &'a [u8]) {
+        if means(key, "events") {
+            self.has_events |= value == b"null";
+            self.odd = if value == b"null" { self.odd } else { Some(value) };
+            return;
+        }
+        self.elsewhere |= may_hold_an_event(value);
+        if means(key, "result") {
+            let succeeded = unquoted(value).is_some_and(|text| means(text, "success"));
+            self.succeeded |= succeeded;
+            self.failed |= !succeeded;
+        } else if means(key, "error") {
+            self.has_error |= ![&b"false"[..], b"null", b"0", b"\"\""].contains(&value);
+        }
+    }
+
+    /// How an object ends that was closed.
+    fn ending(&self, body: &'a [u8], has_elements: bool) -> Ending<'a> {
+        match self.odd {
+            Some(odd) => Ending::NotAnArray(odd),
+            None if has_elements => Ending::Closed,
+            None if self.elsewhere => Ending::Elsewhere(body),
+            None if self.failed => Ending::Failed,
+            None if self.has_error => Ending::Unproven(body),
+            None if self.succeeded || self.has_events => Ending::Closed,
+            None => Ending::Unproven(body),
         }
     }
 }
 
-fn read_object<'a>(
-    reader: &mut Reader<'a>,
-    elements: &mut Vec<&'a [u8]>,
-    result: &mut Option<&'a [u8]>,
-) -> Ending<'a> {
-    let mut odd = None;
+/// A list or an object with something in it, or no JSON.
+fn may_hold_an_event(value: &[u8]) -> bool {
+    let within = |open: &[u8], close: &[u8]| value.strip_prefix(open)?.strip_suffix(close);
+    match within(b"[", b"]").or_else(|| within(b"{", b"}")) {
+        Some(inside) => !inside.iter().all(|byte| is_blank(*byte)),
+        None => serde_json::from_slice::<IgnoredAny>(value).is_err(),
+    }
+}
+
+fn read_object<'a>(reader: &mut Reader<'a>, split: &mut Split<'a>) -> Ending<'a> {
+    let mut said = Said::default();
     loop {
         match reader.next_token() {
             None => return Ending::Torn,
             Some(b'}') => {
                 reader.at += 1;
                 // What stands behind the object is in no place where it would be looked for.
-                return match (reader.next_token(), odd) {
-                    (Some(_), _) => Ending::NotAnObject(reader.body),
-                    (None, Some(odd)) => Ending::NotAnArray(odd),
-                    (None, None) => Ending::Closed,
+                return match reader.next_token() {
+                    Some(_) => Ending::NotAnObject(reader.body),
+                    None => said.ending(reader.body, !split.elements.is_empty()),
                 };
             }
             Some(b',') => {
@@ -150,11 +235,10 @@ fn read_object<'a>(
             Some(b':') => reader.at += 1,
             Some(_) => return Ending::NotAnObject(reader.body),
         }
-        let first = reader.next_token();
-        let is_events = means(key, "events");
-        if is_events && first == Some(b'[') {
+        if reader.next_token() == Some(b'[') && means(key, "events") {
             reader.at += 1;
-            if let Some(torn) = read_elements(reader, elements) {
+            said.has_events = true;
+            if let Some(torn) = read_elements(reader, &mut split.elements) {
                 return Ending::TornInEvents(torn);
             }
             continue;
@@ -163,11 +247,9 @@ fn read_object<'a>(
         if !complete {
             return Ending::Torn;
         }
-        if is_events && value != b"null" {
-            odd = Some(value);
-        }
+        said.take(key, value);
         if means(key, "result") {
-            *result = unquoted(value).or(*result);
+            split.result = unquoted(value).or(split.result);
         }
     }
 }
@@ -308,6 +390,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::agora::Contents;
 
     fn check(body: &str, elements: &[&str], ending: Ending<'_>) {
         let split = split(body.as_bytes());
@@ -322,6 +405,7 @@ mod tests {
         check(r#"{"result":"success","events":[]}"#, &[], Ending::Closed);
         check(r#"{"events":null,"request_id":"1"}"#, &[], Ending::Closed);
         check(r#"{"result":"success"}"#, &[], Ending::Closed);
+        check(r#"{"error":true,"more":[1],"events":[2]}"#, &["2"], Ending::Closed);
         check("\u{feff}{\"events\" : [ {} , 1\n] } ", &["{}", "1"], Ending::Closed);
         check(
             r#"{"x":{"events":[9]},"events":[{"a":[1,{}]}]}"#,
@@ -360,6 +444,38 @@ mod tests {
     }
 
     #[test]
+    fn an_object_without_elements_has_to_say_that_it_is_empty() {
+        for (body, ending) in [
+            (r#"{"result":"success","more":[ ],"x":{}}"#, "closed"),
+            (r#"{"events":[],"error":false,"x":"{1}"}"#, "closed"),
+            (r#"{"events":null,"error":null}"#, "closed"),
+            (r#"{"result":"failed"}"#, "failed"),
+            (r#"{"result":"failed","result":"success","events":[]}"#, "failed"),
+            (r#"{"result":"success","result":[],"events":[]}"#, "failed"),
+            (r#"{"error":true,"events":[]}"#, "unproven"),
+            (r#"{"\u0065rror":"no","result":"success"}"#, "unproven"),
+            (r#"{"request_id":"1"}"#, "unproven"),
+            ("{}", "unproven"),
+            (r#"{"result":"success","data":{"events":[]}}"#, "elsewhere"),
+            (r#"{"events":[],"Events":[1]}"#, "elsewhere"),
+            (r#"{"events":null,"x":[[]]}"#, "elsewhere"),
+            (r#"{"result":"failed","x":{"a":1}}"#, "elsewhere"),
+            // Whatever this is, it is no JSON.
+            (r#"{"events":[],"x":1{"a":1}}"#, "elsewhere"),
+            (r#"{"events":[],"x":[}}"#, "elsewhere"),
+        ] {
+            let named = match split(body.as_bytes()).ending {
+                Ending::Closed => "closed",
+                Ending::Failed => "failed",
+                Ending::Unproven(raw) if raw == body.as_bytes() => "unproven",
+                Ending::Elsewhere(raw) if raw == body.as_bytes() => "elsewhere",
+                other => panic!("{body}: {other:?}"),
+            };
+            assert_eq!(named, ending, "{body}");
+        }
+    }
+
+    #[test]
     fn a_bracket_that_closes_nothing_is_an_element_of_its_own() {
         check(r#"{"events":[1},{"a":2}}]}"#, &["1", "}", r#"{"a":2}"#, "}"], Ending::Closed);
         check(r#"{"events":[}"#, &["}"], Ending::TornInEvents(b""));
@@ -386,11 +502,16 @@ mod tests {
             (r#"{"events":[1,2]}"#, cut, 2, Shape::Torn),
             (r#"{"events":[1,{"#, cut, 1, Shape::Torn),
             (r#"{"events":[1,{"#, whole, 2, Shape::Torn),
+            (r#"{"result":"success","data":[1]}"#, whole, 1, Shape::Strange),
+            (r#"{"result":"success","data":[1]}"#, cut, 1, Shape::Torn),
+            (r#"{"data":[1]}"#, whole, 1, Shape::Alien),
+            (r#"{"error":true,"errorCode":500}"#, whole, 1, Shape::Alien),
+            (r#"{"result":"failed"}"#, whole, 0, Shape::Alien),
             ("<html>", whole, 1, Shape::Alien),
             ("", whole, 0, Shape::Alien),
             ("", cut, 0, Shape::Torn),
         ] {
-            let glance = glance(body.as_bytes(), wholeness);
+            let glance = Contents::read(body.as_bytes(), None, wholeness).glance();
             assert_eq!((glance.received, glance.shape), (received, shape), "{body}");
         }
     }
@@ -399,7 +520,7 @@ mod tests {
     fn a_glance_tells_when_the_first_and_the_last_event_happened() {
         let check = |elements: &str, expected: Option<(i64, i64)>| {
             let body = format!(r#"{{"events":[{elements}]}}"#);
-            let times = glance(body.as_bytes(), Wholeness::Whole).times;
+            let times = Contents::read(body.as_bytes(), None, Wholeness::Whole).glance().times;
             let millis = times.map(|(first, last)| (first.as_millis(), last.as_millis()));
             assert_eq!(millis, expected, "{elements}");
         };
@@ -420,7 +541,7 @@ mod tests {
         check("7", None);
         check("", None);
         let torn = br#"{"events":[{"ms":1578027420761},{"ms":1578027420762},{"ms":15780"#;
-        let times = glance(torn, Wholeness::Cut).times.unwrap();
+        let times = Contents::read(torn, None, Wholeness::Cut).glance().times.unwrap();
         assert_eq!(times.1.as_millis(), late);
     }
 

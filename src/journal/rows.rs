@@ -37,6 +37,8 @@ pub(super) enum Head {
         whole: bool,
         request_id: Option<String>,
         resource_id: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        content_encoding: Option<String>,
     },
     Gap {
         cause: String,
@@ -257,6 +259,7 @@ fn head_and_body(content: &Content) -> (String, &[u8]) {
                 whole: page.wholeness == Wholeness::Whole,
                 request_id: page.request_id.clone(),
                 resource_id: page.resource_id.clone(),
+                content_encoding: page.content_encoding.clone(),
             },
             &page.body[..],
         ),
@@ -339,19 +342,27 @@ impl Raw {
             endpoint: self.endpoint.parse().ok()?,
         };
         let content = match serde_json::from_str(&self.head).ok()? {
-            Head::Page { since, asked_at, answered_at, status, whole, request_id, resource_id } => {
-                Content::Page(Page {
-                    feed,
-                    since: since.map(Timestamp::from_millis),
-                    asked_at: Timestamp::from_millis(asked_at),
-                    answered_at: Timestamp::from_millis(answered_at),
-                    status,
-                    wholeness: if whole { Wholeness::Whole } else { Wholeness::Cut },
-                    request_id,
-                    resource_id,
-                    body: Bytes::from(self.body),
-                })
-            }
+            Head::Page {
+                since,
+                asked_at,
+                answered_at,
+                status,
+                whole,
+                request_id,
+                resource_id,
+                content_encoding,
+            } => Content::Page(Page {
+                feed,
+                since: since.map(Timestamp::from_millis),
+                asked_at: Timestamp::from_millis(asked_at),
+                answered_at: Timestamp::from_millis(answered_at),
+                status,
+                wholeness: if whole { Wholeness::Whole } else { Wholeness::Cut },
+                request_id,
+                resource_id,
+                content_encoding,
+                body: Bytes::from(self.body),
+            }),
             Head::Gap { cause, from, to, at_least, at_most } => Content::Gap(Gap {
                 feed,
                 cause: cause.parse().ok()?,

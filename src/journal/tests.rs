@@ -34,6 +34,7 @@ fn page(body: &str) -> Page {
         wholeness: Wholeness::Whole,
         request_id: Some("r".to_owned()),
         resource_id: None,
+        content_encoding: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }

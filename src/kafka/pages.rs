@@ -2,7 +2,8 @@
 //!
 //! Key = App ID, value = the body as received, headers = everything else. Who polled a page and who
 //! publishes it need not be the same process, nor the same version: the record carries its own, and
-//! a newer one than this program knows is refused rather than misread.
+//! a newer one than this program knows is refused rather than misread. A record carries the lowest
+//! version that can say what it says, so that the release before this one reads all others.
 
 use bytes::Bytes;
 
@@ -17,8 +18,10 @@ use crate::model::Region;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// The version that this program writes; it reads this one and all before.
-pub const VERSION: u32 = 1;
+/// The highest version that this program writes; it reads this one and all before.
+///
+/// Version 2 adds the header `content_encoding` of a page whose answer had one.
+pub const VERSION: u32 = 2;
 
 /// A record of the pages topic, as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,7 +60,7 @@ pub enum BadPageRecord {
 /// Writes a record.
 pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
     let mut headers = Headers(Vec::with_capacity(14));
-    headers.put("version", VERSION);
+    headers.put("version", version(&entry.content));
     headers.put("page", entry.id);
     headers.put("settled", settled);
     let feed = entry.content.feed();
@@ -72,6 +75,7 @@ pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
             headers.put("body", page.wholeness.name());
             headers.put_some("request_id", page.request_id.as_ref());
             headers.put_some("resource_id", page.resource_id.as_ref());
+            headers.put_some("content_encoding", page.content_encoding.as_ref());
             page.body.clone()
         }
         Content::Gap(gap) => {
@@ -84,6 +88,14 @@ pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
         }
     };
     PageRecord { key: feed.app.as_str().as_bytes().to_vec(), value, headers: headers.0 }
+}
+
+/// The lowest version that can say this.
+fn version(content: &Content) -> u32 {
+    match content {
+        Content::Page(Page { content_encoding: Some(_), .. }) => 2,
+        Content::Page(_) | Content::Gap(_) => 1,
+    }
 }
 
 /// Reads a record.
@@ -119,6 +131,7 @@ pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
             wholeness: required(headers, "body")?,
             request_id: optional(headers, "request_id")?,
             resource_id: optional(headers, "resource_id")?,
+            content_encoding: optional(headers, "content_encoding")?,
             body: record.value.clone(),
         }),
     };
@@ -190,6 +203,7 @@ mod tests {
             wholeness: Wholeness::Cut,
             request_id: Some("r".to_owned()),
             resource_id: None,
+            content_encoding: None,
             body: Bytes::from_static(b"{\"events\":["),
         })
     }
@@ -209,7 +223,10 @@ mod tests {
             at_least: 0,
             at_most: None,
         });
-        for content in [page(), gap] {
+        let Content::Page(plain) = page() else { panic!("a page") };
+        let content_encoding = Some("gzip".to_owned());
+        let encoded = Content::Page(Page { content_encoding, ..plain });
+        for content in [page(), encoded, gap] {
             let entry = entry(content);
             let record = encode(&entry, Ticket(11));
             assert_eq!(record.key, b"a1");
@@ -237,35 +254,58 @@ mod tests {
         }
     }
 
-    /// A record of a version that was written once is read for ever: a new version adds a file.
-    #[test]
-    fn version_1_is_read() {
+    fn kept(file: &str) -> Vec<Forwarded> {
         #[derive(serde::Deserialize)]
         struct Kept {
             key: String,
             value: String,
             headers: Vec<(String, String)>,
         }
-        let kept = include_str!("../../tests/fixtures/page-records-version-1.json");
-        let kept: Vec<Kept> = serde_json::from_str(kept).unwrap();
+        let kept: Vec<Kept> = serde_json::from_str(file).unwrap();
         let read = kept.into_iter().map(|Kept { key, value, headers }| {
             let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes()));
             let headers = headers.collect();
             decode(&PageRecord { key: key.into_bytes(), value: value.into(), headers }).unwrap()
         });
-        let [page, gap] = &read.collect::<Vec<_>>()[..] else { panic!("a page and a gap") };
+        read.collect()
+    }
+
+    /// A record of a version that was written once is read for ever: a new version adds a file.
+    #[test]
+    fn version_1_is_read() {
+        let kept = kept(include_str!("../../tests/fixtures/page-records-version-1.json"));
+        let [page, gap] = &kept[..] else { panic!("a page and a gap") };
         assert_eq!((page.entry.id.ticket, page.settled), (Ticket(7), Ticket(6)));
         let Content::Page(content) = &page.entry.content else { panic!("a page") };
         assert_eq!((content.status, &content.body[..]), (200, &br#"{"events":[]}"#[..]));
         assert_eq!(content.request_id.as_deref(), Some("r"));
+        assert_eq!(content.content_encoding, None);
         let Content::Gap(content) = &gap.entry.content else { panic!("a gap") };
         assert_eq!((content.at_least, content.at_most), (1, Some(999)));
     }
 
     #[test]
+    fn version_2_is_read() {
+        let kept = kept(include_str!("../../tests/fixtures/page-records-version-2.json"));
+        let [page] = &kept[..] else { panic!("a page") };
+        let Content::Page(content) = &page.entry.content else { panic!("a page") };
+        assert_eq!(content.content_encoding.as_deref(), Some("gzip"));
+        assert_eq!(&content.body[..], br#"{"events":[]}"#);
+    }
+
+    #[test]
+    fn a_record_carries_the_lowest_version_that_can_say_it() {
+        let version = |content| encode(&entry(content), Ticket(11)).headers[0].1.clone();
+        assert_eq!(version(page()), b"1");
+        let Content::Page(plain) = page() else { panic!("a page") };
+        let content_encoding = Some("gzip".to_owned());
+        assert_eq!(version(Content::Page(Page { content_encoding, ..plain })), b"2");
+    }
+
+    #[test]
     fn a_newer_record_is_refused() {
         let mut record = encode(&entry(page()), Ticket(11));
-        record.headers[0].1 = b"2".to_vec();
-        assert_eq!(decode(&record), Err(BadPageRecord::Newer(2)));
+        record.headers[0].1 = b"3".to_vec();
+        assert_eq!(decode(&record), Err(BadPageRecord::Newer(3)));
     }
 }

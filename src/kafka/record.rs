@@ -90,7 +90,7 @@ pub fn write_event<'a>(
         Endpoint::Channel => (Topic::ChannelEvents, "channel"),
     };
     let key = event.channel_id.as_ref().unwrap_or(&event.user_id).as_bytes();
-    batch
+    let mut draft = batch
         .begin(topic)
         .timestamp(timestamp)
         .key(key)
@@ -100,8 +100,12 @@ pub fn write_event<'a>(
         .header("ce_source", source.ce_source.as_bytes())
         .header_with("ce_type", |bytes| {
             print(bytes, format_args!("io.agora.rtm.{family}.{}", event.kind.to_lowercase()));
-        })
-        .header_with("ce_time", |bytes| print(bytes, format_args!("{}", event.time)))
+        });
+    // CloudEvents asks for RFC 3339 or nothing. The value has the number in any case.
+    if let Some(time) = event.time.rfc_3339() {
+        draft = draft.header_with("ce_time", |bytes| print(bytes, format_args!("{time}")));
+    }
+    draft
         .header("ce_subject", key)
         .header("content-type", b"application/json")
         .header("agora_page", source.page.as_bytes())
@@ -334,6 +338,44 @@ mod tests {
                 ("agora_page", "0000000000000000000000000000001f/7"),
             ]
         );
+    }
+
+    #[test]
+    fn a_time_that_rfc_3339_can_not_state_is_left_out_and_the_value_keeps_it() {
+        for (ms, kept) in [
+            ("1578027418981000", "1578027418981000"),
+            ("1578027418981000000", "1578027418981000000"),
+            ("253402300800000", "253402300800000"),
+            // Small numbers count seconds.
+            ("-1", "-1000"),
+        ] {
+            let element = format!(r#"{{"user_id":"u","type":"Login","ms":{ms}}}"#);
+            let batch = written(Endpoint::User, &element);
+            let record = batch.iter().next().unwrap();
+            let names: Vec<&str> = record.headers().map(|(name, _)| name).collect();
+            let others = [
+                "ce_specversion",
+                "ce_id",
+                "ce_source",
+                "ce_type",
+                "ce_subject",
+                "content-type",
+                "agora_page",
+            ];
+            assert_eq!(names, others, "{ms}");
+            let value: serde_json::Value = serde_json::from_slice(record.value().unwrap()).unwrap();
+            assert_eq!(value["ms"].to_string(), kept);
+        }
+        for (ms, time) in
+            [("\"0\"", "1970-01-01T00:00:00.000Z"), ("253402300799999", "9999-12-31T23:59:59.999Z")]
+        {
+            let element = format!(r#"{{"user_id":"u","type":"Login","ms":{ms}}}"#);
+            let batch = written(Endpoint::User, &element);
+            let record = batch.iter().next().unwrap();
+            let mut headers = record.headers();
+            let found = headers.find(|(name, _)| *name == "ce_time");
+            assert_eq!(found, Some(("ce_time", time.as_bytes())), "{ms}");
+        }
     }
 
     #[test]

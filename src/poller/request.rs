@@ -20,6 +20,7 @@ use super::order::Order;
 use super::order::Turn;
 use crate::agora;
 use crate::agora::Answer;
+use crate::agora::Contents;
 use crate::agora::Edition;
 use crate::agora::Glance;
 use crate::agora::Moment;
@@ -149,7 +150,7 @@ impl Errand {
         tools.metrics.answer(feed, &answer);
         let mut done = Done::new(&self, ticket, head_at, &host);
         match answer {
-            Answer::Page { status, cut, body, ids, trouble } => {
+            Answer::Page { status, cut, body, content_encoding, ids, trouble } => {
                 if let Some(error) = &cut {
                     warn!(%feed, %ticket, %error, %ids, "answer broke off; what came is kept");
                 }
@@ -163,6 +164,7 @@ impl Errand {
                     wholeness,
                     request_id: ids.request,
                     resource_id: ids.resource,
+                    content_encoding,
                     body,
                 };
                 self.commit(&tools, page, reservation, &mut done).await;
@@ -208,6 +210,7 @@ impl Errand {
         let ticket = reservation.ticket();
         let (feed, body) = (page.feed.clone(), page.body.clone());
         let (status, wholeness, asked_at) = (page.status, page.wholeness, page.asked_at);
+        let encoding = page.content_encoding.clone();
         let ids = Ids { request: page.request_id.clone(), resource: page.resource_id.clone() };
         let head_at = done.head_at.unwrap_or_else(Instant::now);
         let turn = self.order.lock().await.arrived(ticket, head_at, self.fastest);
@@ -226,7 +229,8 @@ impl Errand {
         if done.stored.is_ok() {
             tools.metrics.pages_committed.inc();
         }
-        let Glance { received, shape, times } = agora::glance(&body, wholeness);
+        let contents = Contents::read(&body, encoding.as_deref(), wholeness);
+        let Glance { received, shape, times } = contents.glance();
         if let Some(held) = held {
             done.ended = Ended::Held { held, times };
         }
@@ -237,10 +241,21 @@ impl Errand {
                 let torn = shape == Shape::Torn;
                 done.outcome = Outcome::Events(Seen { events: received, times, torn });
             }
-            Shape::Alien => {
+            Shape::Strange => {
+                // Agora goes on handing over, so the feed is asked at its usual pace.
+                done.outcome = Outcome::Events(Seen { events: received, ..Seen::default() });
                 done.trouble = Some(format!(
-                    "the answer is not what Agora sends (status {status}, {ids}): check the hosts \
-                     of the app and the proxy"
+                    "Agora reports success and hands over something, but not in `events` ({ids}): \
+                     a newer release of the bridge may read it; it is kept in the pages topic and \
+                     the dead-letter topic"
+                ));
+            }
+            Shape::Alien => {
+                let encoding = encoding.map(|it| format!(", Content-Encoding {it}"));
+                let encoding = encoding.unwrap_or_default();
+                done.trouble = Some(format!(
+                    "the answer is not what Agora sends (status {status}, {ids}{encoding}): check \
+                     the hosts of the app and the proxy"
                 ));
             }
         }

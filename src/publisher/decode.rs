@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use super::pairs::Pairs;
 use super::pairs::Told;
 use super::switches::Held;
+use crate::agora::Contents;
 use crate::agora::Ending;
 use crate::agora::event;
-use crate::agora::split;
 use crate::dedupe::Fingerprint;
 use crate::dedupe::Window;
 use crate::kafka::Batch;
@@ -161,7 +161,8 @@ impl PageReader<'_> {
         let page = self.page;
         let feed = &page.feed;
         let source = Source::new(&feed.app, feed.endpoint, self.id);
-        let split = split(&page.body);
+        let contents = Contents::of(page);
+        let split = contents.split();
         let mut taken = Taken { new: Vec::with_capacity(split.elements.len()), ..Taken::default() };
         taken.counts.received = split.elements.len() as u64;
         for (index, element) in split.elements.iter().enumerate() {
@@ -172,7 +173,7 @@ impl PageReader<'_> {
         if let Some((reason, raw)) = split.leftover(page.wholeness) {
             counts.received += 1;
             counts.dead_letters += 1;
-            self.dead_letter(&source, None, reason, raw);
+            self.dead_letter(&source, None, &reason, raw);
         }
         if let Some(gap) = torn(page, split.elements.len() as u64, &split.ending) {
             self.draft.gap(self.id, gap, self.pairs);
@@ -184,7 +185,8 @@ impl PageReader<'_> {
     fn set_aside(mut self, reason: &str) {
         let feed = &self.page.feed;
         let source = Source::new(&feed.app, feed.endpoint, self.id);
-        let split = split(&self.page.body);
+        let contents = Contents::of(self.page);
+        let split = contents.split();
         let leftover = split.leftover(self.page.wholeness).is_some();
         let elements = split.elements.len() as u64 + u64::from(leftover);
         let reason = format!("Kafka refuses the events of this page: {reason}");
@@ -294,7 +296,12 @@ fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
         {
             0
         }
-        Ending::Closed | Ending::NotAnArray(_) | Ending::NotAnObject(_) => return None,
+        Ending::Closed
+        | Ending::Failed
+        | Ending::Unproven(_)
+        | Ending::Elsewhere(_)
+        | Ending::NotAnArray(_)
+        | Ending::NotAnObject(_) => return None,
     };
     Some(Gap {
         feed: page.feed.clone(),
@@ -340,6 +347,7 @@ mod tests {
             wholeness,
             request_id: None,
             resource_id: None,
+            content_encoding: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
         let id = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(ticket) };
@@ -438,6 +446,46 @@ mod tests {
         }
     }
 
+    /// What Agora may say in a page that was too large to be looked into before it was durable.
+    #[test]
+    fn an_object_that_does_not_say_that_it_is_empty_is_a_dead_letter() {
+        let note = "x".repeat(600);
+        for (body, letters) in [
+            (format!(r#"{{"result":"success","data":{{"events":[{LOGIN}]}},"n":"{note}"}}"#), 1),
+            (format!(r#"{{"Events":[{LOGIN}],"n":"{note}"}}"#), 1),
+            (format!(r#"{{"user_events":[{LOGIN}],"events":[],"n":"{note}"}}"#), 1),
+            (format!(r#"{{"data":null,"error":true,"errorCode":500,"message":"{note}"}}"#), 1),
+            (format!(r#"{{"n":"{note}"}}"#), 1),
+            (format!(r#"{{"result":"success","n":"{note}"}}"#), 0),
+            (format!(r#"{{"events":null,"n":"{note}"}}"#), 0),
+            (format!(r#"{{"events":[],"n":"{note}"}}"#), 0),
+            (format!(r#"{{"events":[{LOGIN}],"more":{{"n":"{note}"}}}}"#), 0),
+        ] {
+            let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
+            assert_eq!(counts.dead_letters, letters, "{body}");
+            let expected: Vec<&String> = std::iter::repeat_n(&body, letters as usize).collect();
+            assert_eq!(dead_letters(&draft).iter().collect::<Vec<_>>(), expected);
+            assert!(draft.gaps.is_empty(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_page_is_read_without_a_header_that_says_so() {
+        let body = format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#);
+        let deflated = miniz_oxide::deflate::compress_to_vec(body.as_bytes(), 6);
+        let trailer = [crc32fast::hash(body.as_bytes()), body.len() as u32].map(u32::to_le_bytes);
+        let head: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+        let gzip = [head, &deflated, trailer.as_flattened()].concat();
+        let zlib = miniz_oxide::deflate::compress_to_vec_zlib(body.as_bytes(), 6);
+        for packed in [gzip, zlib] {
+            let mut record = page(1, Wholeness::Whole, "");
+            record.value = Bytes::from(packed);
+            let (draft, counts) = read([record]);
+            assert_eq!(counts, Counts { received: 2, delivered: 2, ..Counts::default() });
+            assert!(draft.gaps.is_empty());
+        }
+    }
+
     #[test]
     fn a_record_that_is_not_a_page_is_set_aside_and_one_of_a_newer_version_is_refused() {
         let strange = PageRecord {
@@ -451,7 +499,7 @@ mod tests {
         assert_eq!((draft.bad_pages, counts.delivered), (1, 1));
 
         let mut newer = page(1, Wholeness::Whole, &body);
-        newer.headers[0].1 = b"2".to_vec();
+        newer.headers[0].1 = b"3".to_vec();
         let mut memory = Recall::default().finish().unwrap();
         let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
         let context = Context {
@@ -462,7 +510,7 @@ mod tests {
         };
         let refused =
             take_in(&mut Draft::default(), &mut memory, &mut pairs, &context, &(0, newer));
-        assert!(matches!(refused, Err(Stuck::Page(BadPageRecord::Newer(2)))));
+        assert!(matches!(refused, Err(Stuck::Page(BadPageRecord::Newer(3)))));
         assert_eq!(memory.position(), None);
     }
 

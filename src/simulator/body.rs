@@ -28,9 +28,16 @@ enum Part {
     Events,
 }
 
-/// The body of an answer that hands over nothing because something failed.
-pub(super) fn failed(request_id: &str) -> Vec<u8> {
-    format!("{{\"result\":\"failed\",\"request_id\":\"{request_id}\"}}").into_bytes()
+/// The body of an answer that hands over nothing because something failed: every way of saying so in
+/// turn, by the number of the answer.
+pub(super) fn failed(number: u64, request_id: &str) -> Vec<u8> {
+    match number % 4 {
+        0 => format!(r#"{{"result":"failed","request_id":"{request_id}"}}"#),
+        1 => format!(r#"{{"result":"failed","request_id":"{request_id}","events":[]}}"#),
+        2 => r#"{"data":null,"error":true,"errorCode":500,"message":"server error"}"#.to_owned(),
+        _ => "{}".to_owned(),
+    }
+    .into_bytes()
 }
 
 /// The page that a proxy shows in place of an answer.

@@ -303,7 +303,7 @@ pub enum FaultKind {
     Throttled,
     /// 5xx with a proxy's HTML page; nothing was taken.
     ServerError,
-    /// 200 with `"result":"failed"`; nothing was taken.
+    /// 200 with `"result":"failed"`, or with the body of a failure; nothing was taken.
     Failed,
     /// 200 with an HTML page; nothing was taken.
     NotJson,

@@ -300,7 +300,8 @@ impl World {
             }
             FaultKind::ServerError => Reply::html(fault.status, "Server Error"),
             FaultKind::Failed => {
-                Reply::json(200, body::failed(&request_id(self.ledger.next_answer())))
+                let number = self.ledger.next_answer();
+                Reply::json(200, body::failed(number, &request_id(number)))
             }
             FaultKind::NotJson => Reply::html(200, "Welcome"),
             _ => Reply::json(200, Vec::new()),

@@ -74,6 +74,7 @@ pub(crate) fn page(body: &str) -> Page {
         wholeness: Wholeness::Whole,
         request_id: Some("request-1".to_owned()),
         resource_id: None,
+        content_encoding: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }

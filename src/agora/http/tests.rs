@@ -63,6 +63,30 @@ async fn a_connection_that_never_falls_idle_is_replaced_after_its_life() {
     assert_eq!(connections(Duration::ZERO).await, 3);
 }
 
+#[tokio::test]
+async fn a_compressed_body_is_kept_as_received_with_what_its_head_says() {
+    const BODY: &[u8] = b"\x1f\x8b\x08\0 anything";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4_096];
+        stream.read(&mut request).await.unwrap();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Encoding: br\r\ncontent-encoding: gzip\r\n\
+             Content-Length: {}\r\n\r\n",
+            BODY.len()
+        );
+        stream.write_all(&[head.as_bytes(), BODY].concat()).await.unwrap();
+    });
+    let http = Http::new(&settings()).unwrap();
+    let reply = http.ask(Request { url, proof: Vec::new() }).await;
+    let Reply::Answered(raw) = reply else { panic!("{reply:?}") };
+    assert_eq!(raw.body, BODY);
+    assert_eq!(raw.encoding(), Some("br, gzip"));
+}
+
 /// Answers over TLS with a certificate that nobody else knows. Its address, and the certificate.
 async fn tls_server() -> (String, String, JoinSet<()>) {
     let names = vec!["127.0.0.1".to_owned()];

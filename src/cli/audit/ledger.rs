@@ -15,9 +15,9 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
+use crate::agora::Contents;
 use crate::agora::Ending;
 use crate::agora::event;
-use crate::agora::split;
 use crate::dedupe::Fingerprint;
 use crate::kafka::pages::Forwarded;
 use crate::kafka::partition_of;
@@ -381,7 +381,8 @@ impl Ledger {
     fn read_page(&mut self, key: PageKey, number: u32, page: &Page) {
         let feed = &page.feed;
         let account = self.account(&feed.app, feed.endpoint);
-        let split = split(&page.body);
+        let contents = Contents::of(page);
+        let split = contents.split();
         let leftover = split.leftover(page.wholeness).is_some();
         let is_before = page.answered_at < self.since;
         let mut counts = Counts { received: split.elements.len() as u64, ..Counts::default() };

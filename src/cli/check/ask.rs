@@ -14,10 +14,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::agora;
+use crate::agora::Contents;
 use crate::agora::Raw;
 use crate::agora::Reply;
 use crate::agora::Request;
+use crate::agora::Shape;
 use crate::agora::Transport;
 use crate::agora::TransportError;
 use crate::agora::http::Http;
@@ -137,7 +138,11 @@ fn said(reply: &Reply) -> (Verdict, String) {
     match reply {
         Reply::Answered(raw @ Raw { status: 200, body, cut, .. }) => {
             let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
-            let glance = agora::glance(body, wholeness);
+            let glance = Contents::read(body, raw.encoding(), wholeness).glance();
+            if matches!(glance.shape, Shape::Alien | Shape::Strange) {
+                let says = "status 200, but the body is not what Agora sends";
+                return (Verdict::Failed, says.to_owned());
+            }
             let times = glance.times.map(|(first, last)| format!(", from {first} to {last}"));
             let broken = raw.cut.as_ref().map(|why| format!("; it broke off: {why}"));
             let events = glance.received;

@@ -102,6 +102,9 @@ pub(super) fn facts(seen: &Seen) -> String {
             rows.push(("status", page.status.to_string()));
             let ids = [("request id", &page.request_id), ("resource id", &page.resource_id)];
             rows.extend(ids.map(|(name, id)| (name, id.clone().unwrap_or_else(|| "-".to_owned()))));
+            if let Some(encoding) = &page.content_encoding {
+                rows.push(("encoding", encoding.clone()));
+            }
             rows.push(("body", format!("{} bytes, {}", seen.bytes, page.wholeness.name())));
         }
         Some(Content::Gap(gap)) => {
@@ -170,6 +173,7 @@ fn known(seen: &Seen) -> Value {
             "wholeness": page.wholeness.name(),
             "request_id": page.request_id,
             "resource_id": page.resource_id,
+            "content_encoding": page.content_encoding,
         }),
         Some(Content::Gap(gap)) => json!({
             "app_id": gap.feed.app.as_str(),

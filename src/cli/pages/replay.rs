@@ -17,8 +17,8 @@ use super::Bridge;
 use super::Failure;
 use super::selection::Found;
 use super::selection::Selection;
+use crate::agora::Contents;
 use crate::agora::event;
-use crate::agora::split;
 use crate::dedupe::Fingerprint;
 use crate::dedupe::Window;
 use crate::kafka::Batch;
@@ -198,7 +198,7 @@ impl Decoder<'_> {
             .or_insert_with(|| Window::new(REGIONS));
         let now = self.now;
         self.sum.pages += 1;
-        for raw in split(&page.body).elements {
+        for raw in Contents::of(page).split().elements {
             let Ok(event) = event::read(feed.endpoint, raw) else {
                 self.sum.not_events += 1;
                 continue;

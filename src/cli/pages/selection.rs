@@ -230,6 +230,7 @@ mod tests {
             wholeness: Wholeness::Whole,
             request_id: None,
             resource_id: None,
+            content_encoding: None,
             body: bytes::Bytes::new(),
         };
         let id = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(ticket) };

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::selection::Found;
+use crate::agora::Contents;
 use crate::agora::event;
-use crate::agora::split;
 use crate::dedupe::Fingerprint;
 use crate::kafka::Batch;
 use crate::kafka::Reader;
@@ -53,9 +53,11 @@ struct Answer<'a> {
     wholeness: &'static str,
     request_id: Option<&'a str>,
     resource_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
     bytes: usize,
     elements: usize,
-    /// The body, where it is text.
+    /// The body as received, where it is text.
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'a str>,
     /// The body, where it is not.
@@ -88,7 +90,7 @@ pub(super) fn line(found: &Found) -> String {
             "{came}  {feed}  {}  {:<5}  {:>5}  {:>7}  {id}  {}",
             page.status,
             page.wholeness.name(),
-            split(&page.body).elements.len(),
+            Contents::of(page).split().elements.len(),
             page.body.len(),
             page.request_id.as_deref().unwrap_or("-"),
         ),
@@ -119,9 +121,21 @@ pub(super) fn facts(found: &Found) -> String {
             rows.push(("status", page.status.to_string()));
             let ids = [("request id", &page.request_id), ("resource id", &page.resource_id)];
             rows.extend(ids.map(|(name, id)| (name, id.clone().unwrap_or_else(|| "-".to_owned()))));
-            let elements = split(&page.body).elements.len();
+            if let Some(encoding) = &page.content_encoding {
+                rows.push(("encoding", encoding.clone()));
+            }
+            let contents = Contents::of(page);
+            let elements = contents.split().elements.len();
             let (bytes, wholeness) = (page.body.len(), page.wholeness.name());
-            rows.push(("body", format!("{bytes} bytes, {wholeness}, {elements} elements")));
+            let inflated = if contents.is_as_received() {
+                String::new()
+            } else {
+                format!(", {} when inflated", contents.text().len())
+            };
+            rows.push((
+                "body",
+                format!("{bytes} bytes{inflated}, {wholeness}, {elements} elements"),
+            ));
         }
         Content::Gap(gap) => {
             rows.push(("gap", gap.cause.to_string()));
@@ -140,7 +154,8 @@ pub(super) fn elements(reader: &Reader, id: PageId, page: &Page, json: bool) -> 
     let feed = &page.feed;
     let source = Source::new(&feed.app, feed.endpoint, id);
     let topic = reader.name(Topic::of_events(feed.endpoint));
-    let split = split(&page.body);
+    let contents = Contents::of(page);
+    let split = contents.split();
     let mut lines = Vec::with_capacity(split.elements.len());
     for (index, raw) in split.elements.iter().enumerate() {
         let event = match event::read(feed.endpoint, raw) {
@@ -166,7 +181,7 @@ pub(super) fn elements(reader: &Reader, id: PageId, page: &Page, json: bool) -> 
         });
     }
     if let Some((reason, raw)) = split.leftover(page.wholeness) {
-        lines.push(dead_letter(None, reason, raw, json));
+        lines.push(dead_letter(None, &reason, raw, json));
     }
     lines
 }
@@ -231,8 +246,9 @@ impl<'a> Answer<'a> {
             wholeness: page.wholeness.name(),
             request_id: page.request_id.as_deref(),
             resource_id: page.resource_id.as_deref(),
+            content_encoding: page.content_encoding.as_deref(),
             bytes: page.body.len(),
-            elements: split(&page.body).elements.len(),
+            elements: Contents::of(page).split().elements.len(),
             body,
             body_base64: encoded,
         }

@@ -344,6 +344,21 @@ fn a_page_of_another_kind_does_not_count_as_emptying_the_buffer() {
     assert!(verdict.lost > 60, "{}", verdict.lost);
 }
 
+/// Nor does a failure, be it as small as an empty page and with status 200.
+#[test]
+fn a_failure_with_status_200_does_not_count_as_emptying_the_buffer() {
+    for seed in 0..8 {
+        let strike = |kind, from: u32, until: u32| Fault {
+            endpoint: Some(Endpoint::User),
+            ..Fault::new(kind).between(from * SECOND, until * SECOND)
+        };
+        let faults = vec![strike(FaultKind::Failed, 5, 35), strike(FaultKind::NoAnswer, 35, 45)];
+        let script = Script { seed, faults, ..one_app(3.0, 3.0) };
+        let (verdict, _) = check(&Plan::calm(script, 50 * SECOND));
+        assert!(verdict.lost > 60, "{}", verdict.lost);
+    }
+}
+
 #[test]
 fn each_answer_has_a_page_name_of_its_own() {
     let apps = (0..6).map(|index| AppScript::numbered(index).rates(5.0, 5.0)).collect();

@@ -304,6 +304,7 @@ impl Way {
             retry_after: header("retry-after"),
             request_id: header("x-request-id"),
             resource_id: header("x-resource-id"),
+            content_encoding: header("content-encoding"),
             body: Bytes::from(answer.body).slice(..bytes),
             cut: cut.map(|why| TransportError(why.to_owned())),
             head_at: Some(head_at),

@@ -70,6 +70,7 @@ pub(crate) fn of_users(app: &AppId, at: Timestamp, body: String) -> Page {
         wholeness: Wholeness::Whole,
         request_id: None,
         resource_id: None,
+        content_encoding: None,
         body: body.into(),
     }
 }

@@ -80,6 +80,7 @@ impl Case {
             wholeness: Wholeness::Whole,
             request_id: None,
             resource_id: None,
+            content_encoding: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
         self.entry(ticket, Content::Page(page))

@@ -1,6 +1,8 @@
 //! The odd answers, and what has to become of each.
 
 use agora_rtm_bridge::agora::LARGEST_BODY;
+use miniz_oxide::deflate::compress_to_vec;
+use miniz_oxide::deflate::compress_to_vec_zlib;
 
 use super::Outcome;
 
@@ -87,7 +89,10 @@ fn page(elements: &[&str]) -> String {
 
 /// Every kind.
 pub(super) fn cases() -> Vec<Case> {
-    [bodies(), elements(), sizes(), heads(), cuts()].into_iter().flatten().collect()
+    [bodies(), objects(), compressed(), elements(), sizes(), heads(), cuts()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Bodies that are not a page, or not quite.
@@ -110,6 +115,68 @@ fn bodies() -> Vec<Case> {
         Case::body("empty 200", "").gap(),
         Case::body("white space", " \r\n\t".repeat(100)).gap(),
     ]
+}
+
+/// Objects without an element: empty is only what says so.
+fn objects() -> Vec<Case> {
+    let data = format!(r#"{{"result":"success","data":{{"events":[{A}]}}}}"#);
+    let capital = format!(r#"{{"Events":[{A}]}}"#);
+    let beside = format!(r#"{{"result":"success","events":[],"user_events":[{A}]}}"#);
+    let failure = r#"{"data":null,"error":true,"errorCode":500,"message":"server error"}"#;
+    let large = failure.replace("server", &"x".repeat(600));
+    vec![
+        Case::body("events in `data`", &data).dead(&[&data]),
+        Case::body("`Events`", &capital).dead(&[&capital]),
+        Case::body("events beside none", &beside).dead(&[&beside]),
+        Case::body("Agora's error", failure),
+        Case::body("Agora's error, large", &large).dead(&[&large]),
+        Case::body("failed and none", page(&[]).replace("success", "failed")),
+        Case::body("empty object", "{}"),
+        Case::body("`events` null", r#"{"events":null}"#),
+    ]
+}
+
+/// Bodies that came compressed, although that is not asked for.
+fn compressed() -> Vec<Case> {
+    let page = page(&[A, B]);
+    let encoded = |encoding: &str, body: &[u8]| {
+        answer(&format!("200 OK\r\nContent-Encoding: {encoding}"), body)
+    };
+    let (zlib, raw) =
+        (compress_to_vec_zlib(page.as_bytes(), 6), compress_to_vec(page.as_bytes(), 6));
+    // Stored as it is: so where it is cut is known.
+    let stored = gzip(page.as_bytes(), 0);
+    let cut = &stored[..stored.len() - 8 - 20];
+    let cut = [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", cut].concat();
+    let mut damaged = gzip(page.as_bytes(), 6);
+    let end = damaged.len() - 1;
+    damaged[end] ^= 1;
+    let blank = " ".repeat(LARGEST_BODY);
+    let bomb = gzip(format!(r#"{{"events":[{A},{blank}{B}]}}"#).as_bytes(), 6);
+    let brotli = b"\x0b\x02\x80{}\x03";
+    vec![
+        Case::new("gzip", encoded("gzip", &gzip(page.as_bytes(), 6))).events(2),
+        Case::body("gzip, not announced", gzip(page.as_bytes(), 6)).events(2),
+        Case::new("zlib", encoded("deflate", &zlib)).events(2),
+        Case::body("zlib, not announced", &zlib).events(2),
+        Case::new("raw deflate", encoded("deflate", &raw)).events(2),
+        Case::new("gzip twice", encoded("gzip, gzip", &gzip(&gzip(page.as_bytes(), 6), 6)))
+            .events(2),
+        Case::new("gzip in name only", encoded("gzip", page.as_bytes())).events(2),
+        Case::new("gzip of an empty page", encoded("gzip", &gzip(br#"{"events":[]}"#, 6))),
+        Case::new("gzip, cut", cut).events(1).gap(),
+        Case::body("gzip, wrong checksum", &damaged).events(2).dead(&[&damaged]),
+        Case::body("gzip of too much", &bomb).events(1).dead(&[&bomb]).gap(),
+        Case::new("brotli", encoded("br", brotli)).dead(&[brotli]),
+        Case::new("brotli in name only", encoded("br", page.as_bytes())).events(2),
+    ]
+}
+
+fn gzip(text: &[u8], level: u8) -> Vec<u8> {
+    let length = u32::try_from(text.len()).expect("it is not that long");
+    let trailer = [crc32fast::hash(text), length].map(u32::to_le_bytes);
+    let head: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+    [head, &compress_to_vec(text, level), trailer.as_flattened()].concat()
 }
 
 /// Elements that are not an event, or not quite, in a page that is one.

@@ -1,0 +1,7 @@
+//! One input for [`checks::contents`].
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| checks::contents(input));

@@ -1,0 +1,165 @@
+//! What is in a body: the text that it holds, whether it came as it is or compressed.
+//!
+//! Compression is not asked for, but a proxy that opens TLS may compress all the same, with or
+//! without saying so in `Content-Encoding`. The bytes decide: gzip and zlib are told by how they
+//! begin, and a body that is a JSON object is one whatever the header says. Brotli and zstd are not
+//! read; a body of which only the header says what it is goes to a person as it came.
+//!
+//! The journal and the pages topic keep the bytes as received; whoever reads them inflates them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::inflate;
+use super::inflate::End;
+use super::inflate::Inflated;
+use super::splitter::Ending;
+use super::splitter::Glance;
+use super::splitter::Split;
+use super::splitter::glance;
+use super::splitter::split;
+use crate::agora::LARGEST_BODY;
+use crate::model::Page;
+use crate::model::Wholeness;
+
+/// The largest text that is read of a compressed body, in bytes: what a plain one may have. A page of
+/// 1,000 events has about 200 KiB, so forty of them; a stream that exceeds it is a bomb. It must not
+/// become smaller: poller and publisher count the same elements, whichever version either has.
+const LARGEST_TEXT: usize = LARGEST_BODY;
+
+/// Something compressed may be compressed again by the next one on the way, and so often it is
+/// inflated.
+const LAYERS: usize = 2;
+
+/// The text in a body.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    received: &'a [u8],
+    text: Cow<'a, [u8]>,
+    wholeness: Wholeness,
+    flaw: Option<Flaw<'a>>,
+}
+
+/// Why the text may not be all that the body holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw<'a> {
+    /// The compressed stream breaks off.
+    Early,
+    /// The compressed stream is damaged, or something stands behind it.
+    Damaged,
+    /// It inflates to more than is read.
+    TooLarge,
+    /// It is encoded in a way that is not read: what `Content-Encoding` says.
+    Foreign(&'a str),
+}
+
+// === impl Contents ===
+
+impl<'a> Contents<'a> {
+    /// The text of a page.
+    pub fn of(page: &'a Page) -> Self {
+        Self::read(&page.body, page.content_encoding.as_deref(), page.wholeness)
+    }
+
+    /// The text of a body with this `Content-Encoding`.
+    pub fn read(body: &'a [u8], encoding: Option<&'a str>, wholeness: Wholeness) -> Self {
+        Self::read_at_most(body, encoding, wholeness, LARGEST_TEXT)
+    }
+
+    /// The same, with another bound on what comes out.
+    pub(super) fn read_at_most(
+        body: &'a [u8],
+        encoding: Option<&'a str>,
+        wholeness: Wholeness,
+        most: usize,
+    ) -> Self {
+        let mut contents =
+            Self { received: body, text: Cow::Borrowed(body), wholeness, flaw: None };
+        for _ in 0..LAYERS {
+            let Some(inflated) = inflate::inflate(&contents.text, most) else { break };
+            contents.replace(inflated);
+        }
+        let Some(encoding) = encoding.filter(|_| contents.is_no_object()) else { return contents };
+        let mut names = encoding.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let is = |name: &str, other: &str| name.eq_ignore_ascii_case(other);
+        if is(encoding.trim(), "deflate") && contents.is_as_received() {
+            match inflate::inflate_raw(body, most) {
+                Some(inflated) => contents.replace(inflated),
+                None => contents.flaw = Some(Flaw::Damaged),
+            }
+        } else if names
+            .any(|name| !["gzip", "x-gzip", "deflate", "identity"].iter().any(|it| is(name, it)))
+        {
+            contents.text = Cow::Borrowed(body);
+            contents.flaw = Some(Flaw::Foreign(encoding));
+        }
+        contents
+    }
+
+    /// The text: of a compressed body, as far as it could be inflated.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Why there may be more than the text.
+    pub fn flaw(&self) -> Option<Flaw<'a>> {
+        self.flaw
+    }
+
+    /// Whether it came as it is.
+    pub fn is_as_received(&self) -> bool {
+        matches!(self.text, Cow::Borrowed(_))
+    }
+
+    /// Splits the text.
+    pub fn split(&self) -> Split<'_> {
+        let flaw = match self.flaw {
+            // It is read as a plain body that breaks off.
+            None | Some(Flaw::Early) => None,
+            Some(flaw) => Some((flaw, self.received)),
+        };
+        Split { flaw, ..split(&self.text) }
+    }
+
+    /// What a page of it tells the poller.
+    pub fn glance(&self) -> Glance {
+        let is_all = self.flaw.is_none();
+        glance(&self.split(), self.wholeness, is_all)
+    }
+
+    fn replace(&mut self, inflated: Inflated) {
+        self.text = Cow::Owned(inflated.text);
+        let flaw = match inflated.end {
+            End::Whole => None,
+            End::Early => Some(Flaw::Early),
+            End::Damaged => Some(Flaw::Damaged),
+            End::TooLarge => Some(Flaw::TooLarge),
+        };
+        self.flaw = flaw.or(self.flaw);
+    }
+
+    /// There is something, and it is not even the beginning of an object.
+    fn is_no_object(&self) -> bool {
+        let is_blank = self.text.trim_ascii().is_empty();
+        let split = split(&self.text);
+        !is_blank && split.elements.is_empty() && matches!(split.ending, Ending::NotAnObject(_))
+    }
+}
+
+// === impl Flaw ===
+
+impl fmt::Display for Flaw<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Early => f.write_str("the compressed body ends early"),
+            Self::Damaged => f.write_str("the compressed body is damaged"),
+            Self::TooLarge => write!(f, "the body inflates to more than {LARGEST_TEXT} bytes"),
+            Self::Foreign(encoding) => {
+                write!(
+                    f,
+                    "the body has an encoding that is not read (Content-Encoding: {encoding})"
+                )
+            }
+        }
+    }
+}
