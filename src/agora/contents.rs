@@ -163,3 +163,81 @@ impl fmt::Display for Flaw<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use miniz_oxide::deflate::compress_to_vec;
+    use miniz_oxide::deflate::compress_to_vec_zlib;
+
+    use super::*;
+    use crate::agora::Shape;
+
+    const PAGE: &str = r#"{"result":"success","events":[1,2]}"#;
+
+    /// Encoding, body, and what becomes of it: elements, what its dead letter says, shape.
+    #[track_caller]
+    fn check(
+        encoding: Option<&str>,
+        body: &[u8],
+        wholeness: Wholeness,
+        expected: (usize, Option<&str>, Shape),
+    ) {
+        let contents = Contents::read(body, encoding, wholeness);
+        let split = contents.split();
+        let leftover = split.leftover(wholeness);
+        let reason = leftover.as_ref().map(|(reason, raw)| {
+            assert_eq!(*raw, body, "all of it goes to a person");
+            reason.as_ref()
+        });
+        let glance = contents.glance();
+        assert_eq!(glance.received, (split.elements.len() + usize::from(reason.is_some())) as u64);
+        assert_eq!((split.elements.len(), reason, glance.shape), expected);
+    }
+
+    #[test]
+    fn the_bytes_decide_and_not_the_header() {
+        let zlib = compress_to_vec_zlib(PAGE.as_bytes(), 6);
+        let raw = compress_to_vec(PAGE.as_bytes(), 6);
+        let sound = (2, None, Shape::Sound);
+        for encoding in [None, Some("gzip"), Some("deflate"), Some("br"), Some("x")] {
+            check(encoding, &zlib, Wholeness::Whole, sound);
+            check(encoding, PAGE.as_bytes(), Wholeness::Whole, sound);
+        }
+        check(Some("Deflate"), &raw, Wholeness::Whole, sound);
+        let twice = compress_to_vec_zlib(&zlib, 6);
+        check(None, &twice, Wholeness::Whole, sound);
+        let thrice = compress_to_vec_zlib(&twice, 6);
+        let contents = Contents::read(&thrice, None, Wholeness::Whole);
+        assert_eq!(contents.glance().shape, Shape::Alien);
+    }
+
+    #[test]
+    fn what_can_not_be_read_goes_to_a_person_with_the_reason() {
+        let foreign = "the body has an encoding that is not read (Content-Encoding: gzip, br)";
+        let (alien, torn) = (Shape::Alien, Shape::Torn);
+        check(Some("gzip, br"), b"\x1b\x03", Wholeness::Whole, (0, Some(foreign), alien));
+        check(Some("gzip, br"), b"\x1b\x03", Wholeness::Cut, (0, Some(foreign), torn));
+        check(Some("br"), b" ", Wholeness::Whole, (0, None, alien));
+        let damaged = Some("the compressed body is damaged");
+        let mut zlib = compress_to_vec_zlib(PAGE.as_bytes(), 6);
+        let last = zlib.len() - 1;
+        zlib[last] ^= 1;
+        check(None, &zlib, Wholeness::Whole, (2, damaged, torn));
+        check(Some("deflate"), b"\xff\xff", Wholeness::Whole, (0, damaged, alien));
+        let text = format!(r#"{{"events":[1,{}2]}}"#, " ".repeat(LARGEST_TEXT));
+        let large = compress_to_vec_zlib(text.as_bytes(), 6);
+        let reason = format!("the body inflates to more than {LARGEST_TEXT} bytes");
+        check(None, &large, Wholeness::Whole, (1, Some(&reason), torn));
+    }
+
+    #[test]
+    fn what_breaks_off_is_read_as_a_plain_body_that_does() {
+        let zlib = compress_to_vec_zlib(PAGE.as_bytes(), 0);
+        for wholeness in [Wholeness::Whole, Wholeness::Cut] {
+            let without = |end: usize| &zlib[..zlib.len() - end];
+            check(None, without(1), wholeness, (2, None, Shape::Torn));
+            check(None, without(4 + 1), wholeness, (2, None, Shape::Torn));
+            check(None, without(4 + 3), wholeness, (1, None, Shape::Torn));
+        }
+    }
+}
