@@ -428,7 +428,8 @@ mod tests {
     }
 
     fn gzip(text: &str) -> Vec<u8> {
-        let trailer = [crc32fast::hash(text.as_bytes()), text.len() as u32].map(u32::to_le_bytes);
+        let trailer = [crc32fast::hash(text.as_bytes()), u32::try_from(text.len()).unwrap()]
+            .map(u32::to_le_bytes);
         let head: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
         [head, &compress_to_vec(text.as_bytes(), 6), trailer.as_flattened()].concat()
     }

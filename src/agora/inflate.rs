@@ -186,7 +186,8 @@ mod tests {
     const MOST: usize = 100_000;
 
     fn gzip(text: &[u8], head: &[u8]) -> Vec<u8> {
-        let trailer = [crc32fast::hash(text), text.len() as u32].map(u32::to_le_bytes);
+        let trailer =
+            [crc32fast::hash(text), u32::try_from(text.len()).unwrap()].map(u32::to_le_bytes);
         [head, &compress_to_vec(text, 6), trailer.as_flattened()].concat()
     }
 
@@ -290,7 +291,7 @@ mod tests {
             cut in any::<prop::sample::Index>(),
             level in 0_u8..10,
         ) {
-            let trailer = [crc32fast::hash(&text), text.len() as u32].map(u32::to_le_bytes);
+            let trailer = [crc32fast::hash(&text), u32::try_from(text.len()).unwrap()].map(u32::to_le_bytes);
             let gzip = [HEAD, &compress_to_vec(&text, level), trailer.as_flattened()].concat();
             for packed in [gzip, compress_to_vec_zlib(&text, level)] {
                 let whole = inflate(&packed, MOST).unwrap();

@@ -463,7 +463,7 @@ mod tests {
         ] {
             let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
             assert_eq!(counts.dead_letters, letters, "{body}");
-            let expected: Vec<&String> = std::iter::repeat_n(&body, letters as usize).collect();
+            let expected: Vec<&String> = (0..letters).map(|_| &body).collect();
             assert_eq!(dead_letters(&draft).iter().collect::<Vec<_>>(), expected);
             assert!(draft.gaps.is_empty(), "{body}");
         }
@@ -473,7 +473,8 @@ mod tests {
     fn a_compressed_page_is_read_without_a_header_that_says_so() {
         let body = format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#);
         let deflated = miniz_oxide::deflate::compress_to_vec(body.as_bytes(), 6);
-        let trailer = [crc32fast::hash(body.as_bytes()), body.len() as u32].map(u32::to_le_bytes);
+        let trailer = [crc32fast::hash(body.as_bytes()), u32::try_from(body.len()).unwrap()]
+            .map(u32::to_le_bytes);
         let head: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
         let gzip = [head, &deflated, trailer.as_flattened()].concat();
         let zlib = miniz_oxide::deflate::compress_to_vec_zlib(body.as_bytes(), 6);
