@@ -87,6 +87,11 @@ struct FaultArgs {
     /// The range of round trips, each half drawn for itself
     #[arg(long, value_name = "RANGE", default_value = "20ms..40ms", conflicts_with = "script")]
     rtt: Spread,
+    /// Time that the body of a full page (1,000 events) takes to arrive after its head; smaller
+    /// pages take their share [default: none]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(conflicts_with = "script")]
+    page_time: Option<Duration>,
     /// The share of answers that are cut: the same as --fault cut=SHARE
     #[arg(long, value_name = "SHARE", conflicts_with = "script")]
     cut: Option<f64>,
@@ -346,6 +351,7 @@ impl Simulate {
             rtt: faults.rtt,
             idle_timeout: faults.idle_timeout,
             framing: form.framing.into(),
+            page_time: faults.page_time,
         };
         Script {
             seed: load.seed,
@@ -444,13 +450,14 @@ mod tests {
     fn arguments_make_a_script() {
         let (script, addresses) = prepared(
             "simulate --apps 3 --rate 1000 --split 0.25 --burst 5000@30s --rtt 1ms..2ms --seed 9 \
-             --fault throttled=0.1 --cut 0.5 --listen 127.0.0.1:0 --listen 127.0.0.1:0",
+             --page-time 700ms --fault throttled=0.1 --cut 0.5 --listen 127.0.0.1:0 --listen 127.0.0.1:0",
         );
         assert_eq!((script.apps.len(), script.regions.len(), addresses.len()), (3, 2, 2));
         assert_eq!(script.apps[2].user_events.rate, 250.0);
         assert_eq!(script.apps[2].channel_events.rate, 750.0);
         assert_eq!(script.apps[0].channel_events.bursts[0].at, Duration::from_secs(30));
         assert_eq!(script.network.rtt, Spread::millis(1, 2));
+        assert_eq!(script.network.page_time, Some(Duration::from_millis(700)));
         let kinds: Vec<FaultKind> = script.faults.iter().map(|it| it.kind).collect();
         assert_eq!(kinds, [FaultKind::Throttled, FaultKind::Cut]);
         assert!(script.epoch > DEFAULT_EPOCH, "events happen now");

@@ -38,6 +38,7 @@ pub(super) struct Style {
     pub(super) dialect: Dialect,
     pub(super) wild_names: bool,
     pub(super) unknown_fields: bool,
+    pub(super) padding: u16,
 }
 
 // === impl Event ===
@@ -64,8 +65,8 @@ impl Event {
 
 impl Style {
     pub(super) fn of(app: &AppScript) -> Self {
-        let (wild_names, unknown_fields) = (app.wild_names, app.unknown_fields);
-        Self { dialect: app.dialect, wild_names, unknown_fields }
+        let AppScript { dialect, wild_names, unknown_fields, padding, .. } = *app;
+        Self { dialect, wild_names, unknown_fields, padding }
     }
 
     /// Writes the element as it stands in an answer.
@@ -80,6 +81,11 @@ impl Style {
         self.write_time(event, out);
         if self.unknown_fields {
             self.write_unknown(event, out);
+        }
+        if self.padding > 0 {
+            out.extend_from_slice(b",\"padding\":\"");
+            out.extend(std::iter::repeat_n(b'x', usize::from(self.padding)));
+            out.push(b'"');
         }
         out.push(b'}');
     }
@@ -230,6 +236,7 @@ mod tests {
         },
         wild_names: false,
         unknown_fields: false,
+        padding: 0,
     };
     const JOIN: Event = Event {
         seq: 4,
@@ -298,7 +305,7 @@ mod tests {
     fn unknown_fields_are_still_json() {
         for (seq, old_names) in [(0, false), (1, false), (2, false), (3, false), (3, true)] {
             let dialect = Dialect { old_names, ..Dialect::default() };
-            let style = Style { dialect, unknown_fields: true, ..STYLE };
+            let style = Style { dialect, unknown_fields: true, padding: 600, ..STYLE };
             for endpoint in Endpoint::ALL {
                 let bytes = written(style, Event { seq, endpoint, ..JOIN });
                 let value: Value = serde_json::from_slice(&bytes).unwrap();

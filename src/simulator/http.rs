@@ -273,8 +273,8 @@ impl Station {
             };
             let Some(Asked { request, is_last }) = asked else { return Ok(()) };
             let answer = self.answer(&request).await;
-            let is_over = is_last || answer.ending != Ending::Whole;
-            let is_over = is_over || answer.framing == Framing::UntilClose;
+            let is_whole = matches!(answer.ending, Ending::Whole | Ending::Slow { .. });
+            let is_over = is_last || !is_whole || answer.framing == Framing::UntilClose;
             let stop = self.face.stop.clone();
             let sent = stop.run_until_cancelled(self.send(&mut stream, answer)).await;
             if is_over || sent.transpose()?.is_none() {
@@ -303,12 +303,16 @@ impl Station {
 
     async fn send(&self, stream: &mut TcpStream, answer: Answer) -> io::Result<()> {
         let number = answer.number;
-        if let Some(bytes) = on_the_wire(&answer) {
+        if let Some((mut head, body)) = on_the_wire(&answer) {
             match answer.ending {
                 Ending::Slow { bytes_per_second } => {
-                    write_slowly(stream, &bytes, bytes_per_second).await?;
+                    stream.write_all(&head).await?;
+                    write_slowly(stream, &body, bytes_per_second).await?;
                 }
-                _ => stream.write_all(&bytes).await?,
+                _ => {
+                    head.extend_from_slice(&body);
+                    stream.write_all(&head).await?;
+                }
             }
             self.face.world().sent(number, self.face.clock.now());
         }
@@ -374,8 +378,8 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<(Asked, usize)>> {
     Ok(Some((Asked { request, is_last }, length)))
 }
 
-/// The bytes of an answer as far as they are sent; `None` if none is.
-fn on_the_wire(answer: &Answer) -> Option<Vec<u8>> {
+/// The bytes of head and body as far as they are sent; `None` if none is.
+fn on_the_wire(answer: &Answer) -> Option<(Vec<u8>, Vec<u8>)> {
     let sent = answer.sent_body()?;
     let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
     for (name, value) in &answer.headers {
@@ -387,12 +391,15 @@ fn on_the_wire(answer: &Answer) -> Option<Vec<u8>> {
         Framing::UntilClose => write!(head, "Connection: close\r\n\r\n"),
     }
     .expect("writing into memory never fails");
-    let mut bytes = head.into_bytes();
-    match answer.framing {
-        Framing::Length | Framing::UntilClose => bytes.extend_from_slice(sent),
-        Framing::Chunked => write_chunks(&answer.body, sent.len(), &mut bytes),
-    }
-    Some(bytes)
+    let body = match answer.framing {
+        Framing::Length | Framing::UntilClose => sent.to_vec(),
+        Framing::Chunked => {
+            let mut chunks = Vec::new();
+            write_chunks(&answer.body, sent.len(), &mut chunks);
+            chunks
+        }
+    };
+    Some((head.into_bytes(), body))
 }
 
 /// Chunks as if the whole body were sent, up to so many of its bytes.
@@ -431,12 +438,16 @@ const fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Twenty pieces a second.
+/// Twenty pieces a second, each when its last byte is due.
 async fn write_slowly(stream: &mut TcpStream, bytes: &[u8], pace: u32) -> io::Result<()> {
+    let begun = Instant::now();
     let piece = usize::try_from(pace / 20).unwrap_or(1).max(1);
+    let mut written = 0;
     for piece in bytes.chunks(piece) {
+        written += piece.len();
+        let takes = Duration::from_secs_f64(written as f64 / f64::from(pace.max(1)));
+        tokio::time::sleep_until(begun + takes).await;
         stream.write_all(piece).await?;
-        sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }

@@ -88,6 +88,8 @@ pub struct AppScript {
     pub wild_names: bool,
     /// Events carry fields that no document lists.
     pub unknown_fields: bool,
+    /// Each event carries so many bytes more in a field that no document lists.
+    pub padding: u16,
     /// White space and the order of keys in an answer's envelope are drawn.
     pub wild_layout: bool,
     /// The share of elements that are not events (0 to 1).
@@ -221,6 +223,10 @@ pub struct Network {
     pub idle_timeout: Option<Duration>,
     /// How bodies are framed.
     pub framing: FramingChoice,
+    /// How long the body of a full page takes from its first byte to its last; smaller pages take
+    /// their share. In an instant when absent.
+    #[serde(deserialize_with = "text::maybe_duration")]
+    pub page_time: Option<Duration>,
 }
 
 /// How bodies are framed.
@@ -274,10 +280,10 @@ pub struct Fault {
     /// The endpoint that it strikes; both when absent. Connections know no endpoint.
     #[serde(default, deserialize_with = "text::maybe_endpoint")]
     pub endpoint: Option<Endpoint>,
-    /// The status of a `server_error`.
-    #[serde(default = "text::bad_gateway")]
-    pub status: u16,
-    /// The `Retry-After` of a `throttled`; none when absent.
+    /// The status of a `denied` (404 when absent) or a `server_error` (502 when absent).
+    #[serde(default)]
+    pub status: Option<u16>,
+    /// The `Retry-After` of a `throttled`, a `denied` or a `server_error`; none when absent.
     #[serde(default, deserialize_with = "text::maybe_duration")]
     pub retry_after: Option<Duration>,
     /// The `Retry-After` is a date instead of a number of seconds.
@@ -301,6 +307,8 @@ pub enum FaultKind {
     TimedOut,
     /// 429 although the limit was kept; nothing was taken.
     Throttled,
+    /// 400, 401, 403 or 404 although the request is good; nothing was taken.
+    Denied,
     /// 5xx with a proxy's HTML page; nothing was taken.
     ServerError,
     /// 200 with `"result":"failed"`, or with the body of a failure; nothing was taken.
@@ -386,6 +394,7 @@ impl AppScript {
             dialect: Dialect::default(),
             wild_names: false,
             unknown_fields: false,
+            padding: 0,
             wild_layout: false,
             malformed: 0.0,
         }
@@ -434,7 +443,12 @@ impl RegionScript {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { rtt: Spread::millis(20, 40), idle_timeout: None, framing: FramingChoice::default() }
+        Self {
+            rtt: Spread::millis(20, 40),
+            idle_timeout: None,
+            framing: FramingChoice::default(),
+            page_time: None,
+        }
     }
 }
 
@@ -460,7 +474,7 @@ impl Fault {
             region: None,
             app_id: None,
             endpoint: None,
-            status: text::bad_gateway(),
+            status: None,
             retry_after: None,
             retry_after_as_date: false,
             bytes_per_second: text::slow_pace(),
@@ -485,6 +499,12 @@ impl Fault {
         Self { region: Some(name.into()), ..self }
     }
 
+    /// The same that answers with this status.
+    #[must_use]
+    pub fn status(self, status: u16) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
     /// Whether it can strike at that moment.
     pub fn is_on(&self, now: Duration) -> bool {
         self.from <= now && self.until.is_none_or(|until| now < until)
@@ -495,12 +515,13 @@ impl Fault {
 
 impl FaultKind {
     /// Every fault there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Refused,
         Self::BlackHole,
         Self::Ignored,
         Self::TimedOut,
         Self::Throttled,
+        Self::Denied,
         Self::ServerError,
         Self::Failed,
         Self::NotJson,
@@ -519,6 +540,7 @@ impl FaultKind {
             Self::Ignored => "ignored",
             Self::TimedOut => "timed_out",
             Self::Throttled => "throttled",
+            Self::Denied => "denied",
             Self::ServerError => "server_error",
             Self::Failed => "failed",
             Self::NotJson => "not_json",
@@ -538,6 +560,11 @@ impl FaultKind {
     /// Whether it strikes a connection rather than a request.
     pub const fn strikes_connections(self) -> bool {
         matches!(self, Self::Refused | Self::BlackHole)
+    }
+
+    /// Whether its answer may carry `Retry-After`.
+    pub const fn may_name_a_delay(self) -> bool {
+        matches!(self, Self::Throttled | Self::Denied | Self::ServerError)
     }
 
     /// Whether the events are taken from the buffer all the same.

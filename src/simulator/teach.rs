@@ -80,6 +80,7 @@ STATUS CODES
 WHAT CAN GO WRONG (--fault NAME=SHARE)
 
   nothing taken: refused, black_hole (connections); ignored, timed_out, throttled,
+                 denied (400, 401, 403 or 404; 404 unless a script says which),
                  server_error, failed, not_json
   events taken:  no_answer (reset before a byte), cut (closed early, in order),
                  reset (within the body), silent (stops, stays open), slow
@@ -111,11 +112,20 @@ EXAMPLES
     agora-rtm-bridge simulate --wild-names --malformed 0.01 --cut 0.02 \\
       --fault server_error=0.05 --fault no_answer=0.01 --framing mixed
 
+  A way so slow that the body of a full page takes 700 ms after its head:
+
+    agora-rtm-bridge simulate --rate 6000 --split 0.2 --rtt 100ms --page-time 700ms
+
   A script says more (times are durations from the start):
 
     seed = 7
     regions = [{ name = \"eu\" }, { name = \"ap\" }]
-    network = { rtt = \"20ms..40ms\", idle_timeout = \"60s\", framing = \"chunked\" }
+
+    [network]
+    rtt = \"20ms..40ms\"
+    page_time = \"50ms\"
+    idle_timeout = \"60s\"
+    framing = \"chunked\"
 
     [[apps]]
     app_id = \"876922cbca0098dff4323566daa89675\"

@@ -44,6 +44,7 @@ use super::wire::Ending;
 use super::wire::Framing;
 use super::wire::Request;
 use crate::model::Endpoint;
+use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
 /// A simulated Agora.
@@ -225,6 +226,11 @@ impl World {
         self.faults.replace(faults);
     }
 
+    /// From now on the body of a full page takes so long.
+    pub fn set_page_time(&mut self, page_time: Option<Duration>) {
+        self.script.network.page_time = page_time;
+    }
+
     /// The region that answers at a region's host.
     fn behind(&self, host: usize) -> usize {
         let detours = self.script.regions.get(host).map_or(&[][..], |it| &it.detours);
@@ -291,14 +297,9 @@ impl World {
     fn without_events(&self, fault: &Fault) -> Reply {
         let reply = match fault.kind {
             FaultKind::TimedOut => Reply::message(408, "times out or fails to respond"),
-            FaultKind::Throttled => {
-                let after = fault.retry_after.map(|after| match fault.retry_after_as_date {
-                    true => http_date(self.wall_clock().after(after)),
-                    false => whole_seconds(after),
-                });
-                Reply::message(429, "API rate limit exceeded").retry_after(after)
-            }
-            FaultKind::ServerError => Reply::html(fault.status, "Server Error"),
+            FaultKind::Throttled => Reply::message(429, "API rate limit exceeded"),
+            FaultKind::Denied => denial(fault.status.unwrap_or(404)),
+            FaultKind::ServerError => Reply::html(fault.status.unwrap_or(502), "Server Error"),
             FaultKind::Failed => {
                 let number = self.ledger.next_answer();
                 Reply::json(200, body::failed(number, &request_id(number)))
@@ -306,6 +307,13 @@ impl World {
             FaultKind::NotJson => Reply::html(200, "Welcome"),
             _ => Reply::json(200, Vec::new()),
         };
+        let says_when = fault.kind.may_name_a_delay();
+        let after =
+            fault.retry_after.filter(|_| says_when).map(|after| match fault.retry_after_as_date {
+                true => http_date(self.wall_clock().after(after)),
+                false => whole_seconds(after),
+            });
+        let reply = reply.retry_after(after);
         Reply { ending: Ending::struck_by(fault, 0), fault: Some(fault.kind), ..reply }
     }
 
@@ -387,6 +395,7 @@ impl World {
         reply.headers.push(("X-Request-ID".into(), format!("{:032x}", scattered(number))));
         reply.headers.push(("X-Resource-ID".into(), format!("simulated-{number}")));
         let Reply { status, headers, body, ending, fault, taken, complete } = reply;
+        let ending = self.script.network.paced(ending, body.len(), taken);
         let (at, sent_at) = (self.now, None);
         let record = AnswerRecord { at, sent_at, region, feed, status, fault, taken, complete };
         self.ledger.answered(record);
@@ -396,6 +405,18 @@ impl World {
 
 fn slot(app: usize, endpoint: Endpoint) -> usize {
     2 * app + usize::from(endpoint == Endpoint::Channel)
+}
+
+/// What Agora says with such a status.
+fn denial(status: u16) -> Reply {
+    let message = match status {
+        400 => "invalid appid",
+        401 => "Invalid authentication credentials",
+        403 => "Signaling is not enabled for this App ID",
+        404 => "not found",
+        _ => "the request is denied",
+    };
+    Reply::message(status, message)
 }
 
 /// The region of a user or, for channel events, of a channel.
@@ -504,6 +525,22 @@ impl Network {
         let Spread { from, to } = self.rtt;
         let half = Spread { from: from / 2, to: to / 2 };
         (half.draw(rng), half.draw(rng))
+    }
+
+    /// How long the body of a page with so many events takes from its first byte to its last.
+    pub(super) fn body_time(&self, events: u64) -> Duration {
+        let of_full_page = self.page_time.unwrap_or_default();
+        of_full_page.mul_f64(events as f64 / PAGE_LIMIT as f64)
+    }
+
+    /// How an answer that would come whole and in an instant comes over this network.
+    fn paced(&self, ending: Ending, length: usize, events: u64) -> Ending {
+        let takes = self.body_time(events);
+        if ending != Ending::Whole || takes.is_zero() {
+            return ending;
+        }
+        let bytes_per_second = length as u128 * 1_000_000 / takes.as_micros().max(1);
+        Ending::Slow { bytes_per_second: u32::try_from(bytes_per_second).unwrap_or(u32::MAX) }
     }
 }
 

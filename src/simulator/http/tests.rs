@@ -166,7 +166,9 @@ async fn a_broken_answer_brings_exactly_what_the_ledger_says() {
             (FaultKind::Slow, false),
         ] {
             let script = script(1_000);
-            let network = Network { framing, ..script.network };
+            // A slow answer is a whole one, so its connection is kept.
+            let idle_timeout = Some(Duration::from_millis(50));
+            let network = Network { framing, idle_timeout, ..script.network };
             let fault = Fault { bytes_per_second: 10_000_000, ..Fault::new(kind) };
             let bench = Bench::new(Script { network, faults: vec![fault], ..script }).await;
             let mut stream = bench.connect().await;
@@ -184,6 +186,35 @@ async fn a_broken_answer_brings_exactly_what_the_ledger_says() {
             assert_eq!(total.delivered + total.torn, 1_000);
         }
     }
+}
+
+#[tokio::test]
+async fn the_body_of_a_page_takes_its_time_behind_its_head_and_the_connection_stays() {
+    let script = script(1_500);
+    let page_time = Some(Duration::from_millis(200));
+    let network = Network { page_time, ..script.network };
+    let bench = Bench::new(Script { network, ..script }).await;
+    let mut stream = bench.connect().await;
+    for (events, takes) in [(1_000, 200), (500, 100), (0, 0)] {
+        let asked_at = Instant::now();
+        ask(&mut stream, PATH).await;
+        let body = body(&mut stream).await;
+        assert_eq!(count(&body), events);
+        let took = asked_at.elapsed();
+        assert!(took >= Duration::from_millis(takes), "{events} events in {took:?}");
+    }
+    // The head does not wait for the body.
+    bench.server.world().burst(0, Endpoint::User, 1_000);
+    bench.server.world().advance(bench.server.now());
+    ask(&mut stream, PATH).await;
+    let mut bytes = Vec::new();
+    while split(&bytes).is_none() {
+        assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "closed early");
+    }
+    let (_, body) = split(&bytes).unwrap();
+    assert!(body.len() < 50_000, "{} bytes of the body came with the head", body.len());
+    drop(stream);
+    bench.stop().await;
 }
 
 #[tokio::test]

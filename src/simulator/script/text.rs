@@ -16,6 +16,7 @@ use toml_edit::Table;
 use toml_edit::Value;
 
 use super::AppScript;
+use super::FaultKind;
 use super::Load;
 use super::Script;
 use crate::model::AppId;
@@ -85,8 +86,12 @@ impl Script {
         for (index, fault) in self.faults.iter().enumerate() {
             let key = |name: &str| format!("faults[{index}].{name}");
             require(is_share(fault.share), || key("share"), "a share lies between 0 and 1")?;
-            let is_error = (500..=599).contains(&fault.status);
-            require(is_error, || key("status"), "a server error lies between 500 and 599")?;
+            let (statuses, reason) = match fault.kind {
+                FaultKind::Denied => (400..=499, "a denial lies between 400 and 499"),
+                _ => (500..=599, "a server error lies between 500 and 599"),
+            };
+            let is_meant = fault.status.is_none_or(|status| statuses.contains(&status));
+            require(is_meant, || key("status"), reason)?;
             let has_pace = fault.bytes_per_second > 0;
             require(has_pace, || key("bytes_per_second"), "a slow body still has a pace")?;
             let known_region = fault.region.as_deref().is_none_or(|name| regions.contains(name));
@@ -174,10 +179,6 @@ pub(super) fn all() -> f64 {
     1.0
 }
 
-pub(super) fn bad_gateway() -> u16 {
-    502
-}
-
 pub(super) fn slow_pace() -> u32 {
     20_000
 }
@@ -232,7 +233,6 @@ mod tests {
     use std::error::Error;
 
     use super::*;
-    use crate::simulator::FaultKind;
     use crate::simulator::script::Spread;
 
     #[test]
@@ -246,6 +246,7 @@ mod tests {
             [network]
             rtt = "250ms..350ms"
             framing = "mixed"
+            page_time = "700ms"
 
             [[apps]]
             app_id = "one"
@@ -263,6 +264,7 @@ mod tests {
         .unwrap();
         assert_eq!(script.epoch.to_string(), "2024-02-29T12:00:00.000Z");
         assert_eq!(script.network.rtt, Spread::millis(250, 350));
+        assert_eq!(script.network.page_time, Some(Duration::from_millis(700)));
         assert_eq!(script.apps[0].user_events.bursts[0].events, 3_000);
         assert_eq!(script.apps[0].channel_events.ramp.len(), 2);
         assert_eq!(script.apps[0].users, 1_000, "not named, so the default");
@@ -281,6 +283,8 @@ mod tests {
             ("[[faults]]\nkind = \"cute\"", "`cute` is not a fault; there are refused,"),
             ("[[faults]]\nkind = \"cut\"\nshare = 1.5", "between 0 and 1"),
             ("[[faults]]\nkind = \"cut\"\nregion = \"eu\"", "no such region"),
+            ("[[faults]]\nkind = \"denied\"\nstatus = 503", "between 400 and 499"),
+            ("[[faults]]\nkind = \"server_error\"\nstatus = 404", "between 500 and 599"),
             (
                 "regions = [{ name = \"eu\", detours = [{ from = \"1s\", region = \"ap\" }] }]",
                 "`regions.eu.detours` in the script: there is no such region",

@@ -278,6 +278,36 @@ fn connections_are_refused_or_swallowed_where_the_script_says() {
 }
 
 #[test]
+fn a_host_that_denies_takes_no_event_and_the_other_one_answers() {
+    for status in [400, 401, 403, 404] {
+        let fault = Fault::new(FaultKind::Denied).status(status).region("eu");
+        let fault = Fault { retry_after: Some(5 * SECOND), ..fault };
+        let faults = vec![fault.between(2 * SECOND, 4 * SECOND)];
+        let regions = regions(&["eu", "ap"]);
+        let mut world = World::new(Script { regions, faults, ..burst(7) });
+        let denied = ask(&mut world, 3 * SECOND, 0);
+        assert_eq!(denied.status, status);
+        assert!(denied.headers.contains(&("Retry-After".into(), "5".into())), "{denied:?}");
+        let body: Value = serde_json::from_slice(&denied.body).unwrap();
+        assert!(body["message"].is_string(), "{body}");
+        assert_eq!(elements(&ask(&mut world, 3 * SECOND, 1).body).len(), 7);
+        assert_eq!(elements(&ask(&mut world, 4 * SECOND, 0).body).len(), 7);
+    }
+}
+
+#[test]
+fn a_page_takes_its_share_of_the_time_of_a_full_one() {
+    let network = Network { page_time: Some(700 * MS), ..Network::default() };
+    let mut world = World::new(Script { network, ..burst(1_250) });
+    for (events, millis) in [(1_000, 700), (250, 175), (0, 0)] {
+        let answer = ask(&mut world, 2 * SECOND, 0);
+        let takes = answer.ending.takes(answer.body.len());
+        assert!(takes.abs_diff(millis * MS) <= 2 * MS, "{events} events in {takes:?}");
+        assert_eq!(answer.sent_body(), Some(&answer.body[..]));
+    }
+}
+
+#[test]
 fn each_half_of_a_round_trip_is_drawn_for_itself() {
     let mut world = World::new(Script {
         network: Network { rtt: Spread::millis(20, 40), ..Network::default() },

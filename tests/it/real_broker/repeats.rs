@@ -38,7 +38,7 @@ fn two_regions(faults: Vec<Fault>) -> Script {
 }
 
 fn unavailable(region: &str) -> Vec<Fault> {
-    vec![Fault { status: 503, ..Fault::new(FaultKind::ServerError).region(region) }]
+    vec![Fault::new(FaultKind::ServerError).status(503).region(region)]
 }
 
 /// Lets the first region be drained of [`EVENTS`] events and more.

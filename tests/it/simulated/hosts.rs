@@ -1,5 +1,6 @@
 //! Hosts that hang or turn us away: whom that holds up, for how long, and what comes afterwards.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agora_rtm_bridge::kafka::Topic;
@@ -119,6 +120,17 @@ fn the_preferred_host_is_asked_again_once_the_other_has_served_for_long() {
         let served = returned - left;
         assert!((HYSTERESIS..HYSTERESIS + 5 * SECOND).contains(&served), "{endpoint}: {served:?}");
     }
+}
+
+#[test]
+fn of_two_regions_the_one_whose_host_is_gone_moves_to_its_other_host_and_the_other_stays() {
+    let gone = Fault::new(FaultKind::Refused).between(TROUBLE, TROUBLE + 10 * SECOND);
+    let script =
+        Script { regions: regions(4), faults: vec![gone.region(region(0))], ..one_app(20.0, 20.0) };
+    let plan = Plan { hosts: Hosts::TwoForEachRegion, ..Plan::calm(script, TROUBLE + 20 * SECOND) };
+    let (_, outcome) = check(&plan);
+    let asked: BTreeSet<usize> = requests(&outcome, 0).iter().map(|it| it.region).collect();
+    assert_eq!(asked, BTreeSet::from([0, 1, 2]));
 }
 
 /// The pages behind it wait for it, since what it was handed, if anything, happened before.

@@ -24,9 +24,7 @@ use super::elements::Identity;
 use super::elements::elements;
 use super::elements::identity;
 use super::kafka_model::Stored;
-use super::plan::Hosts;
 use super::plan::Plan;
-use super::plan::region;
 use super::run::Outcome;
 use super::run::Past;
 use super::transport::Exchange;
@@ -512,18 +510,13 @@ impl<'a> Judge<'a> {
     }
 
     fn region_names(&self) -> Vec<String> {
-        match self.plan.hosts {
-            Hosts::ARegionEach => (0..self.plan.script.regions.len()).map(region).collect(),
-            Hosts::OneRegion | Hosts::TwoForEachApp => vec!["default".to_owned()],
-        }
+        let regions = 0..self.plan.script.regions.len();
+        let names: BTreeSet<_> = regions.map(|index| self.plan.hosts.name_of(index)).collect();
+        names.into_iter().collect()
     }
 
     fn feed(&self, exchange: &Exchange) -> Feed {
-        let name = match self.plan.hosts {
-            Hosts::ARegionEach => region(exchange.region),
-            Hosts::OneRegion | Hosts::TwoForEachApp => "default".to_owned(),
-        };
-        (exchange.app, name, exchange.endpoint)
+        (exchange.app, self.plan.hosts.name_of(exchange.region), exchange.endpoint)
     }
 
     fn is_of(&self, gap: &Gap, (app, name, endpoint): &Feed) -> bool {

@@ -87,6 +87,8 @@ pub(crate) enum Hosts {
     OneRegion,
     /// As hosts of one region too, but each app has two that no other app asks.
     TwoForEachApp,
+    /// By twos: the first two are the hosts of one region, the next two those of another.
+    TwoForEachRegion,
 }
 
 /// A life of the bridge that does not last.
@@ -182,8 +184,17 @@ impl Hosts {
     /// The regions of Agora that an app is asked in, of so many.
     pub(crate) fn regions_of(self, app: usize, regions: usize) -> Range<usize> {
         match self {
-            Self::ARegionEach | Self::OneRegion => 0..regions,
+            Self::ARegionEach | Self::OneRegion | Self::TwoForEachRegion => 0..regions,
             Self::TwoForEachApp => 2 * app..2 * app + 2,
+        }
+    }
+
+    /// The bridge's name of a region of Agora that it asks.
+    pub(crate) fn name_of(self, of_agora: usize) -> String {
+        match self {
+            Self::ARegionEach => region(of_agora),
+            Self::OneRegion | Self::TwoForEachApp => "default".to_owned(),
+            Self::TwoForEachRegion => region(of_agora / 2),
         }
     }
 }
@@ -297,6 +308,7 @@ impl Draw {
                 retry_after: self.one_of(&[None, Some(Duration::from_secs(2))]),
                 retry_after_as_date: self.chance(0.5),
                 bytes_per_second: self.one_of(&[5_000, 50_000]),
+                status: self.status(kind),
                 ..Fault::new(kind)
             };
             // What costs the bridge fifteen seconds each time would leave time for little else.
@@ -318,6 +330,10 @@ impl Draw {
             faults.push(fault);
         }
         faults
+    }
+
+    fn status(&mut self, kind: FaultKind) -> Option<u16> {
+        (kind == FaultKind::Denied).then(|| self.one_of(&[400, 401, 403, 404]))
     }
 
     /// The preferred host leads to the next region and back.

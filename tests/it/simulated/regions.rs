@@ -44,7 +44,7 @@ fn away() -> Fault {
 
 /// And it answers 503 for ten seconds.
 fn unavailable(from: Duration) -> Fault {
-    let fault = Fault { status: 503, ..Fault::new(FaultKind::ServerError) };
+    let fault = Fault::new(FaultKind::ServerError).status(503);
     fault.between(from, from + 10 * SECOND).region(region(0))
 }
 

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZeroU32;
 use std::panic;
@@ -42,7 +43,6 @@ use super::plan::Deed;
 use super::plan::End;
 use super::plan::Hosts;
 use super::plan::Plan;
-use super::plan::region;
 use super::time::Now;
 use super::transport::Agora;
 use super::transport::CONNECT_TIMEOUT;
@@ -301,8 +301,12 @@ impl<'a> Run<'a> {
         let mut feeds =
             (0..self.plan.script.apps.len()).flat_map(|app| Endpoint::ALL.map(|it| (app, it)));
         let is_empty = |(app, endpoint)| {
-            let mut regions = self.plan.hosts.regions_of(app, self.plan.script.regions.len());
-            regions.any(|region| world.backlog(region, app, endpoint) == 0)
+            let hosts = self.plan.hosts;
+            let regions: Vec<_> = hosts.regions_of(app, self.plan.script.regions.len()).collect();
+            let names: BTreeSet<_> = regions.iter().map(|it| hosts.name_of(*it)).collect();
+            let is_empty = |region| world.backlog(region, app, endpoint) == 0;
+            let mut names = names.iter();
+            names.all(|name| regions.iter().any(|it| hosts.name_of(*it) == *name && is_empty(*it)))
         };
         copied && feeds.all(is_empty)
     }
@@ -422,20 +426,16 @@ fn settings(plan: &Plan) -> Settings {
 }
 
 fn regions(plan: &Plan, app: usize) -> Vec<config::RegionHosts> {
-    let host = |index| config::Host::new(&host_in(index), false).expect("a host's URL");
-    let all = plan.hosts.regions_of(app, plan.script.regions.len());
-    match plan.hosts {
-        Hosts::ARegionEach => all
-            .map(|index| config::RegionHosts {
-                name: Region::new(region(index)),
-                hosts: vec![host(index)],
-            })
-            .collect(),
-        Hosts::OneRegion | Hosts::TwoForEachApp => {
-            let name = Region::new("default");
-            vec![config::RegionHosts { name, hosts: all.map(host).collect() }]
+    let mut regions: Vec<config::RegionHosts> = Vec::new();
+    for index in plan.hosts.regions_of(app, plan.script.regions.len()) {
+        let host = config::Host::new(&host_in(index), false).expect("a host's URL");
+        let name = Region::new(plan.hosts.name_of(index));
+        match regions.iter_mut().find(|it| it.name == name) {
+            Some(region) => region.hosts.push(host),
+            None => regions.push(config::RegionHosts { name, hosts: vec![host] }),
         }
     }
+    regions
 }
 
 fn auth(app: &AppScript) -> config::Auth {
