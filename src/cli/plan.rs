@@ -68,6 +68,11 @@ pub(super) struct Plan {
     /// The range of round trips to Agora, each half drawn for itself
     #[arg(long, value_name = "RANGE", default_value = "60ms..120ms")]
     rtt: Spread,
+    /// Time that the body of a full page (1,000 events) takes to arrive after its head; smaller
+    /// pages take their share
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    #[arg(value_parser = humantime::parse_duration)]
+    page_time: Duration,
     /// How long each trial is measured, after a growth and a rest of 10 s
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=3_600))]
@@ -108,10 +113,16 @@ WHAT IS PLAYED
   and no request fails. Age is the time from an event until its answer is there;
   Kafka comes on top.
 
+  A full page has 60 to 200 kB. Over a short way they come with the head of the
+  answer; over a long one they take several round trips more, or what a narrow
+  line allows. Say so with --page-time: the difference between time_total and
+  time_starttransfer that curl tells of a full page.
+
 EXAMPLES
 
   agora-rtm-bridge plan --rate 3000
   agora-rtm-bridge plan --rate 9500 --split 0.76 --rtt 60ms..120ms
+  agora-rtm-bridge plan --rate 6000 --split 0.2 --rtt 100ms --page-time 700ms
   agora-rtm-bridge plan --rate 5 --burst 1990 --bursts-per-minute 2
   agora-rtm-bridge plan --rate 40000 --json | jq .largest_sustainable_rate
 
@@ -190,7 +201,7 @@ impl Plan {
     }
 
     fn look_for_remedies(&self, progress: &Progress) -> Remedies {
-        let nearby = Self { rtt: NEARBY, ..self.clone() };
+        let nearby = Self { rtt: NEARBY, page_time: Duration::ZERO, ..self.clone() };
         Remedies {
             largest_rate: self.largest_sustainable(progress),
             lost_nearby: nearby.play(self.rate, false, progress).measured_loss(),
@@ -232,7 +243,8 @@ impl Plan {
             channel_events: load(1.0 - self.split),
             ..AppScript::default()
         };
-        let network = Network { rtt: self.rtt, ..Network::default() };
+        let page_time = Some(self.page_time);
+        let network = Network { rtt: self.rtt, page_time, ..Network::default() };
         let script = Script { seed, apps: vec![app], network, ..Script::default() };
         Trial { script, starts_at: Duration::ZERO, measured_from: WARM_UP, ends_at, work: WORK }
     }
@@ -347,6 +359,15 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_take_longer_than_their_requests_are_planned_for() {
+        let [at_once, slowly] = ["", "--page-time 700ms"]
+            .map(|more| report(&format!("--rate 600 --split 0.5 {more}")).age_p99_ms.unwrap());
+        assert!((at_once + 30..at_once + 300).contains(&slowly), "{at_once} ms, {slowly} ms");
+        let text = report("--rate 25000 --page-time 2s").text();
+        assert!(text.contains("with steady 5 ms and pages that come at once, lost are"), "{text}");
+    }
+
+    #[test]
     fn a_burst_that_agora_can_not_hold_is_lost_at_any_rate() {
         let report = report("--rate 10 --burst 2500 --bursts-per-minute 6");
         assert!(!report.sustainable);
@@ -365,6 +386,7 @@ mod tests {
             "plan --rate 1 --requests-per-second 11",
             "plan --rate 1 --rtt 2ms..1ms",
             "plan --rate 1 --seeds 0",
+            "plan --rate 1 --page-time 300kB",
         ] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }

@@ -22,6 +22,10 @@ pub trait Program {
     /// Notes that a request leaves.
     fn asked(&mut self, feed: usize, now: Instant) -> Self::Asked;
 
+    /// Notes when the head of its answer was there, at that moment. Told only where the body takes
+    /// time of its own.
+    fn heard(&mut self, _asked: Self::Asked, _head_at: Instant) {}
+
     /// Notes what came of it, and when.
     fn answered(&mut self, asked: Self::Asked, when: Answered, outcome: Outcome);
 }

@@ -1,8 +1,9 @@
 //! A program polls a counted Agora in virtual time.
 //!
-//! Three things happen: the program decides, a request arrives at Agora, an answer is there. A
-//! request's way and its answer's way are drawn one by one, so a later request may arrive before an
-//! earlier one and its answer may overtake; connections stand ready and cost nothing.
+//! Four things happen: the program decides, a request arrives at Agora, the head of an answer is
+//! there, and its body is there. A request's way and its answer's way are drawn one by one, so a
+//! later request may arrive before an earlier one and its answer may overtake; connections stand
+//! ready and cost nothing. A body takes its time whatever else is on its way.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub struct Trial {
     pub measured_from: Duration,
     /// When it is over.
     pub ends_at: Duration,
-    /// How long the program needs for an answer, from its head until it is dealt with.
+    /// How long the program needs for an answer, from its end until it is dealt with.
     pub work: Duration,
 }
 
@@ -54,6 +55,10 @@ struct Request<A> {
     feed: usize,
     arrives: Duration,
     /// When the head of its answer is there.
+    head: Duration,
+    /// The program knows of that head.
+    is_heard: bool,
+    /// When the end of its answer is there; known once it has arrived.
     answered: Duration,
     /// What it took when it arrived, if it was not one too many; `None` before.
     came: Option<Option<Taken>>,
@@ -63,6 +68,7 @@ struct Request<A> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Arrival(usize),
+    Head(usize),
     Answer(usize),
     Decision,
 }
@@ -98,6 +104,10 @@ impl<P: Program> Run<'_, P> {
             }
             match next {
                 Next::Arrival(index) => self.arrive(index),
+                Next::Head(index) => {
+                    self.hear(index);
+                    wakes_at = self.decide(at);
+                }
                 Next::Answer(index) => {
                     self.answer(index);
                     wakes_at = self.decide(at);
@@ -124,9 +134,12 @@ impl<P: Program> Run<'_, P> {
         let arrivals = out()
             .filter(|(_, it)| it.came.is_none())
             .map(|(index, it)| (it.arrives, Next::Arrival(index)));
+        let heads = out()
+            .filter(|(_, it)| !it.is_heard && it.head < it.answered)
+            .map(|(index, it)| (it.head, Next::Head(index)));
         let answers = out().map(|(index, it)| (it.answered + self.trial.work, Next::Answer(index)));
         let decision = wakes_at.map(|at| (at, Next::Decision));
-        arrivals.chain(answers).chain(decision).min()
+        arrivals.chain(heads).chain(answers).chain(decision).min()
     }
 
     /// Asks whatever the program wants to ask at `now`; when it wants to be heard again.
@@ -138,8 +151,11 @@ impl<P: Program> Run<'_, P> {
                     let asked = self.program.asked(feed, instant);
                     let (there, back) = self.agora.round_trip();
                     let arrives = now + there;
-                    let answered = arrives + back;
-                    self.out.push(Request { asked, feed, arrives, answered, came: None });
+                    let head = arrives + back;
+                    let (is_heard, answered) = (false, head);
+                    let request =
+                        Request { asked, feed, arrives, head, is_heard, answered, came: None };
+                    self.out.push(request);
                 }
                 Decision::Wait(until) => {
                     assert!(until > instant, "a program that waits for the past never asks");
@@ -156,13 +172,22 @@ impl<P: Program> Run<'_, P> {
     fn arrive(&mut self, index: usize) {
         let request = self.out.get_mut(index).expect("the request that arrives is out");
         let endpoint = endpoint(request.feed);
-        request.came = Some(self.agora.answer(request.arrives, endpoint));
+        let came = self.agora.answer(request.arrives, endpoint);
+        let events = came.as_ref().map_or(0, |taken| taken.happened.len() as u64);
+        request.answered = request.head + self.agora.body_time(events);
+        request.came = Some(came);
         let is_measured = request.arrives >= self.trial.measured_from;
         self.tally.measured_requests += u64::from(is_measured);
     }
 
+    fn hear(&mut self, index: usize) {
+        let request = self.out.get_mut(index).expect("the request that is answered is out");
+        request.is_heard = true;
+        self.program.heard(request.asked, self.origin + request.head);
+    }
+
     fn answer(&mut self, index: usize) {
-        let Request { asked, feed, answered, came, .. } = self.out.swap_remove(index);
+        let Request { asked, feed, head, answered, came, .. } = self.out.swap_remove(index);
         let outcome = match came.flatten() {
             Some(taken) => {
                 self.read(feed, answered, &taken);
@@ -173,7 +198,7 @@ impl<P: Program> Run<'_, P> {
         };
         let at = answered + self.trial.work;
         let when = Answered {
-            head_at: Some(self.origin + answered),
+            head_at: Some(self.origin + head),
             now: self.origin + at,
             // The program's clock and Agora's agree.
             wall: self.trial.script.epoch.after(at),
@@ -208,8 +233,10 @@ fn endpoint(feed: usize) -> Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::collections::BTreeSet;
     use std::collections::VecDeque;
+    use std::rc::Rc;
 
     use super::*;
     use crate::plan::bridge;
@@ -224,7 +251,16 @@ mod tests {
 
     /// Asks these feeds at these times, whatever comes.
     struct Asks {
+        begun: Instant,
         asks: VecDeque<(Instant, usize)>,
+        told: Rc<RefCell<Vec<Told>>>,
+    }
+
+    /// What a program is told, and at which moment of its clock.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Told {
+        Head(Duration),
+        Answer { head: Duration, end: Duration },
     }
 
     impl Program for Asks {
@@ -242,7 +278,15 @@ mod tests {
             self.asks.pop_front();
         }
 
-        fn answered(&mut self, (): (), _: Answered, _: Outcome) {}
+        fn heard(&mut self, (): (), head_at: Instant) {
+            self.told.borrow_mut().push(Told::Head(head_at.duration_since(self.begun)));
+        }
+
+        fn answered(&mut self, (): (), when: Answered, _: Outcome) {
+            let [head, end] = [when.head_at.expect("each is answered"), when.now]
+                .map(|at| at.duration_since(self.begun));
+            self.told.borrow_mut().push(Told::Answer { head, end });
+        }
     }
 
     fn trial(user: f64, channel: f64, rtt: Spread, ends_at: Duration) -> Trial {
@@ -259,9 +303,17 @@ mod tests {
     }
 
     fn play(trial: &Trial, asks: &[(Duration, usize)]) -> Tally {
-        trial.play(|start| Asks {
+        play_and_listen(trial, asks).0
+    }
+
+    fn play_and_listen(trial: &Trial, asks: &[(Duration, usize)]) -> (Tally, Vec<Told>) {
+        let told = Rc::default();
+        let tally = trial.play(|start| Asks {
+            begun: start,
             asks: asks.iter().map(|(at, feed)| (start + *at, *feed)).collect(),
-        })
+            told: Rc::clone(&told),
+        });
+        (tally, told.take())
     }
 
     #[test]
@@ -273,6 +325,31 @@ mod tests {
         assert_eq!(tally.ages.quantile(0.0), Some(100 * MS));
         assert_eq!(tally.ages.quantile(1.0), Some(1_100 * MS));
         assert_eq!(tally.requests.asked, 1);
+    }
+
+    #[test]
+    fn a_body_takes_its_share_of_the_time_of_a_full_page_behind_its_head() {
+        let trial = trial(250.0, 0.0, Spread::always(100 * MS), SECOND * 10);
+        let network = Network { page_time: Some(700 * MS), ..trial.script.network.clone() };
+        let script = Script { network, ..trial.script.clone() };
+        let trial = Trial { script, work: 5 * MS, ..trial };
+        // 1,000 events wait at 4 s, none in the other feed, and 25 until 4.1 s.
+        let asks = [(3_950 * MS, 0), (3_960 * MS, 1), (4_050 * MS, 0)];
+        let (tally, told) = play_and_listen(&trial, &asks);
+        assert_eq!(tally.events.taken, 1_025);
+        assert_eq!(
+            told,
+            [
+                Told::Head(4_050 * MS),
+                Told::Answer { head: 4_060 * MS, end: 4_065 * MS },
+                Told::Head(4_150 * MS),
+                Told::Answer { head: 4_150 * MS, end: 4_172_500 * MS / 1_000 },
+                Told::Answer { head: 4_050 * MS, end: 4_755 * MS },
+            ]
+        );
+        // The first event happened at 4 ms, and was there at 4.75 s.
+        assert_eq!(tally.ages.quantile(1.0), Some(4_746 * MS));
+        assert_eq!(tally.out_of_order, 1_000, "the small page overtook the full one");
     }
 
     #[test]

@@ -124,6 +124,11 @@ impl Counted {
         self.network.round_trip(&mut self.ways)
     }
 
+    /// How long the body of a page with so many events takes from its first byte to its last.
+    pub fn body_time(&self, events: u64) -> Duration {
+        self.network.body_time(events)
+    }
+
     /// Answers a request that arrives `now`; `None` if it is one too many.
     pub fn answer(&mut self, now: Duration, endpoint: Endpoint) -> Option<Taken> {
         self.now = self.now.max(now);

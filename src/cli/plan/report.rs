@@ -177,10 +177,16 @@ fn advice(plan: &Plan, remedies: Remedies) -> Vec<String> {
     } else {
         advice.push("No rate is sustainable, all else being as it is.".to_owned());
     }
+    let (way, nearby) = match plan.page_time.is_zero() {
+        true => ("round trip", ""),
+        false => ("way", " and pages that come at once"),
+    };
     advice.push(match remedies.lost_nearby {
-        0.0 => "A shorter and steadier round trip would do: with 5 ms nothing is lost.".to_owned(),
+        0.0 => {
+            format!("A shorter and steadier {way} would do: with 5 ms{nearby} nothing is lost.")
+        }
         lost => format!(
-            "A shorter round trip would not do: with steady 5 ms, lost are {}.",
+            "A shorter {way} would not do: with steady 5 ms{nearby}, lost are {}.",
             percent(lost)
         ),
     });
