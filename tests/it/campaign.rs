@@ -10,8 +10,10 @@
 
 mod audit;
 pub(crate) mod disk;
+mod hosts;
 pub(crate) mod kind;
 mod load;
+mod reader;
 mod round;
 mod stage;
 #[path = "../../benches/steady/table.rs"]

@@ -11,6 +11,7 @@ pub(crate) mod pages;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod secured;
+pub(crate) mod stallable;
 
 use std::thread;
 use std::time::Duration;

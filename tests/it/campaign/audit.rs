@@ -75,6 +75,9 @@ pub(super) struct Lost {
 /// The ways of the simulated network are as long as they should be, and on a busy machine longer.
 const LATE: Duration = Duration::from_millis(500);
 
+/// After everything that a campaign does.
+const LATER: Duration = Duration::from_secs(365 * 86_400);
+
 /// After an answer was sent, so much later at most it is durable: 1 s on a machine that is busy
 /// with something else. How late it was in truth is measured.
 const UNTIL_DURABLE: Duration = Duration::from_secs(1);
@@ -284,7 +287,8 @@ fn excuse(answer: &AnswerRecord, excuses: &[Excuse]) -> Result<Option<Duration>,
         return Ok(None);
     }
     let left = answer.at.saturating_sub(WAY + LATE);
-    let sent = answer.sent_at.unwrap_or(answer.at + WAY);
+    // A slow body may never have been sent to its end.
+    let sent = answer.sent_at.unwrap_or(LATER);
     let mut possible = excuses.iter().filter(|it| left <= it.to && it.from <= sent + UNTIL_DURABLE);
     match possible.next() {
         Some(Excuse { to, is_death: true, .. }) => Ok(Some(to.saturating_sub(sent))),

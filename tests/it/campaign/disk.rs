@@ -14,8 +14,8 @@ pub(crate) struct SmallDisk {
     path: PathBuf,
 }
 
-/// What it holds: a journal with some seconds of pages.
-const SIZE: &str = "size=96m,mode=0700";
+/// What it holds: a journal with some seconds of pages, and one that a reader made grow.
+const SIZE: &str = "size=192m,mode=0700";
 
 // === impl SmallDisk ===
 

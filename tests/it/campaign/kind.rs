@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use agora_rtm_bridge::model::Endpoint;
 use clap::ValueEnum;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -42,13 +43,25 @@ pub(crate) enum Kind {
     AgoraFaults,
     /// The disk of the journal is full for up to 2 s. Needs root, for a small tmpfs
     DiskFull,
+    /// Agora's host answers 400, 401, 403, 404 or 503 for less than a second, at one endpoint or both,
+    /// while the other host refuses for ever. Within 4 s after that every feed is served again, and
+    /// nothing runs over
+    RefusingHost,
+    /// Bodies of Agora's answers take far longer than the round trip, under five times the load. Of
+    /// two hundred events one at most runs over
+    SlowBodies,
+    /// Somebody reads the journal and does not come to an end for some 15 s, under five times the
+    /// load: the journal may be full until then. Within 10 s after that every feed is served
+    LingeringReader,
+    /// Nobody reads the bridge's log for some seconds. Polling goes on, and nothing runs over
+    StalledLog,
     /// The broker is killed and stays away (--away); then it is measured how fast the bridge
     /// catches up. Not among those that are drawn by themselves
     Outage,
 }
 
 /// One deed, at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Act {
     Kill,
     Terminate,
@@ -62,11 +75,39 @@ pub(crate) enum Act {
     EndFaults,
     FillDisk,
     FreeDisk,
+    BeginRefusal(Refusal),
+    EndRefusal,
+    /// The body of a full page takes so long.
+    SlowDown(Duration),
+    SpeedUp,
+    /// So many times the load.
+    Rush(f64),
+    EndRush,
+    BeginReading,
+    EndReading,
+    StallLog,
+    ReadLog,
+    /// Each feed has to be served within this; longer, where something else is done too.
+    AwaitService(Duration),
     /// So many events at once on one feed.
     Burst(u32),
     /// Begins to measure how what waits grows less; the round goes on until little waits.
     CatchUp,
 }
+
+/// How a host refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// 503, or one that bridges take for final.
+    pub(super) status: u16,
+    /// Whom it concerns; both where there is none.
+    pub(super) endpoint: Option<Endpoint>,
+    /// With what the other host refuses from now on.
+    pub(super) other_host: u16,
+}
+
+/// Statuses that a bridge may take for final.
+const DENIALS: [u16; 4] = [400, 401, 403, 404];
 
 // === impl Kind ===
 
@@ -80,6 +121,16 @@ impl Kind {
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value().expect("no kind is hidden");
         value.get_name().to_owned()
+    }
+
+    /// What share of the events may run over in Agora's buffers where nothing else is done; `None`
+    /// where it is not judged.
+    pub(super) fn may_run_over(self) -> Option<f64> {
+        match self {
+            Self::RefusingHost | Self::StalledLog => Some(0.0),
+            Self::SlowBodies => Some(0.005),
+            _ => None,
+        }
     }
 
     /// What is done, and when since the beginning of the round.
@@ -115,6 +166,42 @@ impl Kind {
             }
             Self::AgoraFaults => for_so_long(begin, 500..2_500, Act::BeginFaults, Act::EndFaults),
             Self::DiskFull => for_so_long(begin, 100..2_000, Act::FillDisk, Act::FreeDisk),
+            Self::RefusingHost => {
+                let mut one_of = |statuses: &[u16]| statuses[random.random_range(..statuses.len())];
+                let (status, other_host) = (one_of(&[400, 401, 403, 404, 503]), one_of(&DENIALS));
+                let endpoints = [None, Some(Endpoint::User), Some(Endpoint::Channel)];
+                let endpoint = endpoints[random.random_range(..endpoints.len())];
+                let refusal = Act::BeginRefusal(Refusal { status, endpoint, other_host });
+                let end = begin + millis(random, 300..900);
+                let served = Act::AwaitService(Duration::from_secs(4));
+                vec![(begin, refusal), (end, Act::EndRefusal), (end, served)]
+            }
+            Self::SlowBodies => {
+                let takes = millis(random, 1_000..1_600);
+                let end = begin + millis(random, 6_000..8_000);
+                vec![
+                    (begin, Act::SlowDown(takes)),
+                    (begin, Act::Rush(5.0)),
+                    (end, Act::EndRush),
+                    (end, Act::SpeedUp),
+                ]
+            }
+            Self::LingeringReader => {
+                // Something has to wait, or there is nothing to list.
+                let reads = begin + Duration::from_millis(1_500);
+                let end = reads + millis(random, 14_000..16_000);
+                let gone = end + millis(random, 0..2_000);
+                vec![
+                    (begin, Act::Kafka(Way::Stalled)),
+                    (reads, Act::BeginReading),
+                    (reads, Act::Kafka(Way::Open)),
+                    (reads, Act::Rush(5.0)),
+                    (end, Act::EndRush),
+                    (gone, Act::EndReading),
+                    (gone, Act::AwaitService(Duration::from_secs(10))),
+                ]
+            }
+            Self::StalledLog => for_so_long(begin, 5_000..6_500, Act::StallLog, Act::ReadLog),
             Self::Outage => {
                 let begin = Duration::from_secs(10);
                 let end = begin + plan.away;

@@ -15,6 +15,8 @@ pub(super) struct Load {
     random: StdRng,
     /// Since when there is load, and until when it has been made.
     on: Option<(Duration, Duration)>,
+    /// Since when there is a rush, and how many times the usual load it grows to.
+    rush: Option<(Duration, f64)>,
 }
 
 /// Whose events they are: most of them of one busy App ID.
@@ -32,6 +34,9 @@ pub(super) const APPS: usize = 2;
 /// out of Agora's buffers before anybody who polls can know of it.
 const GROWTH: Duration = Duration::from_secs(8);
 
+/// A rush grows so long, for the same reason.
+const RUSH_GROWTH: Duration = Duration::from_secs(3);
+
 /// What a buffer bears in the time between two looks at a feed that was at rest.
 const JUMP: f64 = 1_000.0;
 
@@ -39,7 +44,7 @@ const JUMP: f64 = 1_000.0;
 
 impl Load {
     pub(super) fn new(rate: f64, seed: u64) -> Self {
-        Self { rate, random: StdRng::seed_from_u64(seed), on: None }
+        Self { rate, random: StdRng::seed_from_u64(seed), on: None, rush: None }
     }
 
     /// From now on events happen, as long as [`Self::tick`] is called.
@@ -50,6 +55,17 @@ impl Load {
     /// No event happens any more.
     pub(super) fn rest(&mut self) {
         self.on = None;
+        self.rush = None;
+    }
+
+    /// From now on it grows to so many times what it is.
+    pub(super) fn rush(&mut self, agora: &Agora, times: f64) {
+        self.rush = Some((agora.now(), times));
+    }
+
+    /// It is as it was.
+    pub(super) fn end_rush(&mut self) {
+        self.rush = None;
     }
 
     /// Lets happen what is due by now.
@@ -59,7 +75,11 @@ impl Load {
         self.on = Some((since, now));
         let grown = (now - since).div_duration_f64(GROWTH);
         let rate = self.rate.min(JUMP + (self.rate - JUMP).max(0.0) * grown);
-        let due = rate * (now - made_until).as_secs_f64();
+        let rush = self.rush.map_or(1.0, |(since, times)| {
+            let grown = (now - since).div_duration_f64(RUSH_GROWTH).min(1.0);
+            1.0 + (times - 1.0) * grown
+        });
+        let due = rate * rush * (now - made_until).as_secs_f64();
         let counts = SHARES.map(|(app, endpoint, share)| {
             let more = self.random.random_bool((due * share).fract());
             #[expect(clippy::cast_possible_truncation, reason = "a tick brings few events")]
@@ -70,6 +90,16 @@ impl Load {
         world.advance(now);
         for (app, endpoint, count) in counts.into_iter().filter(|(.., count)| *count > 0) {
             world.burst(app, endpoint, count);
+        }
+    }
+
+    /// One event on each feed.
+    pub(super) fn probe(&self, agora: &Agora) {
+        let now = agora.now();
+        let mut world = agora.world();
+        world.advance(now);
+        for (app, endpoint, _) in SHARES {
+            world.burst(app, endpoint, 1);
         }
     }
 

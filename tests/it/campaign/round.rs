@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use agora_rtm_bridge::model::Endpoint;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -29,6 +30,10 @@ const TICK: Duration = Duration::from_millis(5);
 /// All has to be well within this. An owner that was fenced waits for 30 s, a failed one for 10 s.
 const REST_LIMIT: Duration = Duration::from_secs(120);
 
+/// Every feed is asked again within this, once all is well: the longest interval, and what feeds
+/// that failed a few times are left alone.
+const ASKED_LIMIT: Duration = Duration::from_secs(20);
+
 /// Longer than what is on its way from Agora takes until it is published.
 const STEADY: Duration = Duration::from_millis(500);
 
@@ -37,8 +42,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Plays a round. What is wrong ends the campaign.
 pub(super) fn play(stage: &mut Stage, order: &Order) -> Result<Report, String> {
-    stage.begin_round();
+    stage.begin_round(order.kinds.len() > 1);
     let outcome = act(stage, order).and_then(|()| rest(stage));
+    let outcome = outcome.and_then(|report| ran_over(order, &report.finding).map(|()| report));
     outcome.map_err(|wrong| format!("{wrong}\n── the end of the bridge's logs ──\n{}", stage.log()))
 }
 
@@ -59,23 +65,49 @@ fn act(stage: &mut Stage, order: &Order) -> Result<(), String> {
     }
 }
 
-/// No event happens any more; waits until all is well.
+/// Whether more events ran over in Agora's buffers than what was done explains.
+fn ran_over(order: &Order, finding: &Finding) -> Result<(), String> {
+    let [kind] = order.kinds[..] else { return Ok(()) };
+    let Some(share) = kind.may_run_over() else { return Ok(()) };
+    let Finding { overwritten, made, .. } = *finding;
+    let most = made as f64 * share;
+    if overwritten as f64 <= most {
+        return Ok(());
+    }
+    Err(format!("{overwritten} of {made} events ran over, which should be {most:.0} at most"))
+}
+
+/// No event happens any more; waits until all is well, and then once more for an event of each feed:
+/// every feed has to be asked, and what comes has to be published.
 fn rest(stage: &mut Stage) -> Result<Report, String> {
     let begun = Instant::now();
     stage.load.rest();
     let mut lost = None;
+    let mut probed = None;
     let mut last = String::from("Agora's buffers were never empty");
     while begun.elapsed() < REST_LIMIT {
         thread::sleep(TICK);
         stage.tick()?;
         let has_news = stage.audit.take_in(&stage.consumer);
-        if has_news || !is_drained(stage) {
+        if !is_drained(stage) {
+            let is_late = probed.is_some_and(|at: Instant| at.elapsed() > ASKED_LIMIT);
+            if is_late {
+                return Err(format!("all was well, and then {}", not_asked(stage)));
+            }
+            continue;
+        }
+        if has_news {
             continue;
         }
         let status = stage.status();
         let entries = status.pointer("/journal/entries").and_then(Value::as_u64);
         if sum(&status, "waiting")? != 0 || entries != Some(0) {
             last = format!("something waits: {status:#}");
+            continue;
+        }
+        if probed.is_none() {
+            probed = Some(Instant::now());
+            stage.load.probe(&stage.agora);
             continue;
         }
         match stage.audit.look(&stage.agora, &stage.done.excuses, &stage.life, &status) {
@@ -110,6 +142,17 @@ fn is_steady(lost: &mut Option<(usize, Instant)>, finding: &Finding) -> bool {
         _ => lost.insert((now_lost, Instant::now())).1,
     };
     now_lost == 0 || since.elapsed() >= STEADY
+}
+
+/// Which feeds hold something.
+fn not_asked(stage: &Stage) -> String {
+    let world = stage.agora.world();
+    let feeds = (0..APPS).flat_map(|app| Endpoint::ALL.map(|endpoint| (app, endpoint)));
+    let full = feeds.filter(|(app, endpoint)| world.backlog(0, *app, *endpoint) > 0);
+    let named =
+        full.map(|(app, endpoint)| format!("{} {endpoint}", world.script().apps[app].app_id));
+    let named: Vec<_> = named.collect();
+    format!("nobody asked for {} within {ASKED_LIMIT:?}", named.join(", "))
 }
 
 fn is_drained(stage: &Stage) -> bool {

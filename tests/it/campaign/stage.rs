@@ -1,14 +1,14 @@
 //! Where the campaign plays: the processes, the ways between them, and what was done to them.
 
+use std::collections::HashSet;
 use std::mem;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
 use agora_rtm_bridge::simulator::FramingChoice;
 use agora_rtm_bridge::simulator::Network;
 use agora_rtm_bridge::simulator::Script;
@@ -19,14 +19,16 @@ use serde_json::Value;
 use super::Plan;
 use super::audit::Audit;
 use super::disk::SmallDisk;
+use super::hosts::Hosts;
 use super::kind::Act;
 use super::kind::Kind;
 use super::load::APPS;
 use super::load::Load;
+use super::reader::Reader;
 use super::tally::CaughtUp;
 use super::tally::Stopped;
 use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use crate::support::agora::Hosts as Asked;
 use crate::support::broker::Broker;
 use crate::support::consume::Consumer;
 use crate::support::names::Names;
@@ -43,19 +45,6 @@ const SILENCE: &str = "2s";
 
 /// The longest way to Agora, or back.
 pub(super) const WAY: Duration = Duration::from_millis(60);
-
-/// Agora's faults, with the share of requests that each strikes.
-const FAULTS: [(FaultKind, f64); 9] = [
-    (FaultKind::Cut, 0.05),
-    (FaultKind::Reset, 0.05),
-    (FaultKind::Silent, 0.03),
-    (FaultKind::NoAnswer, 0.05),
-    (FaultKind::Slow, 0.05),
-    (FaultKind::TimedOut, 0.03),
-    (FaultKind::Throttled, 0.02),
-    (FaultKind::ServerError, 0.03),
-    (FaultKind::Failed, 0.03),
-];
 
 /// Whatever takes its end here is waited for so long. An owner that was fenced waits for 30 s.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -82,6 +71,9 @@ pub(super) struct Stage {
     broker: Place,
     kafka: Option<Proxy>,
     to_agora: Option<Proxy>,
+    hosts: Hosts,
+    /// Whoever reads the journal.
+    reader: Option<Reader>,
     pub(super) done: Done,
 }
 
@@ -111,6 +103,10 @@ pub(super) struct Done {
     kafka_was_away: bool,
     full_since: Option<Duration>,
     agora_away_since: Option<Duration>,
+    /// Several kinds of harm meet.
+    is_mixed: bool,
+    /// Since when each feed has to be served, and until when.
+    service: Option<(Duration, Duration)>,
     catching_up: Option<CatchingUp>,
     log: String,
 }
@@ -142,32 +138,31 @@ enum Place {
 impl Stage {
     /// Starts everything, and waits until the bridge is ready.
     pub(super) fn set(plan: &Plan) -> Self {
-        use Kind::{AgoraCut, AgoraStall, DiskFull, KafkaCut, KafkaStall, StopAway};
+        use Kind::{
+            AgoraCut, AgoraStall, DiskFull, KafkaCut, KafkaStall, LingeringReader, StopAway,
+        };
         let names = Names::unique("campaign");
-        let agora = Agora::start(Script {
-            seed: plan.seed,
-            apps: (0..APPS).map(AppScript::numbered).collect(),
-            // Long ways, so that a kill often finds an answer on its way. Chunked, since a body
-            // that ends with its connection looks whole when it is cut.
-            network: Network {
-                rtt: Spread { from: WAY, to: WAY * 2 },
-                framing: FramingChoice::Chunked,
-                ..Network::default()
-            },
-            ..Script::default()
-        });
-        let kafka = plan.has(&[KafkaCut, KafkaStall, StopAway]).then(Proxy::start);
+        let script = script(plan);
+        let hosts = match plan.has(&[Kind::RefusingHost]) {
+            true => Hosts::with_another(&script),
+            false => Hosts::default(),
+        };
+        let agora = Agora::start(script);
+        let needs_proxy = [KafkaCut, KafkaStall, StopAway, LingeringReader];
+        let kafka = plan.has(&needs_proxy).then(Proxy::start);
         let broker = kafka.as_ref().map_or_else(Broker::own, Broker::own_behind);
         let bootstrap = broker.bootstrap();
         let to_kafka =
             kafka.as_ref().map_or_else(|| bootstrap.clone(), |it| it.address().to_string());
         let mut config = format!(
             "shutdown_grace = \"{}s\"\n{}partitions = 3\npage_partitions = 4\n\n\
-             [agora]\nsilence_timeout = \"{SILENCE}\"\n{}",
+             [agora]\nsilence_timeout = \"{SILENCE}\"\n{}{}",
             GRACE.as_secs(),
             names.kafka_tables(&to_kafka),
-            agora.apps(Hosts::EachRegion)
+            tables(plan),
+            agora.apps(Asked::EachRegion)
         );
+        config = hosts.written_into(config, &agora);
         let to_agora = plan.has(&[AgoraCut, AgoraStall]).then(Proxy::start);
         if let Some(proxy) = &to_agora {
             let address = agora.address(0);
@@ -176,11 +171,15 @@ impl Stage {
         }
         let mut disk = None;
         let life = Life::new(agora.now(), true);
-        let mut bridge = Bridge::start_on(&config, |data_dir| {
+        let prepare = |data_dir: &Path| {
             if plan.has(&[DiskFull]) {
                 disk = Some(SmallDisk::mount(data_dir).expect("it was tried out"));
             }
-        });
+        };
+        let mut bridge = match plan.has(&[Kind::StalledLog]) {
+            true => Bridge::start_through_pipe(&config, prepare),
+            false => Bridge::start_on(&config, prepare),
+        };
         let consumer = Consumer::start(&bootstrap, &names.published());
         bridge.wait_ready();
         Self {
@@ -195,6 +194,8 @@ impl Stage {
             broker: Place::Here(broker),
             kafka,
             to_agora,
+            hosts,
+            reader: None,
             done: Done::default(),
         }
     }
@@ -213,16 +214,27 @@ impl Stage {
                 self.kafka.as_ref().expect("the plan has it").set(way);
             }
             Act::Agora(way) => self.set_way_to_agora(way),
-            Act::BeginFaults => {
-                self.agora
-                    .set_faults(FAULTS.map(|(kind, share)| Fault::new(kind).share(share)).into());
-            }
-            Act::EndFaults => self.agora.set_faults(Vec::new()),
+            Act::BeginFaults => self.hosts.set_faulty(true, &self.agora),
+            Act::EndFaults => self.hosts.set_faulty(false, &self.agora),
+            Act::BeginRefusal(refusal) => self.hosts.set_refusal(Some(refusal), &self.agora),
+            Act::EndRefusal => self.hosts.set_refusal(None, &self.agora),
+            Act::SlowDown(takes) => self.agora.world().set_page_time(Some(takes)),
+            Act::SpeedUp => self.agora.world().set_page_time(None),
+            Act::Rush(times) => self.load.rush(&self.agora, times),
+            Act::EndRush => self.load.end_rush(),
+            Act::BeginReading => self.reader = Some(Reader::of(&self.bridge.data_dir())),
+            Act::EndReading => self.reader.take().into_iter().for_each(Reader::end),
+            Act::StallLog => self.bridge.log_pipe().expect("the plan has it").stall(),
+            Act::ReadLog => self.bridge.log_pipe().expect("the plan has it").flow(),
             Act::FillDisk => {
                 self.disk.as_ref().expect("the plan has it").fill();
                 self.done.full_since = Some(self.agora.now());
             }
             Act::FreeDisk => self.disk.as_ref().expect("the plan has it").free(),
+            Act::AwaitService(within) => {
+                let within = if self.done.is_mixed { LIMIT } else { within };
+                self.done.service = Some((self.agora.now(), self.agora.now() + within));
+            }
             Act::Burst(events) => self.load.burst(&self.agora, events),
             Act::CatchUp => self.begin_to_catch_up()?,
         }
@@ -247,9 +259,10 @@ impl Stage {
         }
         self.look_after_the_bridge()?;
         self.go_on_catching_up()?;
+        self.await_service()?;
         let is_moving = matches!(self.broker, Place::Coming(_));
         let is_busy = self.life.stopping.is_some() || self.done.catching_up.is_some();
-        Ok(!is_moving && !is_busy)
+        Ok(!is_moving && !is_busy && self.done.service.is_none())
     }
 
     /// `/status.json`, if the bridge answers.
@@ -345,8 +358,8 @@ impl Stage {
 
     /// What the round before did is over; its peak of memory counts for this one too, where the
     /// process is the same.
-    pub(super) fn begin_round(&mut self) {
-        self.done = Done::default();
+    pub(super) fn begin_round(&mut self, is_mixed: bool) {
+        self.done = Done { is_mixed, ..Done::default() };
         self.load.begin(&self.agora);
     }
 
@@ -388,6 +401,23 @@ impl Stage {
         }
     }
 
+    fn await_service(&mut self) -> Result<(), String> {
+        let Some((since, until)) = self.done.service else { return Ok(()) };
+        let now = self.agora.now();
+        let world = self.agora.world();
+        let answers = world.ledger().answers().iter().rev().take_while(|it| it.at >= since);
+        let served: HashSet<_> = answers.filter(|it| it.status == 200).map(|it| it.feed).collect();
+        if served.len() == 2 * APPS {
+            self.done.service = None;
+        } else if now > until {
+            return Err(format!(
+                "for {:?} after it could be asked again a feed was not served; served were {served:?}",
+                now - since
+            ));
+        }
+        Ok(())
+    }
+
     fn begin_to_catch_up(&mut self) -> Result<(), String> {
         let waited = sum(&self.status(), "waiting")?;
         self.done.catching_up =
@@ -421,6 +451,38 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// What there is to be fetched, by itself nothing.
+fn script(plan: &Plan) -> Script {
+    // A journal grows with what it holds.
+    let padding = if plan.has(&[Kind::LingeringReader]) { 600 } else { 0 };
+    Script {
+        seed: plan.seed,
+        apps: (0..APPS).map(|app| AppScript { padding, ..AppScript::numbered(app) }).collect(),
+        // Long ways, so that a kill often finds an answer on its way. Chunked, since a body that
+        // ends with its connection looks whole when it is cut.
+        network: Network {
+            rtt: Spread { from: WAY, to: WAY * 2 },
+            framing: FramingChoice::Chunked,
+            ..Network::default()
+        },
+        ..Script::default()
+    }
+}
+
+/// Tables of the configuration that some kinds need.
+fn tables(plan: &Plan) -> String {
+    let mut tables = String::new();
+    if plan.has(&[Kind::LingeringReader]) {
+        // As small as it can be: what never grows less fills it within a round.
+        tables += "[journal]\nmax_size = \"64MiB\"\n";
+    }
+    if plan.has(&[Kind::StalledLog]) {
+        // A line for each page: what waits for its log waits at once.
+        tables += "[log]\nlevel = \"info,agora_rtm_bridge=debug\"\n";
+    }
+    tables
 }
 
 /// A column of the accounts in `/status.json`, added up.

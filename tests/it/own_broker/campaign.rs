@@ -7,8 +7,16 @@ use crate::campaign;
 use crate::campaign::Plan;
 use crate::campaign::kind::Kind;
 
-/// They take ten seconds and more.
-const SLOW: [Kind; 3] = [Kind::StopAway, Kind::BrokerKill, Kind::AgoraStall];
+/// They take seconds and more.
+const SLOW: [Kind; 7] = [
+    Kind::StopAway,
+    Kind::BrokerKill,
+    Kind::AgoraStall,
+    Kind::RefusingHost,
+    Kind::SlowBodies,
+    Kind::LingeringReader,
+    Kind::StalledLog,
+];
 
 #[test]
 fn harm_of_many_kinds_loses_nothing_but_answers_in_flight_and_repeats_nothing() {

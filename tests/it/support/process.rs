@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::child::Guarded;
 use super::names;
+use super::stallable::Stallable;
 use super::tail;
 use super::within;
 
@@ -29,6 +30,8 @@ use super::within;
 /// test's alone. When a test panics, the end of the bridge's log is printed with it.
 pub(crate) struct Bridge {
     process: Guarded,
+    /// The way of its log into its file, where that may stall.
+    log: Option<Stallable>,
     /// How often it was started. Each start has its own log: the address in it is of that start.
     starts: u32,
     home: TempDir,
@@ -68,17 +71,33 @@ impl Bridge {
 
     /// The same with a data folder that `prepare` makes and fills first.
     pub(crate) fn start_on(config: &str, prepare: impl FnOnce(&Path)) -> Self {
-        let home = names::folder();
-        fs::write(home.path().join("bridge.toml"), config)
-            .expect("a fresh folder can be written to");
-        prepare(&data_dir(&home));
-        Self { process: spawn(&home, 1), starts: 1, home }
+        let home = furnished(config, prepare);
+        Self { process: spawn(&home, log_of(&home, 1)), log: None, starts: 1, home }
+    }
+
+    /// The same whose log goes through a pipe, here and after each later start.
+    pub(crate) fn start_through_pipe(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let home = furnished(config, prepare);
+        let log = Stallable::into_file(log_of(&home, 1));
+        Self { process: spawn(&home, log.writer()), log: Some(log), starts: 1, home }
     }
 
     /// Starts it once more after its end, with the same configuration and data.
     pub(crate) fn start_again(&mut self) {
         self.starts += 1;
-        self.process = spawn(&self.home, self.starts);
+        let file = log_of(&self.home, self.starts);
+        self.process = match &mut self.log {
+            None => spawn(&self.home, file),
+            Some(log) => {
+                *log = Stallable::into_file(file);
+                spawn(&self.home, log.writer())
+            }
+        };
+    }
+
+    /// The pipe of its log; each start has its own.
+    pub(crate) fn log_pipe(&self) -> Option<&Stallable> {
+        self.log.as_ref()
     }
 
     /// Kills it: it commits nothing, forwards nothing, says nothing.
@@ -188,8 +207,18 @@ impl Drop for Bridge {
     }
 }
 
-fn spawn(home: &TempDir, start: u32) -> Guarded {
-    let log = File::create(log_file(home, start)).expect("a fresh folder can be written to");
+fn furnished(config: &str, prepare: impl FnOnce(&Path)) -> TempDir {
+    let home = names::folder();
+    fs::write(home.path().join("bridge.toml"), config).expect("a fresh folder can be written to");
+    prepare(&data_dir(&home));
+    home
+}
+
+fn log_of(home: &TempDir, start: u32) -> File {
+    File::create(log_file(home, start)).expect("a fresh folder can be written to")
+}
+
+fn spawn(home: &TempDir, log: impl Into<Stdio>) -> Guarded {
     let mut command = command();
     command
         .arg("run")

@@ -1,0 +1,129 @@
+//! A pipe into a file, whose reader can be made to stall, as a log collector does that hangs.
+
+use std::fs::File;
+use std::io::PipeWriter;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::io::pipe;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread;
+
+/// The end that is written to. The reader's thread ends when every writer has gone; it is dropped
+/// flowing.
+pub(crate) struct Stallable {
+    writer: PipeWriter,
+    tap: Arc<Tap>,
+}
+
+#[derive(Default)]
+struct Tap {
+    is_closed: Mutex<bool>,
+    turned: Condvar,
+}
+
+/// What a pipe of Linux holds, and the piece that the reader may have in hand. pipe(7)
+const MORE_THAN_IT_HOLDS: usize = 64 * 1024 + PIECE;
+
+const PIECE: usize = 4 * 1024;
+
+/// Fills the pipe, and never comes in a log.
+const FILLER: u8 = 0;
+
+// === impl Stallable ===
+
+impl Stallable {
+    /// A pipe that flows into this file.
+    pub(crate) fn into_file(file: File) -> Self {
+        let (mut reader, writer) = pipe().expect("the kernel has pipes");
+        let tap = Arc::<Tap>::default();
+        let flows = Arc::clone(&tap);
+        thread::spawn(move || {
+            let mut file = file;
+            let mut piece = [0; PIECE];
+            loop {
+                flows.wait_until_open();
+                let Ok(length @ 1..) = reader.read(&mut piece) else { return };
+                let piece = piece.iter().take(length).copied();
+                let text: Vec<u8> = piece.filter(|byte| *byte != FILLER).collect();
+                file.write_all(&text).expect("a log can be written");
+            }
+        });
+        Self { writer, tap }
+    }
+
+    /// The end to write to, for a child.
+    pub(crate) fn writer(&self) -> PipeWriter {
+        self.writer.try_clone().expect("there are descriptors left")
+    }
+
+    /// Nobody reads from now on, and the pipe is full: whoever writes has to wait.
+    pub(crate) fn stall(&self) {
+        *self.tap.lock() = true;
+        let mut writer = self.writer();
+        // It waits, too, until the pipe is read again.
+        thread::spawn(move || writer.write_all(&[FILLER; MORE_THAN_IT_HOLDS]).ok());
+    }
+
+    /// It is read again.
+    pub(crate) fn flow(&self) {
+        *self.tap.lock() = false;
+        self.tap.turned.notify_all();
+    }
+}
+
+impl Drop for Stallable {
+    fn drop(&mut self) {
+        self.flow();
+    }
+}
+
+// === impl Tap ===
+
+impl Tap {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until_open(&self) {
+        let waited = self.turned.wait_while(self.lock(), |is_closed| *is_closed);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::support::names;
+    use crate::support::within;
+
+    #[test]
+    fn a_stalled_pipe_holds_its_writer_up_and_loses_nothing() {
+        const LINES: usize = 100_000;
+        let home = names::folder();
+        let path = home.path().join("log");
+        let stallable = Stallable::into_file(File::create(&path).unwrap());
+        stallable.stall();
+        // Far more than the pipe holds.
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("yes line | head -n {LINES}")])
+            .stdout(stallable.writer())
+            .spawn()
+            .expect("every Unix has a shell");
+        assert_eq!(child.try_wait().unwrap(), None);
+        stallable.flow();
+        assert!(child.wait().unwrap().success());
+        let all = within(Duration::from_secs(30), || {
+            let text = fs::read_to_string(&path).unwrap();
+            (text.len() >= LINES * "line\n".len()).then_some(text)
+        });
+        assert_eq!(all.unwrap(), "line\n".repeat(LINES));
+    }
+}
