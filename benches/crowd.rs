@@ -1,4 +1,5 @@
-//! The benchmark at the edges: one App ID at the API's ceiling, many busy ones, very many idle ones.
+//! The benchmark at the edges: one App ID at the API's ceiling, many busy ones, very many idle ones,
+//! and ten times as many of which a fifth is refused.
 //!
 //! `cargo bench --bench crowd` starts what `steady` starts (Apache Kafka, a simulated Agora in this
 //! process, the bridge as its users run it), lets the load grow over ten seconds, and measures. The
@@ -27,6 +28,7 @@ mod steady {
 }
 
 mod crowd {
+    pub(crate) mod conditions;
     pub(crate) mod measure;
     pub(crate) mod part;
     pub(crate) mod report;
@@ -41,6 +43,7 @@ use clap::Parser;
 use clap::ValueEnum as _;
 
 use crate::crowd::measure;
+use crate::crowd::measure::Outcome;
 use crate::crowd::part::Offer;
 use crate::crowd::part::Part;
 use crate::crowd::report;
@@ -93,11 +96,17 @@ fn main() {
             let mut offer = Offer::of(*part, seconds, args.split);
             offer.rate = args.rate.unwrap_or(offer.rate);
             offer.apps = args.apps.unwrap_or(offer.apps);
-            outcomes.push(measure::run(bootstrap, offer));
+            let mut outcome = measure::run(bootstrap, offer);
+            outcome.idle_core = outcomes.iter().find_map(idle_core);
+            outcomes.push(outcome);
         }
     }
     let text = report::text(&outcomes, args.markdown, args.threads);
     io::stdout().write_all(text.as_bytes()).expect("stdout takes the table");
+}
+
+fn idle_core(outcome: &Outcome) -> Option<f64> {
+    (outcome.offer.part == Part::IdleMany).then(|| outcome.core())
 }
 
 fn some_apps(text: &str) -> Result<usize, String> {

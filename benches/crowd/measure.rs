@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agora_rtm_bridge::simulator::Requests;
 
+use super::conditions;
 use super::part::Offer;
 use super::part::STEADY_FROM;
 use super::start::Start;
@@ -40,6 +41,10 @@ pub(crate) struct Outcome {
     pub(crate) connections: u64,
     /// In bytes, from the start on.
     pub(crate) peak_memory: u64,
+    /// What saying that something fails takes where as much is known and fails.
+    pub(crate) failing_call: Option<Duration>,
+    /// The share of a core that the part with idle App IDs took in the same run.
+    pub(crate) idle_core: Option<f64>,
     /// Lines of the log with a warning or an error, each with how often it came.
     pub(crate) complaints: BTreeMap<String, usize>,
 }
@@ -65,12 +70,17 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     say::progress(&title);
     let names = Names::unique("crowd");
     topics::create(bootstrap, &names);
-    let agora = Agora::serve(offer.scripts(), offer.rtt);
+    let failing_call = conditions::failing_call(&offer);
+    let mut agora = Agora::serve(offer.scripts(), offer.network());
+    (0..offer.apps).filter(|app| offer.is_unauthorised(*app)).for_each(|app| agora.confuse(app));
     let config = names.kafka_tables(bootstrap) + &agora.app_tables();
     let begun = agora.now();
     let mut bridge = Bridge::start(&config);
     let start = Start::watch(&agora, 2 * offer.apps, begun);
-    bridge.wait_ready();
+    // Never ready is a bridge of which Agora refuses an app.
+    if !(0..offer.apps).any(|app| offer.fails(app)) {
+        bridge.wait_ready();
+    }
     let (meter, own) = (Meter::of(&bridge.data_dir()), Meter::own());
 
     agora.wait_for("the load grows", STEADY_FROM);
@@ -98,6 +108,8 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
         requests: agora.ledger(|ledger| ledger.all_requests()),
         connections: agora.ledger(|ledger| ledger.connections()),
         peak_memory,
+        failing_call,
+        idle_core: None,
         complaints: complaints(&bridge.log()),
     }
 }

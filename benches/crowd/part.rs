@@ -1,10 +1,17 @@
 //! What is offered to the bridge.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use agora_rtm_bridge::plan::Tally;
+use agora_rtm_bridge::plan::Trial;
+use agora_rtm_bridge::plan::bridge;
+use agora_rtm_bridge::schedule::Limits;
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Load;
+use agora_rtm_bridge::simulator::Network;
 use agora_rtm_bridge::simulator::RampPoint;
+use agora_rtm_bridge::simulator::Script;
 use agora_rtm_bridge::simulator::Spread;
 use clap::ValueEnum;
 
@@ -18,10 +25,16 @@ pub(crate) enum Part {
     CeilingDrawn,
     /// One App ID, 9,700 events a second, a round trip of 300 ms.
     CeilingFar,
+    /// One App ID, 6,000 events a second, four fifths of them channel events, a round trip of
+    /// 100 ms, and 700 ms more for the body of a full page.
+    SlowBodies,
     /// 100 App IDs with 200 events a second each.
     Many,
     /// 1,000 App IDs in which nothing happens.
     IdleMany,
+    /// 10,000 App IDs in which nothing happens; 2,000 of them are refused, half of these for their
+    /// credentials.
+    FailingMany,
 }
 
 /// What it has to do.
@@ -34,6 +47,8 @@ pub(crate) struct Offer {
     /// The share of user events.
     pub(crate) split: f64,
     pub(crate) rtt: Spread,
+    /// How long the body of a full page takes behind its head.
+    pub(crate) page_time: Option<Duration>,
     /// How long it is measured.
     pub(crate) seconds: Duration,
 }
@@ -44,6 +59,12 @@ const LOAD_FROM: Duration = Duration::from_secs(8);
 /// When it has grown to its rate. In one jump it would be a burst.
 pub(crate) const STEADY_FROM: Duration = Duration::from_secs(18);
 
+/// How often the plan is played.
+const PLANNED_SEEDS: u64 = 5;
+
+/// What the plan supposes that a page needs to become durable, as the command does.
+const WORK: Duration = Duration::from_millis(5);
+
 // === impl Offer ===
 
 impl Offer {
@@ -53,10 +74,46 @@ impl Offer {
             Part::CeilingFixed => (1, 9_700, Spread::always(Duration::from_millis(60))),
             Part::CeilingDrawn => (1, 9_500, Spread::millis(60, 120)),
             Part::CeilingFar => (1, 9_700, Spread::always(Duration::from_millis(300))),
+            Part::SlowBodies => (1, 6_000, Spread::always(Duration::from_millis(100))),
             Part::Many => (100, 200, Spread::millis(20, 40)),
             Part::IdleMany => (1_000, 0, Spread::millis(20, 40)),
+            Part::FailingMany => (10_000, 0, Spread::millis(20, 40)),
         };
-        Self { part, apps, rate, split, rtt, seconds }
+        let is_slow = part == Part::SlowBodies;
+        let split = if is_slow { 0.2 } else { split };
+        let page_time = is_slow.then_some(Duration::from_millis(700));
+        Self { part, apps, rate, split, rtt, page_time, seconds }
+    }
+
+    /// The way to Agora.
+    pub(crate) fn network(&self) -> Network {
+        Network { rtt: self.rtt, page_time: self.page_time, ..Network::default() }
+    }
+
+    /// The share of events that would run over, as `plan` has it; `None` of several apps, which it
+    /// does not play.
+    pub(crate) fn planned_overflow(&self) -> Option<f64> {
+        if self.apps > 1 {
+            return None;
+        }
+        let limits = Limits {
+            requests_per_second: NonZeroU32::new(10)?,
+            shortest_interval: Duration::from_millis(250),
+            longest_interval: Duration::from_secs(2),
+        };
+        let mut sum = Tally::default();
+        for seed in 1..=PLANNED_SEEDS {
+            let (apps, network) = (self.scripts(), self.network());
+            let trial = Trial {
+                script: Script { seed, apps, network, ..Script::default() },
+                starts_at: Duration::ZERO,
+                measured_from: Duration::ZERO,
+                ends_at: STEADY_FROM + self.seconds,
+                work: WORK,
+            };
+            sum.add(&trial.play(|now| bridge(limits, now, seed)));
+        }
+        Some(sum.measured_loss())
     }
 
     /// The same in a few words.
@@ -69,6 +126,16 @@ impl Offer {
         format!("{} {each}", part.get_name())
     }
 
+    /// Whether an app is refused, as long as it is asked for.
+    pub(crate) fn fails(&self, app: usize) -> bool {
+        self.part == Part::FailingMany && app.is_multiple_of(5)
+    }
+
+    /// Whether it is refused for its credentials.
+    pub(crate) fn is_unauthorised(&self, app: usize) -> bool {
+        self.fails(app) && app.is_multiple_of(2)
+    }
+
     /// The App IDs with what happens in them.
     pub(crate) fn scripts(&self) -> Vec<AppScript> {
         let rate = f64::from(self.rate);
@@ -76,6 +143,7 @@ impl Offer {
             let mut app = AppScript::numbered(index);
             app.user_events = grown_to(rate * self.split);
             app.channel_events = grown_to(rate * (1.0 - self.split));
+            app.disabled = self.fails(index) && !self.is_unauthorised(index);
             app
         };
         (0..self.apps).map(script).collect()

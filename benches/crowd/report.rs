@@ -22,9 +22,16 @@ const LINES: &[Line] = &[
         digits: 3,
         target: |part| match part {
             Part::CeilingFixed | Part::CeilingDrawn | Part::CeilingFar => Some(0.1),
-            Part::Many | Part::IdleMany => Some(0.0),
+            Part::SlowBodies => Some(0.5),
+            Part::Many | Part::IdleMany | Part::FailingMany => Some(0.0),
         },
         ..Line::plain("overflowed, %", |it| 100.0 * it.overflowed())
+    },
+    Line {
+        digits: 3,
+        ..Line::plain("the same, as planned, %", |it| {
+            it.offer.planned_overflow().map_or(f64::NAN, |share| 100.0 * share)
+        })
     },
     Line { target: NEVER, ..Line::plain("missing", |it| it.missing() as f64) },
     Line { target: NEVER, ..Line::plain("twice", |it| it.score.twice as f64) },
@@ -46,11 +53,25 @@ const LINES: &[Line] = &[
     },
     Line {
         digits: 1,
+        target: |part| (part == Part::FailingMany).then_some(10.0),
+        ..Line::plain("the same, times that of idle-many", |it| {
+            it.idle_core.map_or(f64::NAN, |idle| it.core() / idle)
+        })
+    },
+    Line {
+        digits: 2,
+        target: |part| (part == Part::FailingMany).then_some(2.0),
+        ..Line::plain("to say that a feed fails, µs", |it| {
+            it.failing_call.map_or(f64::NAN, |it| 1e6 * it.as_secs_f64())
+        })
+    },
+    Line {
+        digits: 1,
         target: |part| (part == Part::IdleMany).then_some(150.0),
         ..Line::plain("peak memory, MB", |it| it.peak_memory as f64 / 1e6)
     },
     Line {
-        target: NEVER,
+        target: |part| (part != Part::FailingMany).then_some(0.0),
         ..Line::plain("warnings and errors in the log", |it| {
             it.complaints.values().sum::<usize>() as f64
         })
@@ -58,7 +79,7 @@ const LINES: &[Line] = &[
     Line::plain("connections opened", |it| it.connections as f64),
     Line::plain("start: first request, ms", |it| millis(it.start.first)),
     Line {
-        target: |_| Some(2_000.0),
+        target: |part| (part != Part::FailingMany).then_some(2_000.0),
         ..Line::plain("start: then every feed asked, ms", |it| millis(it.start.all_asked))
     },
     Line::plain("start: requests in 3 s", |it| it.start.requests as f64),

@@ -7,6 +7,7 @@ use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Burst;
 use agora_rtm_bridge::simulator::Fate;
 use agora_rtm_bridge::simulator::Load;
+use agora_rtm_bridge::simulator::Network;
 use tokio::time::Instant;
 
 use super::watch::Watch;
@@ -45,7 +46,7 @@ pub(crate) fn run(bootstrap: &str, pages: u32, events: u32, seconds: Duration) -
     topics::create_stamped(bootstrap, &[&names.pages], PAGE_PARTITIONS);
     let apps: Vec<AppScript> =
         (0..pages).map(|number| app(number, pages, events, seconds)).collect();
-    let agora = Agora::serve(apps, agora::usual_way());
+    let agora = Agora::serve(apps, Network { rtt: agora::usual_way(), ..Network::default() });
     let origin = Instant::now() - agora.now();
     let watch = Watch::begin(bootstrap, &names.channel_events);
     let config = names.kafka_tables(bootstrap) + &agora.app_tables();

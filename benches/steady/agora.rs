@@ -54,16 +54,12 @@ impl Agora {
         let mut app = AppScript::numbered(0);
         app.user_events = steady(f64::from(rate) / 2.0);
         app.channel_events = steady(f64::from(rate) / 2.0);
-        Self::serve(vec![app], rtt)
+        Self::serve(vec![app], Network { rtt, ..Network::default() })
     }
 
     /// Serves these App IDs; the time of an event is the machine's own.
-    pub(crate) fn serve(apps: Vec<AppScript>, rtt: Spread) -> Self {
-        let mut script = Script {
-            apps: apps.clone(),
-            network: Network { rtt, ..Network::default() },
-            ..Script::default()
-        };
+    pub(crate) fn serve(apps: Vec<AppScript>, network: Network) -> Self {
+        let mut script = Script { apps: apps.clone(), network, ..Script::default() };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name(THREAD)
@@ -100,6 +96,12 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
             )
         };
         self.apps.iter().map(table).collect()
+    }
+
+    /// From now on [`Self::app_tables`] names a wrong secret for this App ID.
+    pub(crate) fn confuse(&mut self, app: usize) {
+        let app = self.apps.get_mut(app).expect("it was given so many");
+        app.customer_secret = "that of another app".to_owned();
     }
 
     /// The time since its start.

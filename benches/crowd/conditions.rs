@@ -1,0 +1,41 @@
+//! What it costs to say that something fails, where very much else is known and fails too.
+
+use std::time::Duration;
+
+use agora_rtm_bridge::model::Clock;
+use agora_rtm_bridge::observe::health::Condition;
+use agora_rtm_bridge::observe::health::Health;
+use tokio::time::Instant;
+
+use super::part::Offer;
+
+/// How often each failure is said again.
+const AGAIN: u32 = 20;
+
+/// The mean time of a call of [`Condition::failing`] that says once more what is known, with the
+/// conditions of this many apps; `None` where no app fails.
+pub(crate) fn failing_call(offer: &Offer) -> Option<Duration> {
+    let health = Health::new(Clock::system());
+    let of_app = |app: usize| {
+        // Those of a process, by their names: what an app has of its own, and its two feeds.
+        for name in ["credentials", "token", "journal"] {
+            health.condition(name, format!("app-{app}"));
+        }
+        ["user_events", "channel_events"]
+            .map(|endpoint| health.condition("agora", format!("app-{app}/default/{endpoint}")))
+    };
+    let conditions: Vec<Condition> = (0..offer.apps).flat_map(of_app).collect();
+    let of_feeds = conditions.chunks(2).enumerate();
+    let failing: Vec<&Condition> =
+        of_feeds.filter(|(app, _)| offer.fails(*app)).flat_map(|(_, feeds)| feeds).collect();
+    let say = |round: u32| {
+        for (feed, condition) in failing.iter().enumerate() {
+            condition.failing(format_args!("Agora refuses feed {feed}, {round} times by now"));
+        }
+    };
+    say(0);
+    let begun = Instant::now();
+    (1..=AGAIN).for_each(say);
+    let calls = AGAIN * u32::try_from(failing.len()).expect("there are thousands");
+    (calls > 0).then(|| begun.elapsed() / calls)
+}
