@@ -8,6 +8,7 @@ use agora_rtm_bridge::model::Endpoint;
 use clap::ValueEnum;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 
 use super::Plan;
 use super::stage::GRACE;
@@ -167,10 +168,11 @@ impl Kind {
             Self::AgoraFaults => for_so_long(begin, 500..2_500, Act::BeginFaults, Act::EndFaults),
             Self::DiskFull => for_so_long(begin, 100..2_000, Act::FillDisk, Act::FreeDisk),
             Self::RefusingHost => {
-                let mut one_of = |statuses: &[u16]| statuses[random.random_range(..statuses.len())];
-                let (status, other_host) = (one_of(&[400, 401, 403, 404, 503]), one_of(&DENIALS));
+                let some = "there are several";
+                let status = *[400, 401, 403, 404, 503].choose(random).expect(some);
+                let other_host = *DENIALS.choose(random).expect(some);
                 let endpoints = [None, Some(Endpoint::User), Some(Endpoint::Channel)];
-                let endpoint = endpoints[random.random_range(..endpoints.len())];
+                let endpoint = *endpoints.choose(random).expect(some);
                 let refusal = Act::BeginRefusal(Refusal { status, endpoint, other_host });
                 let end = begin + millis(random, 300..900);
                 let served = Act::AwaitService(Duration::from_secs(4));

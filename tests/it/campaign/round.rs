@@ -147,11 +147,10 @@ fn is_steady(lost: &mut Option<(usize, Instant)>, finding: &Finding) -> bool {
 /// Which feeds hold something.
 fn not_asked(stage: &Stage) -> String {
     let world = stage.agora.world();
-    let feeds = (0..APPS).flat_map(|app| Endpoint::ALL.map(|endpoint| (app, endpoint)));
-    let full = feeds.filter(|(app, endpoint)| world.backlog(0, *app, *endpoint) > 0);
-    let named =
-        full.map(|(app, endpoint)| format!("{} {endpoint}", world.script().apps[app].app_id));
-    let named: Vec<_> = named.collect();
+    let apps = world.script().apps.iter().enumerate();
+    let feeds = apps.flat_map(|(app, it)| Endpoint::ALL.map(|endpoint| (app, it, endpoint)));
+    let full = feeds.filter(|(app, _, endpoint)| world.backlog(0, *app, *endpoint) > 0);
+    let named: Vec<_> = full.map(|(_, it, endpoint)| format!("{} {endpoint}", it.app_id)).collect();
     format!("nobody asked for {} within {ASKED_LIMIT:?}", named.join(", "))
 }
 
