@@ -149,8 +149,8 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     // By the clock that made the date, where it is told: ours may be hours away from it.
     let now = raw.date().unwrap_or(now);
     let said = || said(&raw, contents.text(), now);
-    let trouble = trouble(&raw, said)
-        .or_else(|| (holds == Holds::Failure).then(|| Trouble::Failed(said())));
+    let trouble =
+        trouble(&raw, said).or_else(|| (holds == Holds::Failure).then(|| Trouble::Failed(said())));
     if holds != Holds::Perhaps {
         return trouble.map_or(Answer::Empty, Answer::Nothing);
     }

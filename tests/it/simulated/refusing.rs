@@ -33,7 +33,8 @@ const REFUSALS: [u16; 4] = [400, 401, 403, 404];
 
 /// An answer with this status and nothing in it.
 fn answers(status: u16) -> Fault {
-    Fault { status, ..Fault::new(FaultKind::ServerError) }
+    let kind = if status < 500 { FaultKind::Denied } else { FaultKind::ServerError };
+    Fault { status: Some(status), ..Fault::new(kind) }
 }
 
 fn of_feed(outcome: &Outcome, endpoint: Endpoint, region: usize) -> Vec<Exchange> {
@@ -148,12 +149,11 @@ fn made(outcome: &Outcome) -> u64 {
 /// A delay of an hour silences nobody for longer than a minute, and can be seen while it lasts.
 #[test]
 fn a_pause_of_an_hour_is_a_minute_and_a_reason_not_to_be_ready() {
-    let asks = |kind, status| Fault {
-        status,
+    let throttled = Fault {
         retry_after: Some(Duration::from_secs(3_600)),
-        ..Fault::new(kind).between(TROUBLE, TROUBLE + 300 * MS)
+        ..Fault::new(FaultKind::Throttled).between(TROUBLE, TROUBLE + 300 * MS)
     };
-    let script = Script { faults: vec![asks(FaultKind::Throttled, 429)], ..one_app(5.0, 5.0) };
+    let script = Script { faults: vec![throttled], ..one_app(5.0, 5.0) };
     let deeds = vec![(TROUBLE + 30 * SECOND, Deed::Look), (TROUBLE + 70 * SECOND, Deed::Look)];
     let plan = Plan { deeds, ..Plan::calm(script, TROUBLE + 80 * SECOND) };
     let (_, outcome) = check(&plan);
