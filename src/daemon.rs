@@ -12,6 +12,7 @@
 
 mod report;
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -271,8 +272,8 @@ impl Daemon {
         let rate = |app: &config::App| rates.get(&app.app_id).copied().unwrap_or(0.0);
         apps.sort_by(|one, other| rate(other).total_cmp(&rate(one)));
         let places = apps.len();
-        if recovered.in_doubt {
-            self.publish_doubts(&tools.journal, &apps, &recovered, partitions, parts.clock.now());
+        if let Some(until) = recovered.in_doubt {
+            self.publish_doubts(&tools.journal, &apps, &recovered, partitions, until);
         }
         for ((place, app), seed) in apps.into_iter().enumerate().zip(parts.seed..) {
             let mut former = former_requests(app, &recovered, parts.clock);
@@ -304,40 +305,37 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// A gap for each feed: the last process may have asked it without a record of that.
+    /// A gap for each feed: an earlier process may have asked it before `until` without a record of
+    /// that. Feeds that are polled no more, but that the journal knows, are among them.
     fn publish_doubts(
         &self,
         journal: &Journal,
         apps: &[&config::App],
         recovered: &Recovered,
         partitions: u32,
-        now: Timestamp,
+        until: Timestamp,
     ) {
-        let mut gaps = Vec::new();
-        for app in apps {
-            let partition = partition_of_app(app, partitions);
-            for region in &app.regions {
-                for config::EndpointPath { endpoint, .. } in &app.endpoints {
-                    let (app, region) = (app.app_id.clone(), region.name.clone());
-                    let feed = Feed { app, region, endpoint: *endpoint };
-                    let gap = Gap {
-                        cause: GapCause::ProcessKilled,
-                        from: recovered.empty_at.get(&feed).copied(),
-                        to: now.after(CLOCK_MARGIN),
-                        at_least: 0,
-                        at_most: None,
-                        feed,
-                    };
-                    gaps.push((partition, gap));
-                }
-            }
-        }
+        let polled = apps.iter().flat_map(|app| feeds_of(app));
+        let known = recovered.empty_at.keys().chain(recovered.paces.keys()).cloned();
+        let feeds: BTreeSet<Feed> = polled.chain(known).collect();
+        let gap = |feed: Feed| {
+            // A process that polled before it could publish may have seen the feed empty since then.
+            let from = recovered.empty_at.get(&feed).filter(|at| **at <= until);
+            let gap = Gap {
+                cause: GapCause::ProcessKilled,
+                from: from.copied(),
+                to: until.after(CLOCK_MARGIN),
+                at_least: 0,
+                at_most: None,
+                feed,
+            };
+            (partition_of(gap.feed.app.as_str().as_bytes(), partitions), gap)
+        };
+        let gaps = feeds.into_iter().map(gap).collect();
         let journal = journal.clone();
         self.polling.tasks.spawn(async move {
-            for (partition, gap) in gaps {
-                // On an error it is in memory, and goes on from there.
-                journal.note_gap(partition, gap).await.ok();
-            }
+            // On an error they are in memory, and go on from there.
+            journal.settle_doubt(gaps).await.ok();
         });
     }
 }
@@ -361,6 +359,16 @@ fn owned_partitions(partitions: u32) -> impl Iterator<Item = i32> {
 /// An app belongs to a partition, and a partition to an owner.
 fn partition_of_app(app: &config::App, partitions: u32) -> i32 {
     partition_of(app.app_id.as_str().as_bytes(), partitions)
+}
+
+fn feeds_of(app: &config::App) -> impl Iterator<Item = Feed> {
+    app.regions.iter().flat_map(move |region| {
+        app.endpoints.iter().map(move |config::EndpointPath { endpoint, .. }| Feed {
+            app: app.app_id.clone(),
+            region: region.name.clone(),
+            endpoint: *endpoint,
+        })
+    })
 }
 
 fn targets(app: &config::App, recovered: &Recovered, clock: Clock) -> Vec<Target> {

@@ -19,7 +19,8 @@
 //! only where the transaction holds a page or a gap. Tickets, deletions and releases need no sync:
 //! after a loss of power a page that comes back is recognised by its [`PageId`] (or is held once
 //! more: [`Recovered::held`]), and the next start draws a new [`Incarnation`] anyway. Tickets that
-//! were lost with the power are told as such ([`Recovered::in_doubt`]).
+//! were lost with the power are told as such ([`Recovered::in_doubt`]), by each start until the gaps
+//! for them are stored.
 //!
 //! No file is trusted longer than it deserves ([`database`]): one that is broken, gone or failed to
 //! sync is replaced by a new one with everything that can be read ([`salvage`]) and that memory
@@ -27,6 +28,7 @@
 
 mod ballast;
 mod database;
+mod doubt;
 mod files;
 mod image;
 mod reader;
@@ -53,13 +55,13 @@ use tokio::sync::watch;
 pub use self::files::Holder;
 pub use self::files::holder;
 pub use self::files::is_in_use;
+pub use self::files::kept;
 pub use self::reader::Out;
 pub use self::reader::ReadError;
 pub use self::reader::Reader;
 pub use self::reader::Seen;
 pub use self::reader::State;
 pub use self::reader::Verdict;
-pub use self::reader::kept;
 
 use self::database::Database;
 use self::store::Store;
@@ -75,7 +77,8 @@ use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// Room that is reserved for the answer to a request: four times the largest usual page.
+/// Room that is reserved for the answer to a request: four times the largest usual page. With more
+/// requests out than a few apps have, further ones get what answers take ([`store`]).
 pub const RESERVED_BYTES: u64 = 1024 * 1024;
 
 /// Commands that wait for the journal's thread at most; more senders wait.
@@ -110,9 +113,10 @@ pub struct Recovered {
     /// Pages that nobody released, of all feeds, in the order of settling. Each has to be released,
     /// its feed polled or not, before a page of its feed is settled: nobody else will.
     pub held: Vec<(Held, Page)>,
-    /// Records of requests that were out may be missing: the power was lost, or a file. Each feed
-    /// may lack an answer that nobody knows of.
-    pub in_doubt: bool,
+    /// Records of requests that left before this moment may be missing: the power was lost, or a
+    /// file. Each feed may lack an answer that nobody knows of. The next start finds the same, until
+    /// [`Journal::settle_doubt`].
+    pub in_doubt: Option<Timestamp>,
 }
 
 /// What waits in the journal.
@@ -120,7 +124,7 @@ pub struct Recovered {
 pub struct Backlog {
     /// Pages and gaps that are not forwarded yet, held ones included.
     pub entries: u64,
-    /// Bytes in use: database, write-ahead log, reservations.
+    /// Bytes in use: of the database and its write-ahead log, the ballast, reservations.
     pub bytes: u64,
     /// Number of the newest entry that can be read; grows with each.
     pub newest: Sequence,
@@ -181,12 +185,14 @@ type Settled = (Sequence, Result<(), JournalError>);
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
     /// It holds as much as it may; it has room again when something was forwarded.
-    #[error("the journal is full: {bytes} of at most {max_size} bytes (journal.max_size)")]
+    #[error("the journal is full: {bytes} of at most {max_size} bytes (journal.max_size){}", because_of_log(*.in_log, *.max_size))]
     Full {
         /// Bytes in use.
         bytes: u64,
         /// The bound.
         max_size: u64,
+        /// Bytes of these that are in the write-ahead log.
+        in_log: u64,
     },
     /// The disk holds as much as it can; requests that are out already have its last room.
     #[error(
@@ -300,6 +306,10 @@ enum Command {
         gap: Gap,
         reply: oneshot::Sender<Settled>,
     },
+    SettleDoubt {
+        gaps: Vec<(i32, Gap)>,
+        reply: oneshot::Sender<Result<(), JournalError>>,
+    },
     KeepPace {
         feed: Feed,
         pace: Pace,
@@ -407,6 +417,12 @@ impl Journal {
         self.ask(|reply| Command::Note { partition, gap, reply }).await.1
     }
 
+    /// Publishes the gaps of [`Recovered::in_doubt`], each with its partition, in one transaction.
+    /// From then on there is no doubt. On an error they are kept in memory and go on from there.
+    pub async fn settle_doubt(&self, gaps: Vec<(i32, Gap)>) -> Result<(), JournalError> {
+        self.ask(|reply| Command::SettleDoubt { gaps, reply }).await
+    }
+
     /// Keeps how fast a feed fills, for [`Recovered::paces`]. Waits for something else to write.
     pub async fn keep_pace(&self, feed: &Feed, pace: Pace, now: Timestamp) {
         self.send(Command::KeepPace { feed: feed.clone(), pace, now }).await;
@@ -511,6 +527,16 @@ impl Place {
     fn entry(&self, content: Content) -> Entry {
         Entry { id: self.id(), content }
     }
+}
+
+/// What fills a journal in which hardly anything waits.
+fn because_of_log(in_log: u64, max_size: u64) -> String {
+    if in_log < max_size / 4 {
+        return String::new();
+    }
+    format!(
+        "; {in_log} bytes are in its write-ahead log, because a program is reading the journal: end it"
+    )
 }
 
 fn in_words(holder: Option<&Holder>) -> String {

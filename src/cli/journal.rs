@@ -217,24 +217,13 @@ impl Show {
     fn run(self) -> Result<(), Failure> {
         let reader = self.place.open()?;
         let name = self.page.to_string();
-        let mut found: Vec<Seen> = Vec::new();
-        reader
-            .each(|seen| {
-                if seen.name == name {
-                    found.push(seen);
-                }
-                ControlFlow::Continue(())
-            })
-            .map_err(unreadable)?;
-        // Of a damaged page and the gap in its place the page is meant.
-        let Some(seen) = found.pop() else {
+        let Some((seen, body)) = reader.find(self.page).map_err(unreadable)? else {
             let message = format!(
                 "there is no page {name} in the journal: where it was forwarded, `agora-rtm-bridge \
                  pages show {name}` finds it"
             );
             return Err(Failure { message, code: 1 });
         };
-        let body = reader.body(self.page).map_err(unreadable)?.unwrap_or_default();
         let mut output = Output::new();
         if self.json {
             output.line(&shown::envelope(&seen, &body));

@@ -19,7 +19,6 @@ use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio::time::timeout;
-use tracing::error;
 use tracing::info;
 use tracing::warn;
 
@@ -148,11 +147,15 @@ pub(super) async fn start(
     settings: Settings,
     kafka: Cluster,
 ) -> Result<(Daemon, SocketAddr), Failure> {
-    // Before the journal: what a start learns from it is lost where it goes no further.
+    // Whatever may fail comes before the journal: only the last step of a start changes anything.
     let listener = TcpListener::bind(settings.http.listen)
         .await
         .map_err(|error| not_listening(&settings, &error))?;
     let listen = listener.local_addr().map_err(|error| Failure::of(&error))?;
+    let transport = Http::new(&settings.agora).map_err(|error| Failure::of(&error))?;
+    let mut metrics = Metrics::new();
+    process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
+    logs::register(&mut metrics);
     let clock = Clock::system();
     let (journal, recovered) = Journal::open(
         &settings.data_dir,
@@ -161,12 +164,8 @@ pub(super) async fn start(
         clock.now(),
     )
     .map_err(|error| Failure::of(&error))?;
-    announce(&settings, &journal, recovered.killed_in_flight, listen);
+    announce(&settings, &journal, listen);
     make_room_for_connections(&settings);
-    let transport = Http::new(&settings.agora).map_err(|error| Failure::of(&error))?;
-    let mut metrics = Metrics::new();
-    process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
-    logs::register(&mut metrics);
     let seed = rand::random::<u32>().into();
     let attic = Attic::in_folder(&settings.data_dir);
     let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
@@ -216,7 +215,7 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// The line that says what will be done.
-fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, listen: SocketAddr) {
+fn announce(settings: &Settings, journal: &Journal, listen: SocketAddr) {
     let hosts: usize =
         settings.apps.iter().flat_map(|app| &app.regions).map(|region| region.hosts.len()).sum();
     let topics = &settings.kafka.topics;
@@ -234,13 +233,6 @@ fn announce(settings: &Settings, journal: &Journal, killed_in_flight: u64, liste
         %listen,
         "starting"
     );
-    if killed_in_flight > 0 {
-        error!(
-            requests = killed_in_flight,
-            "the last process ended while requests were out; their answers may be lost, and a gap \
-             is published for each"
-        );
-    }
 }
 
 /// Tells systemd something; outside of it there is nobody to tell. The call blocks while systemd

@@ -8,6 +8,7 @@
 //!
 //! On a full disk the file is sound. It needs the room of the [`Ballast`].
 
+mod log;
 mod trust;
 
 use std::fs;
@@ -36,6 +37,7 @@ use self::trust::usable;
 use super::OpenError;
 use super::ballast::BALLAST_BYTES;
 use super::ballast::Ballast;
+use super::doubt;
 use super::files;
 use super::files::Lock;
 use super::image;
@@ -65,8 +67,9 @@ const SAY_SLOW_EVERY: Duration = Duration::from_secs(60);
 /// takes as long as a small write.
 const COUNT_EVERY: Duration = Duration::from_millis(100);
 
-/// A log that exceeds this is not copied into the database as it should be.
-const LARGE_LOG: u64 = 64 * 1024 * 1024;
+/// Databases that were replaced and are kept: enough to see what goes on, and not all that a failing
+/// disk brings about.
+const KEPT_FILES: usize = 8;
 
 /// A database, and whether it can be trusted.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ pub(super) struct Database {
     /// `None` in simulated time.
     files: Option<Files>,
     syncing: bool,
-    /// Bytes of the database and its log.
+    /// Bytes in use: of the database and its log.
     bytes: u64,
     /// What of that SQLite told lately.
     pages: Option<Pages>,
@@ -84,7 +87,10 @@ pub(super) struct Database {
     /// A new file that is whole and has not taken its place yet.
     declared: Option<Declared>,
     said_slow: Option<Instant>,
+    /// A log with more bytes in use than this is worth a look.
     look_at_log: u64,
+    /// When it could not be emptied last, for another reason than that somebody reads it.
+    log_failed: Option<Instant>,
 }
 
 /// Where a database lies.
@@ -103,11 +109,12 @@ struct Files {
     available: u64,
 }
 
-/// Bytes of the pages of a database, and of those that are free.
+/// Bytes of the pages of a database, of those that are free, and of page images in its log.
 #[derive(Clone, Copy, Debug)]
 struct Pages {
     all: u64,
     free: u64,
+    log: u64,
     counted_at: Instant,
 }
 
@@ -141,8 +148,8 @@ impl Database {
 
     /// Opens the database of a data directory, and makes both where they are missing. A damaged one
     /// is replaced.
-    pub(super) fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, bool), OpenError> {
-        let lock = files::lock(data_dir, now)?;
+    pub(super) fn open(data_dir: &Path, now: Timestamp) -> Result<Self, OpenError> {
+        let mut lock = files::lock(data_dir, now)?;
         let path = data_dir.join(files::DATABASE);
         let failed = |operation| {
             let path = path.clone();
@@ -153,6 +160,9 @@ impl Database {
         }
         let log = files::log_of(&path);
         let in_doubt = requests_in_doubt(&lock, &path, &log);
+        if in_doubt {
+            lock.set_in_doubt();
+        }
         files::make_private(&path).map_err(failed("open"))?;
         let ballast = Ballast::new(data_dir);
         let mut database = Self::new(Some(Files {
@@ -172,17 +182,19 @@ impl Database {
         {
             connected = database.connect();
         }
+        let refused = |cause| Unusable::Refused(cause).into_error(&path);
         match connected {
-            Ok(()) => Ok((database, in_doubt)),
+            Ok(()) if in_doubt => {
+                database.transact(true, |it| doubt::note(it, now)).map_err(refused)?;
+            }
+            Ok(()) => {}
             Err(Unusable::Damaged(reason)) => {
                 database.lose_trust(ffi::Error::new(ffi::SQLITE_CORRUPT), reason);
-                database
-                    .renew(None, now, |_| Ok(Vec::new()))
-                    .map_err(|cause| OpenError::Database { path: path.clone(), cause })?;
-                Ok((database, true))
+                database.renew(None, now, |it, _| doubt::note(it, now)).map_err(refused)?;
             }
-            Err(unusable) => Err(unusable.into_error(&path)),
+            Err(unusable) => return Err(unusable.into_error(&path)),
         }
+        Ok(database)
     }
 
     /// No database.
@@ -200,7 +212,8 @@ impl Database {
             distrust: None,
             declared: None,
             said_slow: None,
-            look_at_log: LARGE_LOG,
+            look_at_log: log::LARGE,
+            log_failed: None,
         }
     }
 
@@ -237,7 +250,13 @@ impl Database {
             }
         }
         let enough = files.ballast.is_there() && files.available >= bytes;
-        if enough { Ok(()) } else { Err(files.available) }
+        if enough {
+            return Ok(());
+        }
+        if due && files::remove_oldest(&files.data_dir) {
+            files.ballast_asked = None;
+        }
+        Err(files.available)
     }
 
     /// Carries out `work` in a transaction.
@@ -300,12 +319,13 @@ impl Database {
         self.distrust.is_some()
     }
 
-    /// Makes a new file of what can be read and of what `more` writes, and goes on with that.
+    /// Makes a new file of what can be read and of what `more` writes behind it, in one transaction,
+    /// and goes on with that.
     pub(super) fn renew(
         &mut self,
         known: Option<&Known>,
         now: Timestamp,
-        more: impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+        more: impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Carried> {
         let outcome = self.try_to_renew(known, now, more);
         if let (Err(cause), Some(distrust)) = (&outcome, &mut self.distrust) {
@@ -324,7 +344,7 @@ impl Database {
         &mut self,
         known: Option<&Known>,
         now: Timestamp,
-        more: impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+        more: impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Carried> {
         if self.declared.is_none() {
             let mut made = self.make(known, &more);
@@ -343,15 +363,17 @@ impl Database {
         self.connect().map_err(Unusable::into_cause)?;
         self.distrust = None;
         let Declared { carried, .. } = self.declared.take().expect("it was declared above");
+        let files = self.files.as_ref().expect("only files are distrusted");
+        files::remove_old(&files.data_dir, KEPT_FILES);
         warn!(
             entries = carried.rows.len(),
             kept = kept.map(|it| tracing::field::display(it.display().to_string())),
             "the journal goes on in a new file with everything that could be read"
         );
-        if !carried.whole {
+        if !carried.whole && known.is_none() {
             error!(
                 "parts of the old file could not be read: pages and records of requests may be \
-                 missing"
+                 missing, and a gap is published for each feed"
             );
         }
         Ok(carried)
@@ -361,7 +383,7 @@ impl Database {
     fn make(
         &self,
         known: Option<&Known>,
-        more: &impl Fn(&Connection) -> rusqlite::Result<Vec<super::Sequence>>,
+        more: &impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Declared> {
         let files = self.files.as_ref().expect("only files are distrusted");
         let path = files.data_dir.join(files::MAKING);
@@ -383,7 +405,7 @@ impl Database {
         };
         let transaction = new.unchecked_transaction()?;
         let mut carried = salvage::carry(old, (&files.path, &files.log), &transaction, known)?;
-        carried.rows.extend(more(&transaction)?);
+        more(&transaction, &mut carried)?;
         transaction.commit()?;
         new.close().map_err(|(_, cause)| cause)?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(|it| file_error(&it))?;
@@ -455,10 +477,12 @@ impl Database {
         self.pages = Some(pages);
         self.bytes = pages.all - pages.free;
         let Some(files) = &mut self.files else { return };
-        files.available = available(&files.data_dir) + pages.free;
         let log = fs::metadata(&files.log).ok();
         let log_bytes = log.as_ref().map_or(0, |file| file.len());
-        self.bytes += log_bytes;
+        // What it was longer once is written over, as free pages are.
+        let in_log = pages.log.min(log_bytes);
+        self.bytes += in_log;
+        files.available = available(&files.data_dir) + pages.free + (log_bytes - in_log);
         let log = log.map(|file| (file.dev(), file.ino()));
         let gone = files.identity != identity(&files.path)
             || files.log_identity.is_some() && files.log_identity != log;
@@ -466,23 +490,9 @@ impl Database {
         if gone {
             let moved = ffi::Error::new(ffi::SQLITE_READONLY_DBMOVED);
             self.lose_trust(moved, "the file was removed, moved or replaced".to_owned());
-        } else if log_bytes > self.look_at_log {
-            self.look_at_log = log_bytes + LARGE_LOG / 4;
-            self.copy_log();
+        } else {
+            self.look_at_log(in_log);
         }
-    }
-
-    /// SQLite copies its log into the database by itself, and is silent where that fails.
-    fn copy_log(&mut self) {
-        let copied = self.connection().and_then(|connection| {
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-        });
-        let Err(cause) = copied else { return };
-        warn!(error = %Chain(&cause), "the journal's log can't be copied into the database");
-        if is_full(&cause) {
-            self.give_up_ballast();
-        }
-        self.met(&cause);
     }
 
     fn say_slow(&mut self, took: Duration) {
@@ -497,6 +507,13 @@ impl Database {
     pub(super) fn close(&mut self, everything: bool) {
         let closed = self.connection.take().is_some_and(|it| it.close().is_ok());
         self.set_stopped(closed && everything && !self.is_distrusted());
+    }
+
+    /// From here on this process answers for what is missing.
+    pub(super) fn begin(&mut self) {
+        if let Some(files) = &mut self.files {
+            files.lock.begin();
+        }
     }
 
     /// Notes whether everything that is known is in the file.
@@ -517,7 +534,12 @@ impl Pages {
         };
         let size = pragma("PRAGMA page_size");
         let (all, free) = (pragma("PRAGMA page_count"), pragma("PRAGMA freelist_count"));
-        Self { all: all * size, free: free.min(all) * size, counted_at: Instant::now() }
+        Self {
+            all: all * size,
+            free: free.min(all) * size,
+            log: log::bytes_in_use(connection, size),
+            counted_at: Instant::now(),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::OpenError;
 use crate::model::Timestamp;
 
@@ -50,6 +52,8 @@ const BESIDE: [&str; 2] = ["-wal", "-shm"];
 pub(super) struct Lock {
     file: File,
     this: Holder,
+    /// Which start of the machine this is.
+    boot: String,
     /// Who had it before, where that is known.
     pub(super) before: Option<Holder>,
 }
@@ -65,6 +69,8 @@ pub struct Holder {
     pub since: Timestamp,
     /// It has stopped in order: everything that it knew is in the journal.
     pub stopped: bool,
+    /// Records of requests may be missing, and the journal does not say so yet.
+    pub(super) in_doubt: bool,
     /// Which start of the machine it belongs to.
     boot: String,
 }
@@ -88,9 +94,17 @@ pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
     let before = last_holder(data_dir);
     match locked {
         Ok(()) => {
-            // Until the journal is open nothing of ours can be missing.
-            let stopped = before.as_ref().is_none_or(|before| before.stopped);
-            let lock = Lock { file, this: Holder { stopped, ..Holder::this(now) }, before };
+            let this = Holder::this(now);
+            let boot = this.boot.clone();
+            // Until the journal is open nothing of ours can be missing, and what the process before
+            // left behind is as it was: a start that fails has to leave the same to the next one.
+            let this = match before.clone() {
+                Some(Holder { stopped, in_doubt, boot, .. }) => {
+                    Holder { stopped, in_doubt, boot, ..this }
+                }
+                None => Holder { stopped: true, ..this },
+            };
+            let lock = Lock { file, this, boot, before };
             lock.sign().map_err(|cause| failed("write", &path, cause))?;
             Ok(lock)
         }
@@ -190,6 +204,45 @@ pub(super) fn remove(database: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Databases that were replaced and are kept, the oldest first.
+pub fn kept(data_dir: &Path) -> Vec<PathBuf> {
+    let is_kept = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(ASIDE) && name.ends_with(".sqlite")
+    };
+    let entries = fs::read_dir(data_dir).into_iter().flatten().filter_map(Result::ok);
+    let mut kept: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_kept).collect();
+    kept.sort();
+    kept
+}
+
+/// Removes databases that were replaced, the oldest first, until so many are left.
+pub(super) fn remove_old(data_dir: &Path, most: usize) {
+    let kept = kept(data_dir);
+    for old in kept.iter().take(kept.len().saturating_sub(most)) {
+        if remove(old).is_ok() {
+            warn!(
+                file = %old.display(),
+                "an old database that was replaced is removed; the last {most} are kept"
+            );
+        }
+    }
+}
+
+/// Removes the oldest database that was replaced: the disk needs its room. `false` where there is
+/// none.
+pub(super) fn remove_oldest(data_dir: &Path) -> bool {
+    let Some(oldest) = kept(data_dir).into_iter().next() else { return false };
+    let removed = remove(&oldest).is_ok();
+    if removed {
+        warn!(
+            file = %oldest.display(),
+            "the disk is full: a database that was replaced is removed, so that polling can go on"
+        );
+    }
+    removed
+}
+
 /// A name that is free, and tells when.
 fn name_aside(data_dir: &Path, now: Timestamp) -> PathBuf {
     let moment = now.to_string().replace(':', "-");
@@ -218,7 +271,23 @@ impl Lock {
     /// Whether the process before ended in a way that may have taken unsynced records along: it did
     /// not stop in order, and the machine was started anew since then (or it is another one).
     pub(super) fn power_was_lost(&self) -> bool {
-        self.before.as_ref().is_some_and(|it| !it.stopped && it.boot != self.this.boot)
+        self.before.as_ref().is_some_and(|it| !it.stopped && it.boot != self.boot)
+    }
+
+    /// Writes down that records of requests may be missing, until the journal says so itself.
+    pub(super) fn set_in_doubt(&mut self) {
+        if !self.this.in_doubt {
+            self.this.in_doubt = true;
+            self.sign().ok();
+        }
+    }
+
+    /// The journal is open and says itself what is in doubt. From here on this process answers for
+    /// what is missing.
+    pub(super) fn begin(&mut self) {
+        let boot = self.boot.clone();
+        self.this = Holder { stopped: false, in_doubt: false, boot, ..self.this.clone() };
+        self.sign().ok();
     }
 
     /// Writes down whether everything has its end. Failing is no harm: the next start publishes
@@ -232,8 +301,9 @@ impl Lock {
 
     fn sign(&self) -> io::Result<()> {
         let text = self.this.line();
-        self.file.set_len(0)?;
+        // Over what stands there: a full disk may have no room for it once that is gone.
         self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)?;
         self.file.sync_data()
     }
 }
@@ -245,14 +315,15 @@ impl Holder {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let boot = boot.trim().to_owned();
-        Self { pid: process::id(), host, since: now, stopped: false, boot }
+        Self { pid: process::id(), host, since: now, stopped: false, in_doubt: false, boot }
     }
 
     /// What stands in the lock file: for a person too.
     fn line(&self) -> String {
-        let Self { pid, host, since, stopped, boot } = self;
+        let Self { pid, host, since, stopped, in_doubt, boot } = self;
         let state = if *stopped { "stopped" } else { "running" };
-        format!("{state} pid={pid} host={host} since={} boot={boot}\n", since.as_millis())
+        let doubt = if *in_doubt { " doubt" } else { "" };
+        format!("{state} pid={pid} host={host} since={} boot={boot}{doubt}\n", since.as_millis())
     }
 }
 
@@ -265,8 +336,9 @@ impl fmt::Display for Holder {
 impl std::str::FromStr for Holder {
     type Err = ();
 
-    fn from_str(line: &str) -> Result<Self, ()> {
-        let mut words = line.split_whitespace();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // What is behind the line is the rest of a longer one.
+        let mut words = text.lines().next().unwrap_or_default().split_whitespace();
         let stopped = match words.next() {
             Some("stopped") => true,
             Some("running") => false,
@@ -280,9 +352,11 @@ impl std::str::FromStr for Holder {
                 since: Timestamp::from_millis(value("since")?.parse().ok()?),
                 boot: value("boot")?.to_owned(),
                 stopped,
+                in_doubt: false,
             })
         };
-        read().ok_or(())
+        let holder = read().ok_or(())?;
+        Ok(Self { in_doubt: words.next() == Some("doubt"), ..holder })
     }
 }
 
@@ -293,7 +367,11 @@ mod tests {
     #[test]
     fn a_holder_reads_what_it_writes() {
         let holder = Holder { stopped: true, ..Holder::this(Timestamp::from_millis(7)) };
-        assert_eq!(holder.line().parse(), Ok(holder.clone()));
+        for in_doubt in [false, true] {
+            let holder = Holder { in_doubt, ..holder.clone() };
+            assert_eq!(holder.line().parse(), Ok(holder.clone()));
+            assert_eq!(format!("{}of=a longer doubt\n", holder.line()).parse(), Ok(holder));
+        }
         assert_eq!("running pid=1".parse::<Holder>(), Err(()));
         assert_eq!("".parse::<Holder>(), Err(()));
     }

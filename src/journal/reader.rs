@@ -1,6 +1,8 @@
 //! A journal for one who only looks: beside the process that has it, or after its end.
 //!
-//! Nothing is written, nothing is locked, and the process that has the journal notices nothing.
+//! Nothing is written, nothing is locked, and the process that has the journal notices nothing: a
+//! transaction of a reader keeps its log from becoming shorter, so each is over before anybody waits
+//! for what was read to be taken. Between two of them entries come, move and go.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -26,6 +28,12 @@ use crate::model::Timestamp;
 
 /// Findings of SQLite about a broken structure that are told at most.
 const FINDINGS: usize = 20;
+
+/// Entries that are read in one transaction at most …
+const BATCH: usize = 256;
+
+/// … and bytes of their bodies, but for the last.
+const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A journal that is open for reading.
 #[derive(Debug)]
@@ -127,9 +135,7 @@ impl Reader {
             return Err(ReadError::Missing(data_dir.to_owned()));
         }
         let failed = |cause| ReadError::Database { path: path.clone(), cause };
-        let connection = connect(&path).map_err(failed)?;
-        // One moment for all that is read.
-        connection.execute_batch("BEGIN").map_err(failed)?;
+        let connection = connect(data_dir, &path).map_err(failed)?;
         let version = schema::version(&connection).map_err(failed)?;
         if version > schema::VERSION {
             return Err(ReadError::Newer { path, version });
@@ -138,38 +144,65 @@ impl Reader {
     }
 
     /// Gives every entry, in the order in which they are forwarded; what is held and what is set
-    /// aside comes last.
+    /// aside comes last. What is released meanwhile may be passed over.
     pub fn each(&self, mut take: impl FnMut(Seen) -> ControlFlow<()>) -> Result<(), ReadError> {
-        for (condition, state) in [
-            ("FROM entries WHERE sequence >= 0 ORDER BY sequence", State::Waiting),
-            ("FROM entries WHERE sequence < 0 ORDER BY sequence DESC", State::Held),
-            ("FROM damaged ORDER BY sequence", State::SetAside),
+        for (place, condition, state) in [
+            ("sequence", "FROM entries WHERE sequence > ? ORDER BY sequence", State::Waiting),
+            ("-sequence", "FROM entries WHERE sequence < -? ORDER BY sequence DESC", State::Held),
+            ("rowid", "FROM damaged WHERE rowid > ? ORDER BY rowid", State::SetAside),
         ] {
-            let select = format!("SELECT {COLUMNS} {condition}");
-            let mut statement = self.connection.prepare(&select).map_err(self.failed())?;
-            let mut rows = statement.query([]).map_err(self.failed())?;
-            while let Some(row) = rows.next().map_err(self.failed())? {
-                if take(self.seen(row, state)).is_break() {
-                    return Ok(());
+            let select = format!("SELECT {place} AS place, {COLUMNS} {condition}");
+            let mut last = 0;
+            loop {
+                let batch = self.batch(&select, &mut last, state)?;
+                if batch.is_empty() {
+                    break;
+                }
+                for seen in batch {
+                    if take(seen).is_break() {
+                        return Ok(());
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// The body of an entry, damaged or not.
-    pub fn body(&self, id: PageId) -> Result<Option<Vec<u8>>, ReadError> {
-        let select = "SELECT body FROM entries WHERE incarnation = ?1 AND ticket = ?2
-             UNION ALL SELECT body FROM damaged WHERE incarnation = ?1 AND ticket = ?2";
-        let name = (id.incarnation.to_string(), id.ticket.0.cast_signed());
-        let mut statement = self.connection.prepare(select).map_err(self.failed())?;
-        let mut rows = statement.query(name).map_err(self.failed())?;
-        // A damaged page comes behind the gap that took its place, which has no body.
-        let mut body = None;
-        while let Some(row) = rows.next().map_err(self.failed())? {
-            body = Some(row.get(0).map_err(self.failed())?);
+    /// Entries behind `last`, which becomes the place of the last one: as many as a moment allows.
+    fn batch(&self, select: &str, last: &mut i64, state: State) -> Result<Vec<Seen>, ReadError> {
+        let mut statement = self.connection.prepare_cached(select).map_err(self.failed())?;
+        let mut rows = statement.query([*last]).map_err(self.failed())?;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < BATCH
+            && bytes < BATCH_BYTES
+            && let Some(row) = rows.next().map_err(self.failed())?
+        {
+            *last = row.get("place").map_err(self.failed())?;
+            let seen = self.seen(row, state);
+            bytes += seen.bytes;
+            batch.push(seen);
         }
-        Ok(body)
+        Ok(batch)
+    }
+
+    /// The entry of this name, and its body; where it is damaged, the page and not the gap in its
+    /// place.
+    pub fn find(&self, id: PageId) -> Result<Option<(Seen, Vec<u8>)>, ReadError> {
+        let name = (id.incarnation.to_string(), id.ticket.0.cast_signed());
+        let mut found = None;
+        for (table, state) in [("entries", State::Waiting), ("damaged", State::SetAside)] {
+            let select =
+                format!("SELECT {COLUMNS} FROM {table} WHERE incarnation = ? AND ticket = ?");
+            let mut statement = self.connection.prepare(&select).map_err(self.failed())?;
+            let mut rows = statement.query((&name.0, name.1)).map_err(self.failed())?;
+            while let Some(row) = rows.next().map_err(self.failed())? {
+                let is_held = row.get::<_, i64>("sequence").is_ok_and(|sequence| sequence < 0);
+                let held = is_held && state == State::Waiting;
+                let seen = self.seen(row, if held { State::Held } else { state });
+                found = Some((seen, row.get("body").map_err(self.failed())?));
+            }
+        }
+        Ok(found)
     }
 
     /// Requests that are out, oldest first.
@@ -208,7 +241,7 @@ impl Reader {
 
     /// Databases that were replaced and are kept beside it.
     pub fn kept(&self) -> Vec<PathBuf> {
-        kept(&self.data_dir)
+        files::kept(&self.data_dir)
     }
 
     /// Checks everything. `step` is called for each entry.
@@ -309,24 +342,12 @@ impl Verdict {
     }
 }
 
-/// Databases that were replaced, in the order of their names.
-pub fn kept(data_dir: &Path) -> Vec<PathBuf> {
-    let is_kept = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with(files::ASIDE) && name.ends_with(".sqlite")
-    };
-    let entries = fs::read_dir(data_dir).into_iter().flatten().filter_map(Result::ok);
-    let mut kept: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_kept).collect();
-    kept.sort();
-    kept
-}
-
-/// Without a log nothing has to be made beside the database, which may be somebody else's or on a
-/// medium that can't be written to.
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+/// Without a log, and a process that may write one, nothing has to be made beside the database, which
+/// may be somebody else's or on a medium that can't be written to.
+fn connect(data_dir: &Path, path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_log = fs::metadata(files::log_of(path)).is_ok_and(|log| log.len() > 0);
-    if has_log {
+    if has_log || files::is_in_use(data_dir).unwrap_or(false) {
         return Connection::open_with_flags(path, flags);
     }
     let mut url = "file:".to_owned();

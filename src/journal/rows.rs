@@ -144,28 +144,34 @@ pub(super) fn delete(connection: &Connection, row: Sequence) -> rusqlite::Result
     connection.prepare_cached("DELETE FROM entries WHERE sequence = ?")?.execute([row.0]).map(drop)
 }
 
-/// Keeps a damaged entry, with its bytes, out of the way of the others. Leaves a gap in its place,
-/// under the same name, where that can be told.
+/// Keeps a damaged entry, with its bytes, out of the way of the others. `gap` takes its place.
 pub(super) fn set_aside(
     connection: &Connection,
     row: Sequence,
-    place: Option<&Place>,
-    now: Timestamp,
-) -> rusqlite::Result<Option<Entry>> {
-    let gap = match place {
-        Some(place) => gap_for(connection, row, now)?.map(|gap| place.entry(Content::Gap(gap))),
-        None => None,
-    };
+    gap: Option<(i32, &Entry)>,
+) -> rusqlite::Result<()> {
     connection.execute("INSERT INTO damaged SELECT * FROM entries WHERE sequence = ?", [row.0])?;
     delete(connection, row)?;
-    if let (Some(entry), Some(place)) = (&gap, place) {
-        insert(connection, row, place.partition, entry)?;
+    match gap {
+        Some((partition, entry)) => insert(connection, row, partition, entry),
+        None => Ok(()),
     }
-    Ok(gap)
+}
+
+/// Deletes the oldest of the damaged entries, so that those that stay have at most so many bytes.
+/// How many went.
+pub(super) fn limit_set_aside(connection: &Connection, bytes: u64) -> rusqlite::Result<usize> {
+    let statement = "DELETE FROM damaged WHERE rowid IN (
+             SELECT place FROM (
+                 SELECT rowid AS place,
+                     sum(length(body) + 1024) OVER (ORDER BY rowid DESC) AS bytes FROM damaged
+             ) WHERE bytes > ?
+         )";
+    connection.execute(statement, [i64::try_from(bytes).unwrap_or(i64::MAX)])
 }
 
 /// What a damaged row still tells of its feed and times. A feed counts where its app was asked.
-fn gap_for(
+pub(super) fn gap_for(
     connection: &Connection,
     row: Sequence,
     now: Timestamp,
@@ -184,10 +190,10 @@ fn gap_for(
             endpoint: text(2)?.parse().ok()?,
         })
     })();
-    let (from, to) = match text(3).and_then(|head| serde_json::from_str(&head).ok()) {
-        Some(Head::Page { since, answered_at, .. }) => (since, answered_at),
-        Some(Head::Gap { from, to, .. }) => (from, to),
-        None => (None, now.as_millis()),
+    let (from, to, at_most) = match text(3).and_then(|head| serde_json::from_str(&head).ok()) {
+        Some(Head::Page { since, answered_at, .. }) => (since, answered_at, Some(PAGE_LIMIT)),
+        Some(Head::Gap { from, to, at_most, .. }) => (from, to, at_most),
+        None => (None, now.as_millis(), None),
     };
     Ok(feed.map(|feed| Gap {
         feed,
@@ -195,7 +201,7 @@ fn gap_for(
         from: from.map(Timestamp::from_millis),
         to: Timestamp::from_millis(to).after(CLOCK_MARGIN),
         at_least: 0,
-        at_most: Some(PAGE_LIMIT),
+        at_most,
     }))
 }
 
@@ -223,19 +229,23 @@ pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The places of all entries, without looking into them. A damaged place is left out: its row is
-/// found when it is read.
-pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Option<Place>)>> {
-    let mut statement =
-        connection.prepare("SELECT sequence, partition, incarnation, ticket FROM entries")?;
+/// The places of all entries and their feeds, without looking further into them. A damaged place is
+/// left out: its row is found when it is read.
+pub(super) fn places(
+    connection: &Connection,
+) -> rusqlite::Result<Vec<(Sequence, Option<(Place, Option<Feed>)>)>> {
+    let mut statement = connection.prepare(
+        "SELECT sequence, partition, incarnation, ticket, app, region, endpoint FROM entries",
+    )?;
     let rows = statement.query_map([], |row| {
         let place = || {
             let incarnation: String = row.get(2).ok()?;
-            Some(Place {
+            let place = Place {
                 partition: row.get(1).ok()?,
                 incarnation: incarnation.parse().ok()?,
                 ticket: Ticket(row.get::<_, i64>(3).ok()?.cast_unsigned()),
-            })
+            };
+            Some((place, super::tickets::read_feed(row, 4)))
         };
         Ok((Sequence(row.get(0)?), place()))
     })?;

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use rusqlite::ErrorCode;
@@ -16,22 +18,22 @@ use rusqlite::Row;
 use rusqlite::params_from_iter;
 use rusqlite::types::ValueRef;
 
-use super::Place;
 use super::Sequence;
 use super::image::Image;
 use super::image::Record;
 use super::image::Value;
 use super::rows;
 use super::rows::Raw;
+use crate::model::Feed;
 use crate::model::PageId;
 
 /// What memory knows of a database that it used until now.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// Rows that are still wanted, with the names of their entries.
-    pub(super) rows: BTreeMap<Sequence, Option<PageId>>,
-    /// Requests that are out.
-    pub(super) open: HashSet<Place>,
+    pub(super) rows: BTreeMap<Sequence, PageId>,
+    /// The rows of these names.
+    pub(super) by_id: HashMap<PageId, Sequence>,
 }
 
 /// What was carried.
@@ -41,6 +43,10 @@ pub(super) struct Carried {
     pub(super) rows: BTreeSet<Sequence>,
     /// Everything in the old one could be read. If not, records of requests may be missing, too.
     pub(super) whole: bool,
+    /// Entries that memory knows and that could not be read, by feed: a gap has taken their place.
+    pub(super) lost: BTreeMap<Arc<Feed>, u64>,
+    /// The same, where the feed is not known: no gap can be told.
+    pub(super) nameless: Vec<Sequence>,
 }
 
 /// Where it is carried to.
@@ -58,7 +64,8 @@ pub(super) fn carry(
     new: &Connection,
     known: Option<&Known>,
 ) -> rusqlite::Result<Carried> {
-    let carried = Carried { rows: BTreeSet::new(), whole: true };
+    let (rows, lost, nameless) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
+    let carried = Carried { rows, whole: true, lost, nameless };
     let mut carrier = Carrier { new, known, ids: HashSet::new(), carried };
     let entries_are_whole = match old {
         Some(old) => carrier.read_all(old)?,
@@ -86,20 +93,27 @@ impl Carrier<'_> {
         let mut others_are_whole =
             each_row(old, "SELECT * FROM damaged", |row| set_aside(new, row))?;
         for table in ["open_tickets", "requests", "feeds"] {
+            // Which requests are out, a process that used the file knows better.
+            if table == "open_tickets" && self.known.is_some() {
+                continue;
+            }
             let select = format!("SELECT * FROM {table}");
             others_are_whole &= each_row(old, &select, |row| copy(new, table, row))?;
         }
-        self.forget_settled()?;
         self.carried.whole &= others_are_whole;
         Ok(entries_are_whole)
     }
 
     fn entry(&mut self, row: &Row<'_>) -> rusqlite::Result<()> {
         let Some(raw) = Raw::read(row) else { return set_aside(self.new, row) };
-        if self.known.is_some_and(|known| !known.rows.contains_key(&raw.row)) {
-            return Ok(());
-        }
         let raw = raw.of_this_version();
+        if let Some(known) = self.known {
+            let Some(id) = known.rows.get(&raw.row) else { return Ok(()) };
+            // What was written there before, of a page that the disk never took.
+            if raw.is_sound() && raw.id() != Some(*id) {
+                return set_aside(self.new, row);
+            }
+        }
         match raw.store(self.new) {
             Ok(()) => {
                 self.ids.extend(raw.id());
@@ -129,9 +143,10 @@ impl Carrier<'_> {
     fn found(&mut self, mut raw: Raw) -> rusqlite::Result<()> {
         let Some(id) = raw.id().filter(|id| !self.ids.contains(id)) else { return Ok(()) };
         if let Some(known) = self.known {
-            let its = known.rows.iter().find(|(_, known)| **known == Some(id));
-            let Some((row, _)) = its else { return Ok(()) };
+            let Some(row) = known.by_id.get(&id) else { return Ok(()) };
             raw.row = *row;
+            // What SQLite read there has another name: it is damaged, and this is not.
+            rows::delete(self.new, raw.row)?;
         } else if self.carried.rows.contains(&raw.row) {
             let last = self.carried.rows.last().map_or(0, |last| last.0.max(0));
             raw.row = Sequence(last + 1);
@@ -139,17 +154,6 @@ impl Carrier<'_> {
         raw.store(self.new)?;
         self.ids.insert(id);
         self.carried.rows.insert(raw.row);
-        Ok(())
-    }
-
-    /// Tickets that have their end stay open in a file that did not take the end.
-    fn forget_settled(&self) -> rusqlite::Result<()> {
-        let Some(known) = self.known else { return Ok(()) };
-        for killed in super::tickets::open(self.new)? {
-            if !known.open.contains(&killed.place) {
-                super::tickets::delete(self.new, &killed.place)?;
-            }
-        }
         Ok(())
     }
 }

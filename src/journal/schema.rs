@@ -9,13 +9,18 @@
 //! |---|---|
 //! | 2 | a feed has a pace, a page may be held |
 //! | 3 | the checksum of an entry covers its partition, too |
+//! | 4 | a doubt stays on record until its gaps are; a page may be encoded |
 
 use rusqlite::Connection;
 
 use super::rows;
 
 /// The version of the tables; `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
+
+/// The log's file is cut to this length in bytes when it begins anew: twice what it grows to where
+/// nobody hinders its copying into the database.
+const LONG_LOG: i64 = 32 * 1024 * 1024;
 
 /// A held entry has a sequence below zero until it is released: nobody who reads forward finds it.
 const TABLES: &str = "
@@ -44,6 +49,9 @@ CREATE TABLE requests (
 CREATE TABLE damaged AS SELECT * FROM entries WHERE false;
 ";
 
+/// One row where records of requests may be missing: of requests that left before its moment.
+const DOUBT: &str = "CREATE TABLE doubt (until INTEGER NOT NULL) STRICT;";
+
 /// From version 1: a feed may have a pace before it was ever seen empty.
 const FROM_1: &str = "
 ALTER TABLE feeds RENAME TO feeds_1;
@@ -62,7 +70,9 @@ pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     // 16 MiB of log before it is copied into the database.
-    connection.pragma_update(None, "wal_autocheckpoint", 4_096)
+    connection.pragma_update(None, "wal_autocheckpoint", 4_096)?;
+    // A log that grew while somebody read it is cut when it begins anew.
+    connection.pragma_update(None, "journal_size_limit", LONG_LOG)
 }
 
 /// The version of the tables; 0 where there are none.
@@ -85,14 +95,18 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = connection.unchecked_transaction()?;
     match version {
         0 => transaction.execute_batch(TABLES)?,
-        1 => {
-            transaction.execute_batch(FROM_1)?;
-            rows::renew_checksums(&transaction)?;
-        }
-        _ => rows::renew_checksums(&transaction)?,
+        1 => transaction.execute_batch(FROM_1)?,
+        _ => {}
     }
+    if (1..3).contains(&version) {
+        rows::renew_checksums(&transaction)?;
+    }
+    transaction.execute_batch(DOUBT)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
-    // A log of another database shows by its mark: SQLite would not know.
-    transaction.pragma_update(None, "application_id", rand::random::<i32>())?;
+    // A log of another database shows by its mark: SQLite would not know. One that is there stays:
+    // until this is copied into the file, the file has the old one.
+    if mark(&transaction)? == 0 {
+        transaction.pragma_update(None, "application_id", rand::random::<i32>())?;
+    }
     transaction.commit()
 }

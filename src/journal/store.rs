@@ -6,9 +6,12 @@
 //! becomes durable, so that no crash lets that one overtake it. By then it is usually forwarded and
 //! forgotten, and its body is not written a second time.
 
+mod admission;
 mod mending;
 mod reading;
 mod recovery;
+mod room;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -20,6 +23,10 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
+use self::room::Room;
+use self::standing::Feeds;
+use self::standing::Request;
+use self::standing::Standing;
 use super::Backlog;
 use super::Command;
 use super::Held;
@@ -31,6 +38,7 @@ use super::Recovered;
 use super::Sequence;
 use super::Settled;
 use super::database::Database;
+use super::doubt;
 use super::files;
 use super::rows;
 use super::tickets;
@@ -38,6 +46,7 @@ use crate::model::AppId;
 use crate::model::Content;
 use crate::model::Entry;
 use crate::model::Feed;
+use crate::model::Gap;
 use crate::model::Incarnation;
 use crate::model::Pace;
 use crate::model::Ticket;
@@ -63,11 +72,16 @@ pub(super) struct Store {
     next_ticket: u64,
     /// Numbers the requests of each app, over all processes.
     next_request: HashMap<AppId, i64>,
+    /// Requests that are out.
+    open: HashMap<Place, Request>,
+    /// Bytes that are reserved for their answers.
     reserved: u64,
+    room: Room,
+    feeds: Feeds,
     /// Tickets that are open, or whose entry waits: all below the first of them is settled.
     unsettled: HashMap<(Incarnation, i32), BTreeSet<u64>>,
     /// All entries; one that is held stands at its row.
-    places: BTreeMap<Sequence, Option<Place>>,
+    places: BTreeMap<Sequence, Standing>,
     /// Rows of released entries that have not moved yet, by the sequence that they move to.
     released: BTreeMap<Sequence, Sequence>,
     /// Rows that are forwarded and still stored: they go with the next transaction. A restart
@@ -79,6 +93,10 @@ pub(super) struct Store {
     in_memory: BTreeMap<Sequence, (i32, Entry)>,
     /// Damaged entries that are kept in a table of their own.
     set_aside: u64,
+    /// Requests up to this moment may be missing on record, and the file says so.
+    doubt: Option<Timestamp>,
+    /// The gaps for that are taken in: once all of them are stored the file need not say it.
+    doubt_is_told: bool,
     backlog: watch::Sender<Backlog>,
 }
 
@@ -92,12 +110,11 @@ impl Store {
         incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(Self, Recovered), OpenError> {
-        let (database, in_doubt) = Database::open(data_dir, now)?;
+        let database = Database::open(data_dir, now)?;
         let path = data_dir.join(files::DATABASE);
-        let (mut store, mut recovered) = Self::on(database, max_size, incarnation, now)
+        let (mut store, recovered) = Self::on(database, max_size, incarnation, now)
             .map_err(|cause| OpenError::Database { path, cause })?;
-        store.database.set_stopped(false);
-        recovered.in_doubt |= in_doubt;
+        store.database.begin();
         Ok((store, recovered))
     }
 
@@ -111,10 +128,10 @@ impl Store {
         let mut store = Self::new(database, max_size, incarnation, now);
         let mut recovered = store.recover(now);
         if recovered.is_err() && store.database.is_distrusted() {
-            store.database.renew(None, now, |_| Ok(Vec::new()))?;
+            store.database.renew(None, now, |connection, _| doubt::note(connection, now))?;
             let database = std::mem::replace(&mut store.database, Database::none());
             store = Self::new(database, max_size, incarnation, now);
-            recovered = store.recover(now).map(|it| Recovered { in_doubt: true, ..it });
+            recovered = store.recover(now);
         }
         store.database.weigh();
         store.announce();
@@ -131,7 +148,10 @@ impl Store {
             next_held: -1,
             next_ticket: 1,
             next_request: HashMap::new(),
+            open: HashMap::new(),
             reserved: 0,
+            room: Room::default(),
+            feeds: Feeds::default(),
             unsettled: HashMap::new(),
             places: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -139,6 +159,8 @@ impl Store {
             paces: BTreeMap::new(),
             in_memory: BTreeMap::new(),
             set_aside: 0,
+            doubt: None,
+            doubt_is_told: false,
             backlog: watch::Sender::default(),
         }
     }
@@ -160,18 +182,21 @@ impl Store {
                     group.opened.push(Opening { feed, partition, since, now, reply });
                 }
                 Command::Settle { place, content, reply } => {
-                    let (row, entry) = (self.next_sequence(), place.entry(content));
-                    group.settled.push(Settling { place, row, entry, room: RESERVED_BYTES, reply });
+                    let row = self.next_sequence();
+                    group.settled.push(Settling::new(place, row, content, Some(reply)));
                 }
                 Command::Close { place } => group.closed.push(place),
                 Command::Hold { place, content, reply } => {
-                    let (row, entry) = (self.next_row_of_held(), place.entry(content));
-                    group.settled.push(Settling { place, row, entry, room: RESERVED_BYTES, reply });
+                    let row = self.next_row_of_held();
+                    group.settled.push(Settling::new(place, row, content, Some(reply)));
                 }
                 Command::Note { partition, gap, reply } => {
-                    let place = self.next_place(partition);
-                    let (row, entry) = (self.next_sequence(), place.entry(Content::Gap(gap)));
-                    group.settled.push(Settling { place, row, entry, room: 0, reply });
+                    group.settled.push(self.noting(partition, gap, Some(reply)));
+                }
+                Command::SettleDoubt { gaps, reply } => {
+                    let gaps = gaps.into_iter().map(|(it, gap)| self.noting(it, gap, None));
+                    group.settled.extend(gaps);
+                    group.doubt = Some(reply);
                 }
                 Command::Release { held } => held.into_iter().for_each(|it| self.release(it)),
                 Command::KeepPace { feed, pace, now } => {
@@ -213,26 +238,17 @@ impl Store {
         self.store_what_waits_in_memory();
         // That may have been the one to find out.
         self.mend();
-        let openings = std::mem::take(&mut group.opened);
-        let (opened, refused): (Vec<_>, Vec<_>) = match self.room_for(openings.len()) {
-            Ok(()) => (openings, Vec::new()),
-            Err(error) => {
-                (Vec::new(), openings.into_iter().map(|it| (it, error.clone())).collect())
-            }
-        };
-        for (opening, error) in refused {
-            drop(opening.reply.send(Err(error)));
-        }
+        let opened = self.admit(std::mem::take(&mut group.opened));
         if !opened.is_empty() {
             self.database.set_stopped(false);
         }
-        let places: Vec<(Place, i64)> = opened.iter().map(|it| self.draw(it)).collect();
         let has_entries = !group.settled.is_empty();
+        self.doubt_is_told |= group.doubt.is_some();
         let noted = self.take_noted(has_entries || group.flush);
         let written = self.transact(has_entries, |connection| {
-            for (opening, (place, request)) in opened.iter().zip(&places) {
-                let Opening { feed, since, now, .. } = opening;
-                tickets::insert(connection, place, feed, *since, *now, *request)?;
+            for Opened { opening: Opening { feed, since, now, .. }, place, number, .. } in &opened {
+                tickets::insert(connection, place, feed, *since, *now)?;
+                tickets::remember(connection, &feed.app, *number, *now)?;
             }
             for place in &group.closed {
                 tickets::settle(connection, place)?;
@@ -243,18 +259,15 @@ impl Store {
             }
             noted.write(connection)
         });
-        if written.is_err() {
-            self.put_back(noted);
+        match &written {
+            Ok(()) => self.doubt = self.doubt.filter(|_| !noted.settles_doubt),
+            Err(_) => self.put_back(noted),
         }
-        for (opening, (place, _)) in opened.into_iter().zip(places) {
-            match &written {
-                Ok(()) => self.reserved += RESERVED_BYTES,
-                Err(_) => self.settle(place),
-            }
-            drop(opening.reply.send(written.clone().map(|()| place)));
+        for opened in opened {
+            self.begin(opened, &written);
         }
         for place in group.closed {
-            self.reserved -= RESERVED_BYTES;
+            self.end(&place, Some(0));
             self.settle(place);
         }
         let settled: Vec<_> =
@@ -263,7 +276,11 @@ impl Store {
         self.mend();
         for (row, reply) in settled {
             let is_stored = !self.in_memory.contains_key(&row);
+            let Some(reply) = reply else { continue };
             drop(reply.send((row, if is_stored { Ok(()) } else { written.clone() })));
+        }
+        if let Some(reply) = group.doubt {
+            drop(reply.send(if self.in_memory.is_empty() { Ok(()) } else { written }));
         }
     }
 
@@ -272,33 +289,30 @@ impl Store {
         &mut self,
         settling: Settling,
         is_stored: bool,
-    ) -> (Sequence, oneshot::Sender<Settled>) {
-        let Settling { place, row, entry, room, reply } = settling;
-        self.reserved -= room;
-        self.places.insert(row, Some(place));
+    ) -> (Sequence, Option<oneshot::Sender<Settled>>) {
+        let Settling { place, row, entry, reply } = settling;
+        let body = match &entry.content {
+            Content::Page(page) => Some(page.body.len()),
+            Content::Gap(_) => None,
+        };
+        self.end(&place, body);
+        let feed = self.feeds.name(entry.content.feed());
+        self.places.insert(row, Standing::new(place, &entry.content, feed));
         if !is_stored {
             self.in_memory.insert(row, (place.partition, entry));
         }
         (row, reply)
     }
 
-    fn room_for(&mut self, requests: usize) -> Result<(), JournalError> {
-        if !self.in_memory.is_empty() {
-            return Err(JournalError::PagesInMemory { pages: self.in_memory.len() });
-        }
-        let asked = RESERVED_BYTES * requests as u64;
-        let bytes = self.used_bytes() + asked;
-        if bytes > self.max_size {
-            return Err(JournalError::Full { bytes, max_size: self.max_size });
-        }
-        let needed = self.reserved + asked;
-        self.database
-            .has_room_for(needed)
-            .map_err(|available| JournalError::DiskFull { available, needed })
-    }
-
-    fn used_bytes(&self) -> u64 {
-        self.database.bytes() + self.reserved
+    /// A gap that belongs to no request.
+    fn noting(
+        &mut self,
+        partition: i32,
+        gap: Gap,
+        reply: Option<oneshot::Sender<Settled>>,
+    ) -> Settling {
+        let (place, row) = (self.next_place(partition), self.next_sequence());
+        Settling::new(place, row, Content::Gap(gap), reply)
     }
 
     fn transact(
@@ -329,15 +343,6 @@ impl Store {
         place
     }
 
-    /// The next ticket, and the number of its request among those of the app.
-    fn draw(&mut self, opening: &Opening) -> (Place, i64) {
-        let place = self.next_place(opening.partition);
-        let next = self.next_request.entry(opening.feed.app.clone()).or_default();
-        let request = *next;
-        *next += 1;
-        (place, request)
-    }
-
     /// Puts a held entry at the end of the line.
     fn release(&mut self, held: Held) {
         let row = held.row;
@@ -359,6 +364,7 @@ impl Store {
             released: if moving { std::mem::take(&mut self.released) } else { BTreeMap::new() },
             forgotten: std::mem::take(&mut self.forgotten),
             paces: std::mem::take(&mut self.paces),
+            settles_doubt: self.doubt.is_some() && self.doubt_is_told && self.in_memory.is_empty(),
         }
     }
 
@@ -383,8 +389,8 @@ impl Store {
     /// Takes an entry out of the line. Gives the row that may go.
     fn forget(&mut self, sequence: Sequence) -> Sequence {
         self.in_memory.remove(&sequence);
-        if let Some(Some(place)) = self.places.remove(&sequence) {
-            self.settle(place);
+        if let Some(standing) = self.places.remove(&sequence) {
+            self.settle(standing.place);
         }
         self.released.remove(&sequence).unwrap_or(sequence)
     }
@@ -427,6 +433,8 @@ struct Group {
     /// Tickets whose requests brought nothing.
     closed: Vec<Place>,
     settled: Vec<Settling>,
+    /// The gaps of the doubt are among them.
+    doubt: Option<oneshot::Sender<Result<(), JournalError>>>,
     /// What was only noted is written too.
     flush: bool,
 }
@@ -439,13 +447,21 @@ struct Opening {
     reply: oneshot::Sender<Result<Place, JournalError>>,
 }
 
+/// A request that may leave once its ticket is on record.
+struct Opened {
+    opening: Opening,
+    place: Place,
+    /// Its number among those of the app.
+    number: i64,
+    /// Bytes that are reserved for its answer.
+    room: u64,
+}
+
 struct Settling {
     place: Place,
     row: Sequence,
     entry: Entry,
-    /// Bytes that were reserved for it.
-    room: u64,
-    reply: oneshot::Sender<Settled>,
+    reply: Option<oneshot::Sender<Settled>>,
 }
 
 /// What needs no transaction of its own.
@@ -453,13 +469,32 @@ struct Noted {
     released: BTreeMap<Sequence, Sequence>,
     forgotten: Vec<Sequence>,
     paces: BTreeMap<Feed, (Pace, Timestamp)>,
+    /// The gaps of the doubt are stored by then.
+    settles_doubt: bool,
 }
 
 // === impl Group ===
 
 impl Group {
     fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.closed.is_empty() && self.settled.is_empty() && !self.flush
+        self.opened.is_empty()
+            && self.closed.is_empty()
+            && self.settled.is_empty()
+            && self.doubt.is_none()
+            && !self.flush
+    }
+}
+
+// === impl Settling ===
+
+impl Settling {
+    fn new(
+        place: Place,
+        row: Sequence,
+        content: Content,
+        reply: Option<oneshot::Sender<Settled>>,
+    ) -> Self {
+        Self { place, row, entry: place.entry(content), reply }
     }
 }
 
@@ -473,6 +508,9 @@ impl Noted {
         }
         for (feed, (pace, now)) in &self.paces {
             tickets::keep_pace(connection, feed, *pace, *now)?;
+        }
+        if self.settles_doubt {
+            doubt::settle(connection)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 mod damage;
+mod doubt;
 mod model;
+mod room;
 
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -281,9 +283,9 @@ async fn a_damaged_page_is_set_aside_and_blocks_nobody() {
 #[test]
 fn a_journal_of_a_newer_version_is_refused() {
     let connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch("PRAGMA user_version = 4").unwrap();
+    connection.execute_batch("PRAGMA user_version = 5").unwrap();
     let opened = Journal::simulated(connection, ROOM, incarnation(1), at(9));
-    assert!(matches!(opened, Err(OpenError::Newer { version: 4, .. })));
+    assert!(matches!(opened, Err(OpenError::Newer { version: 5, .. })));
 }
 
 #[tokio::test]
@@ -504,12 +506,38 @@ async fn a_journal_of_version_2_is_read_and_becomes_one_of_this_version() {
 }
 
 #[tokio::test]
-async fn a_page_whose_feed_is_damaged_is_set_aside_and_no_gap_names_another() {
+async fn a_journal_of_version_3_is_read_and_becomes_one_of_this_version() {
+    let operator = shared("version-3");
+    operator.execute_batch(include_str!("../../tests/fixtures/journal-version-3.sql")).unwrap();
+    let mark = schema::mark(&operator).unwrap();
+    let (journal, recovered) = simulated(shared("version-3"), 2);
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["kept by version 3", "overflow", "process_killed"]);
+    assert_eq!(&recovered.held[0].1.body[..], b"held by version 3");
+    let pace = Pace { events_per_second: 2.5, burst: 1_990.0 };
+    assert_eq!(recovered.paces[&feed(Endpoint::User)], (pace, at(2)));
+    assert_eq!(recovered.in_doubt, None);
+    assert_eq!(schema::version(&operator).unwrap(), schema::VERSION);
+    assert_eq!(schema::mark(&operator).unwrap(), mark, "the file has it until it is copied there");
+}
+
+#[tokio::test]
+async fn a_page_whose_feed_is_damaged_is_set_aside_and_its_gap_names_no_other() {
     let operator = shared("whose");
     let (journal, _) = simulated(shared("whose"), 1);
-    store(&journal, "whose").await;
+    store(&journal, "ours").await;
+    store(&journal, "of the next process").await;
+    operator.execute("UPDATE entries SET app = 'b' WHERE sequence = 1", []).unwrap();
+    let waiting = read(&journal).await;
+    assert_eq!(bodies(&waiting), ["journal_damaged", "of the next process"]);
+    assert_eq!(waiting[0].entry.content.feed(), &feed(Endpoint::User), "memory knows it");
+    journal.forget(vec![waiting[0].sequence]).await;
+    journal.flush().await;
+    drop(journal);
+
     operator.execute("UPDATE entries SET app = 'b'", []).unwrap();
-    assert!(read(&journal).await.is_empty());
+    let (journal, _) = simulated(shared("whose"), 2);
+    assert!(read(&journal).await.is_empty(), "nobody knows it");
     let backlog = journal.backlog().borrow().clone();
-    assert_eq!((backlog.entries, backlog.set_aside), (0, 1));
+    assert_eq!((backlog.entries, backlog.set_aside), (0, 2));
 }

@@ -25,14 +25,13 @@ pub(super) struct Killed {
     pub(super) asked_at: Timestamp,
 }
 
-/// Puts a ticket on record, and the time of its request over that of the tenth before.
+/// Puts a ticket on record.
 pub(super) fn insert(
     connection: &Connection,
     place: &Place,
     feed: &Feed,
     since: Option<Timestamp>,
-    now: Timestamp,
-    request: i64,
+    asked_at: Timestamp,
 ) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO open_tickets
@@ -47,14 +46,38 @@ pub(super) fn insert(
         feed.region.as_str(),
         feed.endpoint.name(),
         since.map(Timestamp::as_millis),
-        now.as_millis(),
+        asked_at.as_millis(),
     ])?;
+    Ok(())
+}
+
+/// Remembers when an app was asked, over the tenth request before this one.
+pub(super) fn remember(
+    connection: &Connection,
+    app: &AppId,
+    request: i64,
+    asked_at: Timestamp,
+) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO requests (app, slot, number, asked_at) VALUES (?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET number = excluded.number, asked_at = excluded.asked_at",
     )?;
     let slot = request % REQUESTS_REMEMBERED;
-    statement.execute(params![feed.app.as_str(), slot, request, now.as_millis()])?;
+    statement.execute(params![app.as_str(), slot, request, asked_at.as_millis()])?;
+    Ok(())
+}
+
+/// Forgets apps that were not asked since `before` and have nothing here: they are not polled any
+/// more, and would stay for ever.
+pub(super) fn forget_apps(connection: &Connection, before: Timestamp) -> rusqlite::Result<()> {
+    let gone = "SELECT app FROM requests GROUP BY app HAVING max(asked_at) < ?
+         EXCEPT SELECT app FROM entries EXCEPT SELECT app FROM open_tickets";
+    let mut statement = connection.prepare(gone)?;
+    let apps = statement.query_map([before.as_millis()], |row| row.get::<_, String>(0))?;
+    for app in apps.collect::<rusqlite::Result<Vec<_>>>()? {
+        connection.execute("DELETE FROM feeds WHERE app = ?", [&app])?;
+        connection.execute("DELETE FROM requests WHERE app = ?", [&app])?;
+    }
     Ok(())
 }
 
@@ -132,7 +155,8 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
     Ok(found)
 }
 
-fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
+/// The feed in three columns of a row.
+pub(super) fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
     Some(Feed {
         app: AppId::new(row.get::<_, String>(first).ok()?),
         region: Region::new(row.get::<_, String>(first + 1).ok()?),

@@ -12,6 +12,7 @@
 
 mod command;
 mod disk;
+mod start;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -85,12 +85,13 @@ pub(super) async fn once(settings: Settings) -> Vec<Finding> {
 }
 
 async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
+    // Before the journal: only the last step of a start changes anything.
+    let http = Http::new(&settings.agora).map_err(|error| Chain(&error).to_string())?;
     let clock = Clock::system();
     let incarnation = Incarnation::from_u128(rand::random());
     let opened =
         Journal::open(&settings.data_dir, settings.journal.max_size, incarnation, clock.now());
     let (journal, recovered) = opened.map_err(|error| Chain(&error).to_string())?;
-    let http = Http::new(&settings.agora).map_err(|error| Chain(&error).to_string())?;
     let shared = Arc::new(Shared::default());
     let transport = Once { http, feeds: feeds(&settings), shared: Arc::clone(&shared) };
     let seed = rand::random::<u32>().into();

@@ -1,5 +1,6 @@
 //! Whether a file can be trusted: before it is used, and after an error.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -61,7 +62,13 @@ impl Unusable {
 /// Whether records of requests of the process before may be missing, and says why.
 pub(super) fn requests_in_doubt(lock: &Lock, path: &Path, log: &Path) -> bool {
     let Some(before) = &lock.before else { return false };
-    if !path.exists() {
+    if before.in_doubt {
+        warn!(%before, "the last start failed before the journal took down what it found missing");
+        return true;
+    }
+    // A start that failed may have left an empty file.
+    let is_empty = |path: &Path| fs::metadata(path).map_or(0, |file| file.len()) == 0;
+    if is_empty(path) && is_empty(log) {
         if before.stopped {
             warn!(%before, "the journal is gone; a new one is made");
         } else {

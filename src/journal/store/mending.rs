@@ -2,21 +2,21 @@
 //! new file has to hold.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use tracing::error;
 
 use super::Place;
+use super::Request;
 use super::Sequence;
 use super::Store;
+use super::doubt;
 use super::rows;
 use super::tickets;
 use crate::journal::salvage::Known;
 use crate::model::Entry;
 use crate::model::PageId;
-use crate::model::Ticket;
 
 // === impl Store ===
 
@@ -31,67 +31,99 @@ impl Store {
             store_from_memory(connection, &in_memory)?;
             noted.write(connection)
         });
-        if stored.is_err() {
-            self.in_memory = in_memory;
-            self.put_back(noted);
+        match stored {
+            Ok(()) => self.doubt = self.doubt.filter(|_| !noted.settles_doubt),
+            Err(_) => {
+                self.in_memory = in_memory;
+                self.put_back(noted);
+            }
         }
     }
 
-    /// Goes on in a new file where the present one proves nothing any more.
+    /// Goes on in a new file where the present one proves nothing any more. In its one transaction
+    /// are what can be read, what memory holds, and a gap in the place of each entry that is lost.
     pub(super) fn mend(&mut self) {
         if !self.database.is_to_be_renewed() {
             return;
         }
         let known = self.known();
-        let (in_memory, released) = (&self.in_memory, &self.released);
-        let renewed = self.database.renew(Some(&known), self.now, |connection| {
+        let Self { database, places, in_memory, released, open, now, doubt, .. } = self;
+        let renewed = database.renew(Some(&known), *now, |connection, carried| {
+            for (place, Request { feed, since, asked_at, .. }) in open.iter() {
+                tickets::insert(connection, place, feed, *since, *asked_at)?;
+            }
+            if let Some(until) = *doubt {
+                doubt::note(connection, until)?;
+            }
+            for (sequence, standing) in places.iter() {
+                let row = *released.get(sequence).unwrap_or(sequence);
+                if in_memory.contains_key(sequence) || carried.rows.contains(&row) {
+                    continue;
+                }
+                let (Some(feed), Some(gap)) = (standing.feed(), standing.gap()) else {
+                    // The next start publishes a gap for each feed.
+                    doubt::note(connection, *now)?;
+                    carried.nameless.push(*sequence);
+                    continue;
+                };
+                rows::insert(connection, row, standing.place.partition, &gap)?;
+                carried.rows.insert(row);
+                *carried.lost.entry(Arc::clone(feed)).or_default() += 1;
+            }
             store_from_memory(connection, in_memory)?;
             move_released(connection, released)?;
-            Ok(in_memory.keys().chain(released.keys()).copied().collect())
+            carried.rows.extend(in_memory.keys().chain(released.keys()));
+            Ok(())
         });
         let Ok(carried) = renewed else { return };
+        for (feed, entries) in carried.lost {
+            error!(
+                %feed, entries,
+                "pages in the journal can't be read any more: a gap is published for each"
+            );
+        }
+        if !carried.nameless.is_empty() {
+            let entries = carried.nameless.len();
+            error!(
+                entries,
+                "pages in the journal can't be read any more, nor whose they were: the next start \
+                 publishes a gap for each feed"
+            );
+            (self.doubt, self.doubt_is_told) = (Some(self.now), false);
+        }
+        for sequence in carried.nameless {
+            self.forget(sequence);
+        }
         self.in_memory.retain(|row, _| !carried.rows.contains(row));
-        let lost: Vec<Sequence> =
-            known.rows.keys().filter(|row| !carried.rows.contains(row)).copied().collect();
-        if !lost.is_empty() {
-            error!(entries = lost.len(), "pages can't be read any more; they are lost");
-        }
-        let by_row: HashMap<Sequence, Sequence> =
-            self.released.iter().map(|(sequence, row)| (*row, *sequence)).collect();
-        for row in lost {
-            self.forget(by_row.get(&row).copied().unwrap_or(row));
-        }
         self.released.retain(|sequence, _| !carried.rows.contains(sequence));
         // What was forgotten or moved while the new file waited for its name.
         let wanted = self.known().rows;
         self.forgotten = carried.rows.into_iter().filter(|row| !wanted.contains_key(row)).collect();
+        self.recount();
+    }
+
+    /// Counts what is set aside.
+    pub(super) fn recount(&mut self) {
+        let counted = self.database.connection().and_then(rows::count_set_aside);
+        self.set_aside = counted.unwrap_or(self.set_aside);
     }
 
     /// What is in the database, as far as memory knows.
     fn known(&self) -> Known {
-        let mut open: HashSet<Place> = HashSet::new();
-        for ((incarnation, partition), tickets) in &self.unsettled {
-            let (incarnation, partition) = (*incarnation, *partition);
-            let places =
-                tickets.iter().map(|it| Place { incarnation, partition, ticket: Ticket(*it) });
-            open.extend(places);
-        }
-        let mut rows = BTreeMap::new();
-        for (sequence, place) in &self.places {
-            if let Some(place) = place {
-                open.remove(place);
-            }
+        let mut known = Known::default();
+        for (sequence, standing) in &self.places {
             if !self.in_memory.contains_key(sequence) {
                 let row = self.released.get(sequence).unwrap_or(sequence);
-                rows.insert(*row, place.map(|place| place.id()));
+                known.rows.insert(*row, standing.place.id());
+                known.by_id.insert(standing.place.id(), *row);
             }
         }
-        Known { rows, open }
+        known
     }
 
     /// Whether every request has its end, and everything that is known is stored.
     pub(super) fn has_nothing_open(&self) -> bool {
-        self.in_memory.is_empty() && !self.database.is_distrusted() && self.known().open.is_empty()
+        self.in_memory.is_empty() && !self.database.is_distrusted() && self.open.is_empty()
     }
 }
 

@@ -1,18 +1,25 @@
 //! Entries on their way out, and damaged ones out of the way.
 
 use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Bound;
 
 use tracing::error;
+use tracing::warn;
 
 use super::JournalError;
 use super::Sequence;
+use super::Standing;
 use super::Store;
 use super::database;
 use super::rows;
 use crate::journal::Waiting;
 use crate::journal::rows::Damaged;
+use crate::model::Content;
 use crate::model::Entry;
+
+/// Damaged pages take this share of the journal at most; the oldest go first.
+const SET_ASIDE_SHARE: u64 = 8;
 
 // === impl Store ===
 
@@ -77,9 +84,8 @@ impl Store {
         limit: usize,
     ) -> Vec<(Sequence, Sequence)> {
         let behind = self.released.range((Bound::Excluded(after), Bound::Unbounded));
-        let its = |sequence| {
-            self.places.get(sequence).copied().flatten().is_some_and(|it| it.partition == partition)
-        };
+        let its =
+            |sequence| self.places.get(sequence).is_some_and(|it| it.place.partition == partition);
         behind
             .filter(|(sequence, _)| its(*sequence))
             .map(|(sequence, row)| (*sequence, *row))
@@ -91,16 +97,30 @@ impl Store {
     /// place, where one can be told.
     pub(super) fn set_aside(&mut self, sequence: Sequence) -> Option<(Sequence, Entry)> {
         let row = self.released.get(&sequence).copied().unwrap_or(sequence);
-        let place = self.places.get(&sequence).copied().flatten();
-        let (now, gap) = (self.now, Cell::new(None));
+        let standing = self.places.get(&sequence).cloned();
+        let place = standing.as_ref().map(|it| it.place);
+        let (now, most) = (self.now, self.max_size / SET_ASIDE_SHARE);
+        let ours = self.incarnation;
+        let (set_aside, removed) = (RefCell::new(None), Cell::new(0));
         let written = self.transact(true, |connection| {
-            gap.set(rows::set_aside(connection, row, place.as_ref(), now)?);
+            let gap = match &standing {
+                // What this process took in it knows better than a row that is damaged.
+                Some(standing) if standing.place.incarnation == ours => standing.gap(),
+                Some(Standing { place, .. }) => {
+                    rows::gap_for(connection, row, now)?.map(|gap| place.entry(Content::Gap(gap)))
+                }
+                None => None,
+            };
+            let in_place = gap.as_ref().zip(place).map(|(gap, place)| (place.partition, gap));
+            rows::set_aside(connection, row, in_place)?;
+            removed.set(rows::limit_set_aside(connection, most)?);
+            *set_aside.borrow_mut() = gap;
             Ok(())
         });
         // It stays where it is and is met again by the next process.
         written.ok()?;
-        self.set_aside += 1;
-        let gap = gap.take();
+        self.recount();
+        let gap = set_aside.take();
         error!(
             page = place.map(|it| tracing::field::display(it.id())),
             feed = gap.as_ref().map(|it| tracing::field::display(it.content.feed())),
@@ -108,6 +128,10 @@ impl Store {
             "a page in the journal is damaged: it is set aside with its bytes, and a gap published \
              where its feed can be told; see `agora-rtm-bridge journal list`"
         );
+        if removed.get() > 0 {
+            let pages = removed.get();
+            warn!(pages, "damaged pages that were set aside before are deleted, to keep room");
+        }
         if gap.is_none() {
             self.forget(sequence);
         }

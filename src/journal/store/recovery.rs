@@ -1,8 +1,14 @@
 //! What an earlier process left behind, read at the start.
 
+use std::time::Duration;
+
+use tracing::error;
+
 use super::Held;
 use super::Recovered;
+use super::Standing;
 use super::Store;
+use super::doubt;
 use super::rows;
 use super::tickets;
 use super::tickets::Killed;
@@ -13,6 +19,9 @@ use crate::model::GapCause;
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
+/// An app that was not asked for so long is not polled any more: what is known of it goes.
+const APPS_REMEMBERED: Duration = Duration::from_secs(90 * 86_400);
+
 // === impl Store ===
 
 impl Store {
@@ -21,21 +30,27 @@ impl Store {
     }
 
     fn recall(&mut self, now: Timestamp) -> rusqlite::Result<Recovered> {
-        let mut unreadable = Vec::new();
-        for (row, place) in rows::places(self.database.connection()?)? {
-            if place.is_none() {
-                unreadable.push(row);
-            }
-            self.next_sequence = self.next_sequence.max(row.0 + 1);
-            self.next_held = self.next_held.min(row.0 - 1);
-            self.places.insert(row, place);
-            if let Some(place) = place {
-                self.track(place);
-            }
-        }
+        let before = now.before(APPS_REMEMBERED);
+        self.database.transact(false, |connection| tickets::forget_apps(connection, before))?;
         let mut recovered = Recovered::default();
         self.next_request = tickets::recall(self.database.connection()?, &mut recovered)?;
-        self.set_aside = rows::count_set_aside(self.database.connection()?)?;
+        let mut unreadable = Vec::new();
+        for (row, place) in rows::places(self.database.connection()?)? {
+            self.next_sequence = self.next_sequence.max(row.0 + 1);
+            self.next_held = self.next_held.min(row.0 - 1);
+            let Some((place, feed)) = place else {
+                unreadable.push(row);
+                continue;
+            };
+            // A feed counts where its app was asked: the row may be damaged.
+            let feed = feed.filter(|it| recovered.last_requests.contains_key(&it.app));
+            let feed = feed.map(|it| self.feeds.name(&it));
+            self.places.insert(row, Standing::found(place, feed, now));
+            self.track(place);
+        }
+        self.doubt = doubt::read(self.database.connection()?)?;
+        recovered.in_doubt = self.doubt;
+        self.recount();
         // Nobody reads them forward: their partition may be gone.
         for row in unreadable {
             self.set_aside(row);
@@ -77,8 +92,8 @@ impl Store {
         let mut gaps = Vec::with_capacity(killed.len());
         for Killed { place, feed, since, .. } in killed {
             let sequence = self.next_sequence();
-            self.places.insert(sequence, Some(place));
             self.track(place);
+            let name = self.feeds.name(&feed);
             let gap = Gap {
                 feed,
                 cause: GapCause::ProcessKilled,
@@ -87,7 +102,9 @@ impl Store {
                 at_least: 0,
                 at_most: Some(PAGE_LIMIT),
             };
-            gaps.push((sequence, place, place.entry(Content::Gap(gap))));
+            let gap = place.entry(Content::Gap(gap));
+            self.places.insert(sequence, Standing::new(place, &gap.content, name));
+            gaps.push((sequence, place, gap));
         }
         let noted = self.take_noted(true);
         self.database.transact(true, |connection| {
@@ -97,6 +114,14 @@ impl Store {
             noted.write(connection)?;
             connection.execute("DELETE FROM open_tickets", [])?;
             Ok(())
-        })
+        })?;
+        if recovered.killed_in_flight > 0 {
+            error!(
+                requests = recovered.killed_in_flight,
+                "the last process ended while requests were out; their answers may be lost, and a \
+                 gap is published for each"
+            );
+        }
+        Ok(())
     }
 }

@@ -126,7 +126,7 @@ async fn undamaged_remains_are_all_found_and_nothing_is_kept_aside() {
         let found = killed(in_database).await.leave("nothing", &all()).await;
         assert_eq!(found.gaps, ["process_killed"]);
         assert!(found.kept.is_empty());
-        assert!(!found.recovered.in_doubt);
+        assert_eq!(found.recovered.in_doubt, None);
     }
 }
 
@@ -184,7 +184,7 @@ async fn a_broken_structure_costs_no_page_whose_bytes_are_there() {
         destroy(&remains);
         let found = remains.leave(what, &all()).await;
         assert!(!found.kept.is_empty(), "{what}");
-        assert!(found.recovered.in_doubt, "{what}");
+        assert_eq!(found.recovered.in_doubt, Some(at(9)), "{what}");
     }
 }
 
@@ -195,7 +195,7 @@ async fn a_file_cut_short_costs_what_was_cut() {
     let file = OpenOptions::new().write(true).open(remains.path(files::DATABASE)).unwrap();
     file.set_len(last).unwrap();
     let found = remains.leave("cut", &all()[..9]).await;
-    assert!(found.recovered.in_doubt);
+    assert_eq!(found.recovered.in_doubt, Some(at(9)));
     assert_eq!(found.kept.len(), 1);
 }
 
@@ -204,7 +204,7 @@ async fn a_log_that_is_gone_costs_what_was_only_there_and_is_noticed() {
     let remains = killed(false).await;
     fs::remove_file(remains.path("journal.sqlite-wal")).unwrap();
     let found = remains.leave("no log", &[]).await;
-    assert!(found.recovered.in_doubt);
+    assert_eq!(found.recovered.in_doubt, Some(at(9)));
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn of_a_file_that_is_no_database_at_all_only_the_file_is_kept() {
     let remains = killed(true).await;
     fs::write(remains.path(files::DATABASE), "not a database".repeat(10_000)).unwrap();
     let found = remains.leave("nonsense", &[]).await;
-    assert!(found.recovered.in_doubt);
+    assert_eq!(found.recovered.in_doubt, Some(at(9)));
     assert!(fs::read_to_string(&found.kept[0]).unwrap() == "not a database".repeat(10_000));
 }
 
@@ -260,7 +260,109 @@ async fn files_that_vanish_under_a_running_journal_cost_nothing() {
         assert_eq!(found.len() + recovered.held.len(), 4, "{what}: {found:?}");
         assert!(found.starts_with(&["before", "after"]), "{what}: {found:?}");
         assert!(found.contains(&"process_killed"), "{what}: {found:?}");
-        assert!(!recovered.in_doubt, "{what}");
+        assert_eq!(recovered.in_doubt, None, "{what}");
+    }
+}
+
+/// Opens a journal with many pages of several feeds in its file, and zeroes a sixth of that.
+async fn zeroed_while_running(pages: usize) -> (TempDir, Journal, Vec<PageId>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&directory, 1);
+    let mut ids = Vec::new();
+    for page_number in 0..pages {
+        let feed = feed(Endpoint::ALL[page_number % 2]);
+        let reservation = journal.reserve(&feed, 3, Some(at(1)), at(2)).await.unwrap();
+        ids.push(reservation.place.id());
+        let page = Page { feed, since: Some(at(1)), ..page(&body(page_number % PAGES)) };
+        reservation.settle(Content::Page(page)).await.unwrap();
+    }
+    let other = Connection::open(directory.path().join(files::DATABASE)).unwrap();
+    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(other);
+    zero_a_sixth(directory.path());
+    (directory, journal, ids)
+}
+
+/// And lets another connection write, so that SQLite drops what it has in its cache.
+fn zero_a_sixth(data_dir: &std::path::Path) {
+    let path = data_dir.join(files::DATABASE);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let sixth = file.metadata().unwrap().len() / 4_096 / 6 * 4_096;
+    file.write_all_at(&vec![0; usize::try_from(sixth).unwrap()], sixth).unwrap();
+    let other = Connection::open(path).unwrap();
+    other.execute("UPDATE requests SET number = number + 10", []).unwrap();
+}
+
+/// Takes all that waits.
+async fn take_all(journal: &Journal) -> Vec<Waiting> {
+    let (mut all, mut last) = (Vec::new(), Sequence::START);
+    loop {
+        let waiting = journal.read(3, last, 8).await.unwrap();
+        let Some(newest) = waiting.last() else { return all };
+        last = newest.sequence;
+        all.extend(waiting);
+    }
+}
+
+#[tokio::test]
+async fn damage_met_while_running_leaves_a_gap_in_the_place_of_each_page_that_is_lost() {
+    let (directory, journal, ids) = zeroed_while_running(600).await;
+    let out = reserve(&journal).await;
+    let waiting = take_all(&journal).await;
+    let found: Vec<PageId> = waiting.iter().map(|it| it.entry.id).collect();
+    assert!(found == ids, "{} of {}", found.len(), ids.len());
+    let mut lost = 0;
+    for (number, waiting) in waiting.iter().enumerate() {
+        match &waiting.entry.content {
+            Content::Page(page) => assert!(page.body == body(number % PAGES).as_bytes()),
+            Content::Gap(gap) => {
+                lost += 1;
+                let bounds = (gap.from, gap.to, gap.at_most);
+                assert_eq!(bounds, (Some(at(1)), at(12), Some(1_000)));
+                assert_eq!(gap.cause, GapCause::JournalDamaged);
+                assert_eq!(gap.feed, feed(Endpoint::ALL[number % 2]));
+            }
+        }
+    }
+    assert!((30..300).contains(&lost), "{lost}");
+    let kept = kept(directory.path());
+    assert_eq!(kept.len(), 1, "{kept:?}");
+
+    // The next process finds the same, and the request that was out.
+    drop((out, journal));
+    let (journal, recovered) = open(&directory, 2);
+    let gaps = |waiting: &[Waiting]| {
+        let gaps = waiting.iter().filter(|it| matches!(it.entry.content, Content::Gap(_)));
+        gaps.count()
+    };
+    assert_eq!(gaps(&take_all(&journal).await), lost + 1);
+    assert_eq!((recovered.killed_in_flight, recovered.in_doubt), (1, None));
+}
+
+#[tokio::test]
+async fn damage_met_while_running_is_published_for_pages_of_an_earlier_process_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&directory, 1);
+    for page in 0..600 {
+        store(&journal, &body(page % PAGES)).await;
+    }
+    drop(journal);
+    let (journal, _) = open(&directory, 2);
+    zero_a_sixth(directory.path());
+    let waiting = take_all(&journal).await;
+    assert_eq!(waiting.len(), 600);
+    let gaps: Vec<&Gap> = waiting
+        .iter()
+        .filter_map(|it| match &it.entry.content {
+            Content::Gap(gap) => Some(gap),
+            Content::Page(_) => None,
+        })
+        .collect();
+    // It came before this process began; of some the row still tells when.
+    assert!(gaps.iter().any(|gap| gap.to == at(19)), "{gaps:?}");
+    for gap in gaps {
+        assert!([at(12), at(19)].contains(&gap.to), "{gap:?}");
+        assert_eq!((gap.from, &gap.feed), (None, &feed(Endpoint::User)));
     }
 }
 
@@ -309,7 +411,8 @@ async fn requests_are_in_doubt_after_a_loss_of_power_and_not_after_a_kill_or_a_s
     for (before, in_doubt) in [(line("running"), true), (line("stopped"), false)] {
         let remains = killed(false).await;
         fs::write(remains.path("lock"), before).unwrap();
-        assert_eq!(remains.leave("the power", &all()).await.recovered.in_doubt, in_doubt);
+        let found = remains.leave("the power", &all()).await;
+        assert_eq!(found.recovered.in_doubt, in_doubt.then_some(at(9)));
     }
     let directory = tempfile::tempdir().unwrap();
     let (journal, _) = open(&directory, 1);

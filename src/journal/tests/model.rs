@@ -32,6 +32,8 @@ enum Operation {
     RemoveFiles,
     /// A byte of a stored page is flipped.
     Flip(usize),
+    /// Somebody reads the file and lingers, or is gone.
+    Linger(bool),
 }
 
 /// What should wait: `Some` a page's body, `None` a gap.
@@ -51,6 +53,7 @@ struct Run {
     forwarded: BTreeMap<PageId, Option<String>>,
     refuses: bool,
     flipped: bool,
+    lingers: Option<Connection>,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -69,6 +72,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => any::<bool>().prop_map(Refuse),
         1 => Just(RemoveFiles),
         1 => any::<usize>().prop_map(Flip),
+        1 => any::<bool>().prop_map(Linger),
     ]
 }
 
@@ -112,6 +116,7 @@ impl Run {
             forwarded: BTreeMap::new(),
             refuses: false,
             flipped: false,
+            lingers: None,
         }
     }
 
@@ -179,6 +184,13 @@ impl Run {
                 }
             }
             Operation::Flip(n) => self.flip(n).await,
+            Operation::Linger(begins) => {
+                self.lingers = begins.then(|| {
+                    let reader = self.operator();
+                    reader.execute_batch("BEGIN; SELECT * FROM entries").unwrap();
+                    reader
+                });
+            }
         }
     }
 
@@ -237,11 +249,12 @@ impl Run {
             }
         }
         self.directory = copied;
+        self.lingers = None;
         let mut killed: Vec<PageId> = self.open.drain(..).map(|it| it.place.id()).collect();
         self.processes += 1;
         let opened = Journal::open(self.directory.path(), ROOM, incarnation(self.processes), at(9));
         let (journal, recovered) = opened.unwrap();
-        assert!(!recovered.in_doubt);
+        assert_eq!(recovered.in_doubt, None);
         self.journal = journal;
         let now = self.waiting().await;
         // What memory had may have been stored before something else was.

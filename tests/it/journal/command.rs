@@ -14,7 +14,7 @@ use super::reserve;
 use crate::support::names;
 use crate::support::process::command;
 
-fn journal(data_dir: &Path, arguments: &[&str]) -> Output {
+pub(super) fn journal(data_dir: &Path, arguments: &[&str]) -> Output {
     let mut command = command();
     command.arg("journal").args(arguments).arg("--data-dir").arg(data_dir);
     command.output().unwrap()
