@@ -39,6 +39,8 @@ pub struct Counted {
     feeds: [Feed; 2],
     window: Window,
     limit: RateLimit,
+    /// Both feeds have the room of one.
+    shared: bool,
     requests: Requests,
     first_request: Option<Duration>,
     network: Network,
@@ -74,7 +76,7 @@ pub struct Counts {
     pub overwritten_once_asked: u64,
     /// Those among the overwritten that happened after the App ID's first request.
     pub overwritten_of_later: u64,
-    /// The most that ever waited when the feed was asked.
+    /// The most that ever waited when the feed was asked; of both feeds, where they share a buffer.
     pub fullest: u64,
 }
 
@@ -97,6 +99,7 @@ impl Counted {
             feeds: Endpoint::ALL.map(|endpoint| Feed::new(script, app, endpoint)),
             window: Window::default(),
             limit: script.limit,
+            shared: script.shared_buffer,
             requests: Requests::default(),
             first_request: None,
             network: script.network.clone(),
@@ -143,15 +146,54 @@ impl Counted {
             self.requests.over_limit += 1;
             return None;
         }
-        let taken = self.feed_mut(endpoint).take();
+        let waits = self.feeds.iter().map(|it| it.waiting.len() as u64).sum();
+        let shared = self.shared;
+        let feed = self.feed_mut(endpoint);
+        let taken = feed.take();
+        let fullest = if shared { waits } else { taken.waited };
+        feed.counts.fullest = feed.counts.fullest.max(fullest);
         Some(Taken { stated: self.stated(&taken.happened), ..taken })
     }
 
     /// Lets happen what happens until `now`.
     pub fn advance(&mut self, now: Duration) {
         self.now = self.now.max(now);
+        if self.shared {
+            self.advance_together();
+            return;
+        }
         for feed in &mut self.feeds {
-            feed.advance(self.now, self.first_request);
+            while let Some(at) = feed.next_until(self.now) {
+                if feed.waiting.len() == KEEPS {
+                    feed.forget(self.first_request);
+                }
+                feed.waiting.push_back(at);
+            }
+        }
+    }
+
+    /// The same where both feeds have the room of one: what happens first goes first.
+    fn advance_together(&mut self) {
+        let mut next = self.feeds.each_mut().map(|feed| feed.next_until(self.now));
+        loop {
+            let [user, channel] = next;
+            let of_user = match (user, channel) {
+                (Some(user), Some(channel)) => user <= channel,
+                (user, channel) if user.or(channel).is_none() => return,
+                (user, _) => user.is_some(),
+            };
+            if self.feeds.iter().map(|it| it.waiting.len()).sum::<usize>() == KEEPS {
+                let filled = self.feeds.iter_mut().filter(|it| !it.waiting.is_empty());
+                let oldest = filled.min_by_key(|it| it.waiting.front().copied());
+                oldest.expect("the buffer is full").forget(self.first_request);
+            }
+            let endpoint = if of_user { Endpoint::User } else { Endpoint::Channel };
+            let until = self.now;
+            let [of_users, of_channels] = &mut next;
+            let next = if of_user { of_users } else { of_channels };
+            let feed = self.feed_mut(endpoint);
+            feed.waiting.extend(*next);
+            *next = feed.next_until(until);
         }
     }
 
@@ -212,22 +254,20 @@ impl Feed {
         }
     }
 
-    fn advance(&mut self, now: Duration, first_request: Option<Duration>) {
-        while let Some(at) = self.clock.next_until(now) {
-            if at >= self.quiet_from {
-                return;
-            }
-            self.counts.made += 1;
-            if self.waiting.len() == KEEPS
-                && let Some(oldest) = self.waiting.pop_front()
-            {
-                self.counts.overwritten += 1;
-                self.counts.overwritten_once_asked += u64::from(first_request.is_some());
-                let is_later = first_request.is_some_and(|first| oldest > first);
-                self.counts.overwritten_of_later += u64::from(is_later);
-            }
-            self.waiting.push_back(at);
-        }
+    /// The next event that happens until `now`, counted.
+    fn next_until(&mut self, now: Duration) -> Option<Duration> {
+        let at = self.clock.next_until(now).filter(|at| *at < self.quiet_from)?;
+        self.counts.made += 1;
+        Some(at)
+    }
+
+    /// A newer event replaces the oldest.
+    fn forget(&mut self, first_request: Option<Duration>) {
+        let Some(oldest) = self.waiting.pop_front() else { return };
+        self.counts.overwritten += 1;
+        self.counts.overwritten_once_asked += u64::from(first_request.is_some());
+        let is_later = first_request.is_some_and(|first| oldest > first);
+        self.counts.overwritten_of_later += u64::from(is_later);
     }
 
     /// Hands over the oldest events; their times are not stated yet.
@@ -237,7 +277,6 @@ impl Feed {
         let happened: Vec<Duration> =
             self.waiting.drain(..self.waiting.len().min(HANDS_OVER)).collect();
         self.counts.taken += happened.len() as u64;
-        self.counts.fullest = self.counts.fullest.max(waited);
         Taken { waited, first, happened, stated: None }
     }
 }
@@ -321,8 +360,11 @@ mod tests {
     #[test]
     fn it_counts_what_the_world_writes() {
         for seed in 0..5 {
-            check(&script(seed, true));
-            check(&script(seed, false));
+            for (even, shared_buffer) in
+                [(true, false), (false, false), (true, true), (false, true)]
+            {
+                check(&Script { shared_buffer, ..script(seed, even) });
+            }
         }
     }
 }

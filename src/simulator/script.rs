@@ -49,6 +49,9 @@ pub struct Script {
     pub network: Network,
     /// The rate limit of each App ID.
     pub limit: RateLimit,
+    /// Whether the 2,000 events that a region keeps are those of both endpoints of an App ID together.
+    /// Otherwise it keeps as many of each: the documents allow both readings.
+    pub shared_buffer: bool,
     /// What goes wrong. The first fault that strikes a request is the one it gets.
     pub faults: Vec<Fault>,
     /// Whether the ledger keeps each event and answer after its end, for judging, or only counts.
@@ -288,6 +291,7 @@ impl Default for Script {
             copy_delay: Spread::millis(100, 400),
             network: Network::default(),
             limit: RateLimit::default(),
+            shared_buffer: false,
             faults: Vec::new(),
             keep_records: true,
         }

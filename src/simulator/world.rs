@@ -22,6 +22,7 @@ use super::body::Body;
 use super::body::Layout;
 use super::buffer::Buffer;
 use super::buffer::Copied;
+use super::buffer::make_room;
 use super::clock::randomness;
 use super::door::Lock;
 use super::door::Target;
@@ -251,9 +252,12 @@ impl World {
 
     fn put(&mut self, region: usize, copied: Copied) {
         let Some(event) = self.ledger.event(copied) else { return };
-        let slot = slot(usize::from(event.app), event.endpoint);
-        let buffer = self.buffers.get_mut(region).and_then(|it| it.get_mut(slot));
-        if let Some(replaced) = buffer.and_then(|it| it.put(copied)) {
+        let (app, slot) = (usize::from(event.app), slot(usize::from(event.app), event.endpoint));
+        let Some(of_region) = self.buffers.get_mut(region) else { return };
+        let Some(buffer) = of_region.get_mut(slot) else { return };
+        buffer.put(copied);
+        let sharing = if self.script.shared_buffer { 2 * app..2 * app + 2 } else { slot..slot + 1 };
+        if let Some(replaced) = of_region.get_mut(sharing).and_then(make_room) {
             self.ledger.overwritten(replaced);
         }
     }
