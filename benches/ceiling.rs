@@ -259,6 +259,6 @@ fn limits() -> Limits {
     Limits {
         requests_per_second: NonZeroU32::new(10).expect("ten"),
         shortest_interval: Duration::from_millis(250),
-        longest_interval: Duration::from_secs(2),
+        longest_interval: Duration::from_millis(500),
     }
 }

@@ -10,6 +10,7 @@
 //! * [`forecast`]: how much a feed will hold when a request gets there.
 //! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
 //! * [`overflow`]: whether Agora's buffer was found full.
+//! * [`shared`]: the same where the endpoints of a region may have one buffer together.
 //! * [`hosts`]: which host of a feed is asked next, and how long one that fails or refuses is left
 //!   alone.
 //! * [`lockout`]: what to do where every host refuses the credentials.
@@ -24,6 +25,7 @@ mod forecast;
 mod hosts;
 mod lockout;
 mod overflow;
+mod shared;
 mod skew;
 mod way;
 
@@ -35,13 +37,18 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use self::budget::Budget;
+use self::feed::Around;
 use self::feed::FeedPlan;
 use self::feed::Wish;
+use self::forecast::gathering;
 pub use self::hosts::Refusal;
 use self::hosts::TurnedDown;
 use self::lockout::Lockout;
 pub use self::overflow::Suspected;
+use self::shared::Shared;
 use self::way::Way;
+use crate::model::BUFFER_LIMIT;
+use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
 use crate::model::Timestamp;
 
@@ -55,8 +62,24 @@ const PLANNED: f64 = 0.97;
 /// The budget is short where need alone takes so much of it.
 const SHORT: f64 = 0.9;
 
-/// Freshness stretches to so many longest intervals at most.
+/// Freshness stretches to so many longest intervals at most …
 const MOST_STRETCH: u32 = 5;
+
+/// … or to so long, where that is more. With 2.5 s, a feed at rest took so many requests from a busy
+/// one at the ceiling that it lost one event in a thousand.
+const MOST_STRETCHED: Duration = Duration::from_secs(10);
+
+/// While another feed grows by twice as much as a feed has, that one's freshness has to wait …
+const SMALL: f64 = 0.5;
+
+/// … but no longer than this: it may burst.
+const IN_THE_SHADOW: Duration = Duration::from_secs(4);
+
+/// Where need takes so much of the budget, each request has to bring a full page.
+const CROWDS: f64 = 0.95;
+
+/// From so many events on the feeds that may share a buffer are kept from filling it, in time.
+const CROWDED: f64 = 0.75 * BUFFER_LIMIT as f64;
 
 /// What the operator decided.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +123,8 @@ pub enum Decision {
 /// What is known of a feed before it is asked for the first time.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedFacts {
-    /// The number of its region. Feeds of one region have their hosts in common.
+    /// The number of its region. Feeds of one region have their hosts in common, and may share a
+    /// buffer.
     pub region: usize,
     /// How many hosts serve it, in the order of failover.
     pub hosts: usize,
@@ -171,6 +195,7 @@ pub struct Schedule {
     ways: Vec<usize>,
     lockout: Lockout,
     unknown_until: Instant,
+    shared: Vec<Shared>,
     next: u64,
     random: StdRng,
 }
@@ -213,6 +238,7 @@ impl Schedule {
                 .iter()
                 .map(|facts| FeedPlan::new(facts, feeds.len(), &limits, now))
                 .collect(),
+            shared: regions(feeds).map(Shared::new).collect(),
             next: 0,
             random: StdRng::seed_from_u64(seed),
         }
@@ -226,14 +252,8 @@ impl Schedule {
             return self.probe(now, free);
         }
         let free = if self.is_short() { free.max(self.budget.next_in_step()) } else { free };
-        let stretch = self.stretch(now);
-        let wishes: Vec<(usize, Wish)> = self
-            .feeds
-            .iter()
-            .map(|plan| plan.wish(self.stretched(plan, stretch, now), now))
-            .enumerate()
-            .filter_map(|(feed, wish)| Some((feed, wish?)))
-            .collect();
+        let mut wishes = self.wishes(now);
+        self.crowded(&mut wishes, now);
         let next_free = self.budget.free_after(now.max(free), nearest);
         // The last free request is not spent on what can wait, where a more urgent feed is in need
         // before the next one, and has to wait longer than it bears.
@@ -270,8 +290,9 @@ impl Schedule {
         let asked = Asked(self.next);
         self.next += 1;
         let unknown_until = self.unknown_until;
+        let others = self.rate_of_others(feed);
         let plan = self.feed(feed);
-        plan.asked(asked, now);
+        plan.asked(asked, others, now);
         if now < unknown_until {
             plan.postponed(unknown_until);
         }
@@ -306,12 +327,16 @@ impl Schedule {
         let asker = self.feeds.iter().position(|plan| plan.asks(asked).is_some());
         let feed = asker.expect("a request is answered once");
         let way = self.way(feed, asked).expect("the feed asked it");
-        let Self { limits, random, budget, feeds, .. } = self;
+        let Self { limits, random, budget, feeds, shared, .. } = self;
         let plan = feeds.get_mut(feed).expect("it was found there");
         let mut suspected = None;
         let turned_down = match outcome {
             Outcome::Events(seen) => {
                 suspected = plan.answered(asked, when, seen, limits, budget.fastest(way));
+                if let Some(emptied) = plan.emptied() {
+                    let found = shared.iter_mut().map(|it| it.observe(feed, emptied));
+                    found.for_each(|found| accuse(feeds, found));
+                }
                 None
             }
             Outcome::Throttled { retry_after } => {
@@ -330,6 +355,7 @@ impl Schedule {
             }
         };
         if let Some(how) = turned_down {
+            let plan = feeds.get_mut(feed).expect("it was found there");
             plan.turned_down(asked, how, when.now, limits, random);
         }
         budget.admitted();
@@ -363,6 +389,9 @@ impl Schedule {
 
     /// What was suspected of a feed and not told yet: for the end of the process.
     pub fn suspicion(&mut self, feed: usize) -> Option<Suspected> {
+        for shared in &mut self.shared {
+            accuse(&mut self.feeds, shared.rest());
+        }
         self.feed(feed).suspicion()
     }
 
@@ -389,21 +418,102 @@ impl Schedule {
         host.expect("a request is out until it is answered")
     }
 
-    /// Whether need alone takes nearly all of the budget.
-    fn is_short(&self) -> bool {
-        let needed: f64 = self.feeds.iter().map(FeedPlan::pages_per_second).sum();
-        needed >= SHORT * self.budget.sustained()
+    /// What the feeds wish, each for itself; without those that wait for an answer.
+    fn wishes(&self, now: Instant) -> Vec<(usize, Wish)> {
+        let intervals = self.fresh_intervals(now);
+        let in_step = self.budget.in_step(self.planned(&intervals));
+        let mut wishes = Vec::with_capacity(self.feeds.len());
+        for ((feed, plan), fresh_interval) in self.feeds.iter().enumerate().zip(intervals) {
+            let others = self.feeds.iter().enumerate().filter(|(other, _)| *other != feed);
+            let burst = others.filter_map(|(_, other)| other.burst_found()).max();
+            let others = self.rate_of_others(feed);
+            let around = Around { fresh_interval, in_step, others, burst };
+            wishes.extend(plan.wish(around, now).map(|wish| (feed, wish)));
+        }
+        wishes
     }
 
-    /// By how much freshness has to stretch, so that it takes no more of the budget than need leaves.
-    fn stretch(&self, now: Instant) -> f64 {
+    /// Where feeds may share a buffer, the fullest is in need before the sum runs over. Not where the
+    /// budget is too short for anything but full pages.
+    fn crowded(&self, wishes: &mut [(usize, Wish)], now: Instant) {
+        // A page of so many events is no waste.
+        let soon: f64 = self.feeds.iter().map(FeedPlan::pages_per_second_soon).sum();
+        let fill = soon / (self.budget.sustained() * PLANNED);
+        if fill >= CROWDS {
+            return;
+        }
+        for shared in &self.shared {
+            let plans = shared.feeds().iter().filter_map(|feed| self.feeds.get(*feed));
+            if plans.clone().any(FeedPlan::is_unsure) {
+                continue;
+            }
+            let (mut level, mut rate, mut error) = (0.0, 0.0, 0.0);
+            for plan in plans {
+                level += plan.level_on_arrival(now);
+                rate += plan.rate();
+                error += plan.error().powi(2);
+            }
+            let of_it = wishes.iter_mut().filter(|(feed, _)| shared.feeds().contains(feed));
+            let levels = of_it.filter_map(|(feed, wish)| {
+                Some((self.feeds.get(*feed)?.level_on_arrival(now), wish))
+            });
+            let Some((of_fullest, wish)) = levels.max_by(|one, other| one.0.total_cmp(&other.0))
+            else {
+                continue;
+            };
+            let reached =
+                |events: f64, level: f64, rate: f64| now + gathering(events - level, rate);
+            let is_worth_it = reached(fill * PAGE_LIMIT as f64, of_fullest, wish.rate);
+            let needed = reached(CROWDED, level, rate).max(is_worth_it);
+            let brim = BUFFER_LIMIT as f64 - feed::ERRORS_BELOW_THE_BUFFER * error.sqrt();
+            wish.crowd(needed, reached(brim, level, rate));
+        }
+    }
+
+    fn rate_of_others(&self, feed: usize) -> f64 {
+        let others = self.feeds.iter().enumerate().filter(|(other, _)| *other != feed);
+        others.map(|(_, plan)| plan.rate()).sum()
+    }
+
+    /// How many full pages a second all feeds fill.
+    fn needed(&self) -> f64 {
+        self.feeds.iter().map(FeedPlan::pages_per_second).sum()
+    }
+
+    /// Whether need alone takes nearly all of the budget.
+    fn is_short(&self) -> bool {
+        self.needed() >= SHORT * self.budget.sustained()
+    }
+
+    /// How long after a request freshness wants the next one, for each feed.
+    fn fresh_intervals(&self, now: Instant) -> Vec<Duration> {
+        let stretch = self.stretch(FeedPlan::pages_per_second, now);
+        // What grew may go on to grow, and then the others' freshness would have cost what it needs.
+        let surge = self.feeds.iter().map(FeedPlan::surge).fold(0.0, f64::max);
+        let wary = self.stretch(FeedPlan::pages_per_second_soon, now);
+        let most = (self.limits.longest_interval * MOST_STRETCH).max(MOST_STRETCHED);
+        let interval = |plan: &FeedPlan| {
+            let interval = plan.fresh_interval(&self.limits, now);
+            let usual = interval.mul_f64(stretch).min(most);
+            let in_the_shadow = plan.rate() < SMALL * surge && !plan.bursts(now);
+            if !in_the_shadow {
+                return usual;
+            }
+            usual.max(interval.mul_f64(wary).min(IN_THE_SHADOW))
+        };
+        self.feeds.iter().map(interval).collect()
+    }
+
+    /// By how much freshness has to stretch, so that it takes no more of the budget than this need
+    /// leaves.
+    fn stretch(&self, need: fn(&FeedPlan) -> f64, now: Instant) -> f64 {
         let mut left = self.budget.sustained() * PLANNED;
         let mut rest: Vec<(f64, f64)> = self
             .feeds
             .iter()
             .map(|plan| {
                 let fresh = plan.fresh_interval(&self.limits, now).as_secs_f64().recip();
-                (plan.pages_per_second(), fresh)
+                (need(plan), fresh)
             })
             .collect();
         // What a feed needs it gets; the others share what is left, until that changes nothing.
@@ -425,9 +535,12 @@ impl Schedule {
         }
     }
 
-    fn stretched(&self, plan: &FeedPlan, stretch: f64, now: Instant) -> Duration {
-        let most = self.limits.longest_interval * MOST_STRETCH;
-        plan.fresh_interval(&self.limits, now).mul_f64(stretch).min(most)
+    /// How many requests a second there will be at these intervals.
+    fn planned(&self, intervals: &[Duration]) -> f64 {
+        let of = |(plan, interval): (&FeedPlan, &Duration)| {
+            plan.pages_per_second().max(interval.as_secs_f64().recip())
+        };
+        self.feeds.iter().zip(intervals).map(of).sum()
     }
 
     /// One request at a time while every host refuses the credentials, each feed in turn.
@@ -460,6 +573,24 @@ impl Schedule {
 
     fn feed(&mut self, feed: usize) -> &mut FeedPlan {
         self.feeds.get_mut(feed).expect("feeds are counted once, at the start")
+    }
+}
+
+/// The feeds of each region.
+fn regions(feeds: &[FeedFacts]) -> impl Iterator<Item = Vec<usize>> {
+    let count = feeds.iter().map(|it| it.region + 1).max().unwrap_or(0);
+    (0..count).map(move |region| {
+        let feeds = feeds.iter().enumerate();
+        feeds.filter(|(_, it)| it.region == region).map(|(feed, _)| feed).collect()
+    })
+}
+
+/// Suspects these feeds.
+fn accuse(feeds: &mut [FeedPlan], found: Vec<(usize, shared::Bounds)>) {
+    for (feed, bounds) in found {
+        if let Some(plan) = feeds.get_mut(feed) {
+            plan.accuse(bounds);
+        }
     }
 }
 

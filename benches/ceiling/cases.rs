@@ -40,6 +40,12 @@ pub(crate) enum Kind {
     Burst,
     /// 1,990 events, and 910 more 500 ms later, on a feed that burst before; or on both.
     Twice { both: bool },
+    /// A steady load where both endpoints have one buffer of 2,000 events together.
+    Shared { rate: u32, split: u32 },
+    /// From 3,500 events a second to 9,500 within a second, so many percent of them users'.
+    Jump { split: u32 },
+    /// From rest to so many events a second in an instant, half of them users'.
+    FromRest { rate: u32 },
     /// Buffers that are full when the program starts, with 1,000 events a second on each.
     FullBuffers,
 }
@@ -62,6 +68,15 @@ pub(crate) fn cases(all: bool) -> Vec<Case> {
     }
     let rtt = Spread::millis(60, 120);
     cases.push(Case { kind: Kind::Steady { rate: 9_500, split: 76 }, rtt });
+    for (rate, split) in [(8_000, 50), (9_000, 50), (9_000, 80)] {
+        cases.push(Case { kind: Kind::Shared { rate, split }, rtt: Spread::always(60 * MS) });
+    }
+    for split in [50, 76] {
+        for rtt in [Spread::millis(60, 120), Spread::always(60 * MS)] {
+            cases.push(Case { kind: Kind::Jump { split }, rtt });
+        }
+    }
+    cases.push(Case { kind: Kind::FromRest { rate: 3_000 }, rtt: Spread::millis(20, 40) });
     for kind in
         [Kind::Burst, Kind::Twice { both: false }, Kind::Twice { both: true }, Kind::FullBuffers]
     {
@@ -107,6 +122,17 @@ impl Case {
             Kind::Burst => "1,990 at once on both".to_owned(),
             Kind::Twice { both: false } => "1,990 + 910 after 500 ms".to_owned(),
             Kind::Twice { both: true } => "1,990 + 910, on both".to_owned(),
+            Kind::Shared { rate, split } => {
+                let [users, channels] = [split, 100 - split].map(|it| rate * it / 100);
+                let [users, channels] = [users, channels].map(crate::table::grouped);
+                format!("{users} + {channels}/s, one buffer")
+            }
+            Kind::Jump { split } => {
+                format!("3,500 to 9,500/s, {split}/{}", 100 - split)
+            }
+            Kind::FromRest { rate } => {
+                format!("rest to {}/s, 50/50", crate::table::grouped(rate))
+            }
             Kind::FullBuffers => "start on full buffers".to_owned(),
         }
     }
@@ -140,6 +166,23 @@ impl Case {
                 let load = |percent| Load { even, ..ramped(f64::from(rate * percent) / 100.0) };
                 Trial { script: app(load(split), load(100 - split)), ..trial }
             }
+            Kind::Shared { rate, split } => {
+                let load = |percent| Load { even, ..ramped(f64::from(rate * percent) / 100.0) };
+                let script = app(load(split), load(100 - split));
+                Trial { script: Script { shared_buffer: true, ..script }, ..trial }
+            }
+            Kind::Jump { split } => {
+                let load = |percent: u32| jump(f64::from(percent) / 100.0, seed);
+                let script = app(load(split), load(100 - split));
+                Trial { script, ends_at: SECOND * 30, ..trial }
+            }
+            Kind::FromRest { rate } => {
+                let at = SECOND * 16 + phase(seed);
+                let points = [(at, 0.0), (at, f64::from(rate) / 2.0)];
+                let load = Load { ramp: points.map(point).to_vec(), ..Load::default() };
+                let script = app(load.clone(), load);
+                Trial { script, ends_at: at + SECOND * seconds, ..trial }
+            }
             Kind::Burst => {
                 let load = quiet(vec![burst(SECOND * 20 + phase(seed), 1_990)]);
                 Trial { script: app(load.clone(), load), ends_at: SECOND * 30, ..trial }
@@ -164,6 +207,17 @@ impl Case {
     pub(crate) fn starts_late(&self) -> bool {
         matches!(self.kind, Kind::FullBuffers)
     }
+}
+
+/// Such a share of the jump, which comes at another moment for each seed.
+fn jump(share: f64, seed: u64) -> Load {
+    let at = SECOND * 14 + phase(seed);
+    let points = [(RAMP, 3_500.0), (at, 3_500.0), (at + SECOND, 9_500.0)];
+    Load { ramp: points.map(|(at, rate)| point((at, rate * share))).to_vec(), ..Load::default() }
+}
+
+fn point((at, rate): (Duration, f64)) -> RampPoint {
+    RampPoint { at, rate }
 }
 
 fn ramped(rate: f64) -> Load {

@@ -130,6 +130,12 @@ impl Budget {
         last + self.counts_for.mul_f64(STEP / self.dared as f64)
     }
 
+    /// When the next request leaves that keeps in step with so many a second.
+    pub(super) fn in_step(&self, per_second: f64) -> Instant {
+        let last = self.spent.iter().map(|it| it.sent).max().unwrap_or(self.not_before);
+        last + Duration::from_secs_f64(STEP / per_second.max(0.1))
+    }
+
     /// If a request leaves now: when the one after it may, at the latest. One that is out is taken
     /// to count as long as they do in the mean.
     pub(super) fn free_after(&self, now: Instant, nearest: Duration) -> Instant {

@@ -28,6 +28,8 @@ use super::hosts::Hosts;
 use super::hosts::TurnedDown;
 use super::overflow::Emptying;
 use super::overflow::Overflow;
+use super::shared::Bounds;
+use super::shared::Emptied;
 use super::skew::Skew;
 use super::skew::millis;
 use super::way::RoundTrip;
@@ -67,11 +69,18 @@ const MOST_ABOVE_A_PAGE: f64 = 400.0;
 /// A buffer is taken to run over so many times the usual error early. With one, three times as many
 /// runs at the ceiling lost events over a way that varies; with four, bursts on both feeds hurt each
 /// other.
-const ERRORS_BELOW_THE_BUFFER: f64 = 2.0;
+pub(super) const ERRORS_BELOW_THE_BUFFER: f64 = 2.0;
 
 /// What the wall clock goes further than the monotonic one is sleep beyond this: what it is corrected
 /// by is exact to seconds.
 const SLEPT: Duration = Duration::from_secs(5);
+
+/// What the other feeds of an app grew by since a feed was asked, that one may have grown by, too: by
+/// this factor at the most. Below the least it is chance, and a rate of so many events a second is
+/// none.
+const MOST_GROWTH: f64 = 4.0;
+const LEAST_GROWTH: f64 = 1.25;
+const NO_RATE: f64 = 500.0;
 
 /// In a feed that is asked too rarely to know, so few events may gather that a burst still fits.
 const ROOM_FOR_A_BURST: f64 = 1.0;
@@ -87,12 +96,16 @@ pub(super) struct FeedPlan {
     not_before: Instant,
     interval: Duration,
     forecast: Forecast,
+    /// Events a second of the other feeds of the app, when it was asked last.
+    others_rate: f64,
     /// For each host, what heads of answers take.
     trips: Vec<RoundTrip>,
     /// For each host, what bodies take after that.
     bodies: Vec<RoundTrip>,
     hosts: Hosts,
     overflow: Overflow,
+    /// What the last page told of the buffer.
+    emptied: Option<Emptied>,
     /// The clocks, as they relate if each request arrives as late as it can.
     latest: Skew,
     /// When the last answer came, by both clocks.
@@ -115,6 +128,20 @@ pub(super) struct Wish {
     pub(super) not_before: Instant,
     /// Events a second.
     pub(super) rate: f64,
+}
+
+/// What a wish depends on beside the feed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    /// How long after a request freshness wants the next one.
+    pub(super) fresh_interval: Duration,
+    /// For freshness, nothing before: requests that leave together are free together a second later,
+    /// and a load that jumps finds none in between.
+    pub(super) in_step: Instant,
+    /// Events a second of the other feeds.
+    pub(super) others: f64,
+    /// When a request arrived that found a burst at one of them, the last time.
+    pub(super) burst: Option<Instant>,
 }
 
 /// A request that is out.
@@ -157,6 +184,13 @@ impl Wish {
         needed + over.duration_since(needed).mul_f64(patience)
     }
 
+    /// It is in need, and runs over, at these moments at the latest.
+    pub(super) fn crowd(&mut self, needed: Instant, over: Instant) {
+        let needed = self.needed.map_or(needed, |it| it.min(needed));
+        self.needed = Some(needed.max(self.not_before));
+        self.over = Some(self.over.map_or(over, |it| it.min(over)));
+    }
+
     /// Which of two is fulfilled first: the one whose buffer runs over sooner, or may be running over
     /// already; of two that are not known yet the one that was faster in a former life.
     pub(super) fn compare_urgency(&self, other: &Self) -> Ordering {
@@ -177,10 +211,12 @@ impl FeedPlan {
             not_before: now,
             interval: limits.shortest_interval,
             forecast: Forecast::new(now, facts.known),
+            others_rate: 0.0,
             trips: vec![RoundTrip::default(); facts.hosts.max(1)],
             bodies: vec![RoundTrip::default(); facts.hosts.max(1)],
             hosts: Hosts::new(facts.hosts, now),
             overflow: Overflow::default(),
+            emptied: None,
             latest: Skew::default(),
             heard: None,
             origin: now,
@@ -229,9 +265,49 @@ impl FeedPlan {
         self.forecast.level(now, self.takes(now))
     }
 
+    /// When a request arrived that found a burst, the last time.
+    pub(super) fn burst_found(&self) -> Option<Instant> {
+        self.forecast.burst_found()
+    }
+
+    /// Events a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.forecast.rate()
+    }
+
+    /// By how many events a second it grew lately.
+    pub(super) fn surge(&self) -> f64 {
+        self.forecast.surge()
+    }
+
+    /// Whether its level is a guess.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.forecast.is_unsure()
+    }
+
+    /// By how many events a forecast is usually wrong.
+    pub(super) fn error(&self) -> f64 {
+        self.forecast.error()
+    }
+
+    /// How many events a request finds that leaves now; none before the first answer.
+    pub(super) fn level_on_arrival(&self, now: Instant) -> f64 {
+        self.forecast.level(now + self.trip().there(), self.takes(now)).unwrap_or(0.0)
+    }
+
     /// How many full pages a second it fills.
     pub(super) fn pages_per_second(&self) -> f64 {
         self.forecast.rate() / PAGE_LIMIT as f64
+    }
+
+    /// How many it may fill soon.
+    pub(super) fn pages_per_second_soon(&self) -> f64 {
+        self.forecast.soon() / PAGE_LIMIT as f64
+    }
+
+    /// Whether a burst came lately.
+    pub(super) fn bursts(&self, now: Instant) -> bool {
+        self.forecast.bursts(now)
     }
 
     /// How long after a request freshness wants the next one.
@@ -244,7 +320,7 @@ impl FeedPlan {
     }
 
     /// What it wishes, if nothing changes; `None` where an answer has to come first.
-    pub(super) fn wish(&self, fresh_interval: Duration, now: Instant) -> Option<Wish> {
+    pub(super) fn wish(&self, around: Around, now: Instant) -> Option<Wish> {
         if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= self.most_silent {
             return None;
         }
@@ -258,7 +334,12 @@ impl FeedPlan {
             return Some(Wish { fresh: not_before, needed, over: None, not_before, rate });
         };
         let heard = self.out.iter().map(|it| self.silent_at(it)).max().unwrap_or(last_sent);
-        let fresh = (last_sent + fresh_interval).max(heard).max(not_before);
+        // What bursts at one endpoint often does so at the other.
+        let fresh = match around.burst {
+            Some(burst) if burst > last_sent => last_sent,
+            _ => (last_sent + around.fresh_interval).max(around.in_step),
+        };
+        let fresh = fresh.max(heard).max(not_before);
         let full = PAGE_LIMIT as f64
             + (ERRORS_ABOVE_A_PAGE * self.forecast.error()).min(MOST_ABOVE_A_PAGE);
         let full = self.reaches(full, now).map(|at| at.max(last_sent + self.trip().apart()));
@@ -273,12 +354,32 @@ impl FeedPlan {
         };
         let brim = BUFFER_LIMIT as f64 - ERRORS_BELOW_THE_BUFFER * self.forecast.error();
         let over = self.reaches(brim, now);
+        let (needed, over) = self.as_others_grew(around.others, last_sent, (needed, over));
         let needed = needed.map(|at| at.max(not_before));
         Some(Wish { fresh, needed, over, not_before, rate })
     }
 
-    /// Notes that a request leaves.
-    pub(super) fn asked(&mut self, asked: Asked, now: Instant) {
+    /// When it is in need and runs over, if it grew as the others did since it was asked.
+    fn as_others_grew(
+        &self,
+        others: f64,
+        last_sent: Instant,
+        (needed, over): (Option<Instant>, Option<Instant>),
+    ) -> (Option<Instant>, Option<Instant>) {
+        let growth = (others + NO_RATE) / (self.others_rate + NO_RATE);
+        if growth < LEAST_GROWTH {
+            return (needed, over);
+        }
+        let rate = self.forecast.rate() * growth.min(MOST_GROWTH);
+        let full = last_sent + gathering(PAGE_LIMIT as f64, rate);
+        let brim = last_sent + gathering(BUFFER_LIMIT as f64, rate);
+        let sooner = |known: Option<Instant>, at: Instant| known.map_or(at, |it| it.min(at));
+        (Some(sooner(needed, full)), Some(sooner(over, brim)))
+    }
+
+    /// Notes that a request leaves, while the other feeds have so many events a second.
+    pub(super) fn asked(&mut self, asked: Asked, others: f64, now: Instant) {
+        self.others_rate = others;
         if self.host(now) != self.hosts.current() {
             self.hosts.doubt(now);
         }
@@ -394,7 +495,27 @@ impl FeedPlan {
             events: seen.events,
             times: seen.times,
         };
-        self.overflow.observe(emptying, &self.latest)
+        let suspected = self.overflow.observe(emptying, &self.latest);
+        self.emptied = self.latest.at_agora(arrived).map(|at| Emptied {
+            at,
+            uncertain,
+            calibrated: self.latest.calibrated(),
+            events: seen.events,
+            full: seen.events >= PAGE_LIMIT,
+            times: seen.times,
+            floor: self.overflow.floor(),
+        });
+        suspected
+    }
+
+    /// What the last page told of the buffer, once.
+    pub(super) fn emptied(&mut self) -> Option<Emptied> {
+        self.emptied.take()
+    }
+
+    /// Suspects that a buffer that it may share with others ran over.
+    pub(super) fn accuse(&mut self, bounds: Bounds) {
+        self.overflow.accuse(bounds.from, bounds.to);
     }
 
     /// How long the machine slept since the last answer: so much further than the monotonic clock

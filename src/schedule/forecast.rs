@@ -58,6 +58,12 @@ const LONGEST_MEAN: Duration = Duration::from_secs(30);
 /// A trend is believed to go on for so long.
 const FORESEEN: Duration = Duration::from_millis(600);
 
+/// The rate has grown where it is above a mean over about so long …
+const USUAL: Duration = Duration::from_secs(1);
+
+/// … and may go on to grow by so many times as much.
+const SURGE: f64 = 3.0;
+
 /// What can't be chance is believed within about so long.
 const SURPRISED: Duration = Duration::from_millis(300);
 
@@ -92,6 +98,10 @@ pub(super) struct Forecast {
     rate: f64,
     /// … and by how much that changes in a second.
     trend: f64,
+    /// Events a second, over a longer time.
+    usual: f64,
+    /// When a request arrived that found a burst, the last time.
+    burst_found: Option<Instant>,
     /// The largest burst, in events, as of then.
     burst: (f64, Instant),
     /// What the last page left behind; `None` before the first.
@@ -140,6 +150,8 @@ impl Forecast {
         Self {
             rate,
             trend: 0.0,
+            usual: rate,
+            burst_found: None,
             burst: (burst, now),
             left: None,
             measured: None,
@@ -157,6 +169,22 @@ impl Forecast {
     /// Events a second.
     pub(super) fn rate(&self) -> f64 {
         self.rate
+    }
+
+    /// When a request arrived that found a burst, the last time.
+    pub(super) fn burst_found(&self) -> Option<Instant> {
+        self.burst_found
+    }
+
+    /// By how many events a second it grew lately, beyond chance.
+    pub(super) fn surge(&self) -> f64 {
+        let grown = self.rate - self.usual;
+        if grown > CHANCE * self.rate.sqrt() { grown } else { 0.0 }
+    }
+
+    /// The rate that it may have soon, in events a second: what grew lately may go on to grow.
+    pub(super) fn soon(&self) -> f64 {
+        (self.rate + SURGE * self.surge()).min(FASTEST)
     }
 
     /// Whether another whole page may wait behind the last one.
@@ -306,6 +334,10 @@ impl Forecast {
         }
         let excess = gathered - explained;
         let chance = CHANCE * (explained.sqrt() + 2.0);
+        // A load that grows over a second at least doubles in no page.
+        if excess > explained.max(2.0 * BURST) {
+            self.burst_found = Some(left.arrived);
+        }
         if excess > chance.max(BURST) && excess > self.burst_at(left.at) {
             self.burst = (excess, left.at);
         }
@@ -315,6 +347,7 @@ impl Forecast {
         let believed = if surprise { weight(SURPRISED) } else { usual };
         self.rate += self.trend * seconds.min(1.0) + believed * error;
         self.rate = self.rate.clamp(0.0, FASTEST);
+        self.usual += weight(USUAL) * (self.rate - self.usual);
         self.trend = match excess.abs() > chance.max(BURST) {
             true => 0.0,
             // Critically damped, as a filter of this kind (alpha and beta) should be.

@@ -173,6 +173,23 @@ impl Overflow {
         Some(Suspected { from, to, begins: self.spoken_at.is_none() })
     }
 
+    /// What was overwritten before the last page came is no older than this.
+    pub(super) fn floor(&self) -> Option<Timestamp> {
+        self.former.and_then(|former| former.floor)
+    }
+
+    /// The buffer was full, as it turned out elsewhere; told with the next page.
+    pub(super) fn accuse(&mut self, from: Option<Timestamp>, to: Timestamp) {
+        if from.is_some_and(|from| to < from.before(LATE)) {
+            return;
+        }
+        self.found = Some(match self.found {
+            // `None` is less than every time.
+            Some(found) => Bounds { from: found.from.min(from), to: found.to.max(to) },
+            None => Bounds { from, to },
+        });
+    }
+
     fn judge(&mut self, former: &Former, page: &Emptying, skew: &Skew) {
         let verdict = by_times(former, page, skew).unwrap_or_else(|| self.by_rate(former, page));
         let acquitted = verdict == Verdict::NotFull && !former.behind_a_hole;
