@@ -272,6 +272,7 @@ mod tests {
         report.poller().answer(&feed, &crate::agora::Answer::Empty);
         report.poller().show_feed(&feed, 1.0, 1.0);
         report.poller().overflow(&feed);
+        report.poller().failover(&feed, 0);
         report.publisher().repeated(&feed, 1, Duration::ZERO, true);
         report.publisher().unpaired(&feed.app, true);
         report.publisher().suspect_second_consumer(&feed.app, true);

@@ -101,6 +101,7 @@ impl<T: Transport> App<T> {
         let facts: Vec<_> = poller.feeds.iter().map(Target::facts).collect();
         let health = &poller.tools.health;
         let longest = poller.tools.transport.longest();
+        poller.feeds.iter().for_each(|target| poller.tools.metrics.failover(&target.feed, 0));
         let state = |target: Target| State {
             condition: health.condition("agora", target.feed.to_string()),
             emptied_by: None,
