@@ -49,6 +49,10 @@ impl Program for Schedule {
         Schedule::asked(self, feed, now)
     }
 
+    fn heard(&mut self, asked: Asked, head_at: Instant) {
+        Schedule::heard(self, asked, head_at);
+    }
+
     fn answered(&mut self, asked: Asked, when: Answered, outcome: Outcome) {
         // What was overwritten is known here, and need not be suspected.
         Schedule::answered(self, asked, when, outcome);

@@ -244,6 +244,7 @@ mod tests {
     use crate::simulator::AppScript;
     use crate::simulator::Load;
     use crate::simulator::Network;
+    use crate::simulator::RampPoint;
     use crate::simulator::Spread;
 
     const MS: Duration = Duration::from_millis(1);
@@ -393,15 +394,42 @@ mod tests {
         assert_eq!(seen, BTreeSet::from([0, 1_000]));
     }
 
-    #[test]
-    fn the_bridge_keeps_up_with_an_easy_load_within_the_limit() {
-        let limits = Limits {
+    fn limits() -> Limits {
+        Limits {
             requests_per_second: std::num::NonZeroU32::new(10).unwrap(),
             shortest_interval: 250 * MS,
             longest_interval: SECOND * 2,
+        }
+    }
+
+    /// A schedule that learns of a request only at its end loses a quarter of this.
+    #[test]
+    fn bodies_that_take_seven_round_trips_cost_the_bridge_next_to_nothing() {
+        let grown_to = |rate| {
+            let ramp = vec![RampPoint { at: SECOND * 10, rate }];
+            Load { ramp, ..Load::default() }
         };
+        let app = AppScript {
+            user_events: grown_to(1_200.0),
+            channel_events: grown_to(4_800.0),
+            ..AppScript::default()
+        };
+        for seed in 1..=10 {
+            let rtt = Spread::always(100 * MS);
+            let network = Network { rtt, page_time: Some(700 * MS), ..Network::default() };
+            let script = Script { seed, apps: vec![app.clone()], network, ..Script::default() };
+            let trial = Trial { script, ..trial(0.0, 0.0, rtt, SECOND * 50) };
+            let tally = trial.play(|now| bridge(limits(), now, seed));
+            let lost = tally.events.overwritten as f64 / tally.events.made as f64;
+            assert!(lost <= 0.005, "seed {seed}: {:.2} %", 100.0 * lost);
+            assert_eq!(tally.requests.over_limit, 0, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn the_bridge_keeps_up_with_an_easy_load_within_the_limit() {
         let trial = trial(600.0, 300.0, Spread::millis(60, 120), SECOND * 30);
-        let play = || trial.play(|now| bridge(limits, now, 1));
+        let play = || trial.play(|now| bridge(limits(), now, 1));
         let tally = play();
         assert_eq!(tally.events.overwritten, 0);
         assert_eq!(tally.requests.over_limit, 0);
