@@ -55,6 +55,9 @@ pub(super) struct Damaged {
     pub(super) row: Sequence,
 }
 
+/// Where an entry belongs and its feed, as far as its row tells.
+pub(super) type Found = (Place, Option<Feed>);
+
 /// An entry and its row.
 pub(super) type Stored = Result<(Sequence, Entry), Damaged>;
 
@@ -231,9 +234,7 @@ pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
 
 /// The places of all entries and their feeds, without looking further into them. A damaged place is
 /// left out: its row is found when it is read.
-pub(super) fn places(
-    connection: &Connection,
-) -> rusqlite::Result<Vec<(Sequence, Option<(Place, Option<Feed>)>)>> {
+pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Option<Found>)>> {
     let mut statement = connection.prepare(
         "SELECT sequence, partition, incarnation, ticket, app, region, endpoint FROM entries",
     )?;
