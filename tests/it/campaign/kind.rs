@@ -81,8 +81,8 @@ pub(crate) enum Act {
     /// The body of a full page takes so long.
     SlowDown(Duration),
     SpeedUp,
-    /// So many times the load.
-    Rush(f64),
+    /// So many times the load, to which it grows within this time.
+    Rush(f64, Duration),
     EndRush,
     BeginReading,
     EndReading,
@@ -180,10 +180,10 @@ impl Kind {
             }
             Self::SlowBodies => {
                 let takes = millis(random, 1_000..1_600);
-                let end = begin + millis(random, 6_000..8_000);
+                let end = begin + millis(random, 11_000..13_000);
                 vec![
                     (begin, Act::SlowDown(takes)),
-                    (begin, Act::Rush(5.0)),
+                    (begin, Act::Rush(5.0, Duration::from_secs(8))),
                     (end, Act::EndRush),
                     (end, Act::SpeedUp),
                 ]
@@ -197,7 +197,7 @@ impl Kind {
                     (begin, Act::Kafka(Way::Stalled)),
                     (reads, Act::BeginReading),
                     (reads, Act::Kafka(Way::Open)),
-                    (reads, Act::Rush(5.0)),
+                    (reads, Act::Rush(5.0, Duration::from_secs(3))),
                     (end, Act::EndRush),
                     (gone, Act::EndReading),
                     (gone, Act::AwaitService(Duration::from_secs(10))),

@@ -15,8 +15,16 @@ pub(super) struct Load {
     random: StdRng,
     /// Since when there is load, and until when it has been made.
     on: Option<(Duration, Duration)>,
-    /// Since when there is a rush, and how many times the usual load it grows to.
-    rush: Option<(Duration, f64)>,
+    rush: Option<Rush>,
+}
+
+/// More than the usual load.
+struct Rush {
+    since: Duration,
+    /// How many times the usual load it grows to, and how long that takes: in one jump it would be
+    /// a burst, too.
+    times: f64,
+    growth: Duration,
 }
 
 /// Whose events they are: most of them of one busy App ID.
@@ -33,9 +41,6 @@ pub(super) const APPS: usize = 2;
 /// A high rate takes so long to come about. In one jump it would be a burst, and could push events
 /// out of Agora's buffers before anybody who polls can know of it.
 const GROWTH: Duration = Duration::from_secs(8);
-
-/// A rush grows so long, for the same reason.
-const RUSH_GROWTH: Duration = Duration::from_secs(3);
 
 /// What a buffer bears in the time between two looks at a feed that was at rest.
 const JUMP: f64 = 1_000.0;
@@ -58,9 +63,9 @@ impl Load {
         self.rush = None;
     }
 
-    /// From now on it grows to so many times what it is.
-    pub(super) fn rush(&mut self, agora: &Agora, times: f64) {
-        self.rush = Some((agora.now(), times));
+    /// From now on it grows to so many times what it is, within this time.
+    pub(super) fn rush(&mut self, agora: &Agora, times: f64, growth: Duration) {
+        self.rush = Some(Rush { since: agora.now(), times, growth });
     }
 
     /// It is as it was.
@@ -75,9 +80,9 @@ impl Load {
         self.on = Some((since, now));
         let grown = (now - since).div_duration_f64(GROWTH);
         let rate = self.rate.min(JUMP + (self.rate - JUMP).max(0.0) * grown);
-        let rush = self.rush.map_or(1.0, |(since, times)| {
-            let grown = (now - since).div_duration_f64(RUSH_GROWTH).min(1.0);
-            1.0 + (times - 1.0) * grown
+        let rush = self.rush.as_ref().map_or(1.0, |Rush { since, times, growth }| {
+            let grown = (now - *since).div_duration_f64(*growth).min(1.0);
+            1.0 + (*times - 1.0) * grown
         });
         let due = rate * rush * (now - made_until).as_secs_f64();
         let counts = SHARES.map(|(app, endpoint, share)| {
@@ -101,6 +106,8 @@ impl Load {
         for (app, endpoint, _) in SHARES {
             world.burst(app, endpoint, 1);
         }
+        // They wait from now on, so that nobody takes the buffers for empty.
+        world.advance(now);
     }
 
     /// So many more at once, on one feed of the busy App ID.

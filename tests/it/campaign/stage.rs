@@ -220,7 +220,7 @@ impl Stage {
             Act::EndRefusal => self.hosts.set_refusal(None, &self.agora),
             Act::SlowDown(takes) => self.agora.world().set_page_time(Some(takes)),
             Act::SpeedUp => self.agora.world().set_page_time(None),
-            Act::Rush(times) => self.load.rush(&self.agora, times),
+            Act::Rush(times, growth) => self.load.rush(&self.agora, times, growth),
             Act::EndRush => self.load.end_rush(),
             Act::BeginReading => self.reader = Some(Reader::of(&self.bridge.data_dir())),
             Act::EndReading => self.reader.take().into_iter().for_each(Reader::end),
