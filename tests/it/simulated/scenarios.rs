@@ -86,13 +86,17 @@ fn a_stop_while_kafka_is_away_ends_before_its_grace_and_the_next_start_goes_on()
 fn a_full_journal_is_a_reason_not_to_be_ready_until_it_has_room_again() {
     let trouble = Trouble { away: vec![(5 * SECOND, 30 * SECOND)], ..Trouble::default() };
     let calm = Plan::calm(one_app(300.0, 300.0), MINUTE);
-    let looks = [29, 50].map(|second| (second * SECOND, Deed::Look));
-    let plan = Plan { trouble, journal_size: 2_500_000, deeds: looks.into(), ..calm };
+    // It is full whenever both feeds want to be asked at once: between two looks, at times.
+    let looks = (100..300).map(|look| (look * 100 * MS, Deed::Look));
+    let deeds = looks.chain([(50 * SECOND, Deed::Look)]).collect();
+    let plan = Plan { trouble, journal_size: 2_500_000, deeds, ..calm };
     let (verdict, outcome) = check(&plan);
     assert_eq!((verdict.lost, verdict.gaps.len()), (0, 0));
     let is_told = |status| reasons(status).iter().any(|it| it.contains("the journal is full"));
-    assert!(is_told(&outcome.looks[0]), "{:#}", outcome.looks[0]);
-    assert!(!is_told(&outcome.looks[1]), "{:#}", outcome.looks[1]);
+    let (after, meanwhile) = outcome.looks.split_last().expect("it was looked at");
+    let told = meanwhile.iter().filter(|it| is_told(it)).count();
+    assert!(told > 20, "{told} of {}", meanwhile.len());
+    assert!(!is_told(after), "{after:#}");
 }
 
 #[test]
