@@ -86,9 +86,12 @@ pub(super) struct Plan {
     #[arg(value_parser = humantime::parse_duration)]
     shortest_interval: Duration,
     /// As in the configuration: `poll.longest_interval`
-    #[arg(long, value_name = "TIME", default_value = "2s")]
+    #[arg(long, value_name = "TIME", default_value = "500ms")]
     #[arg(value_parser = humantime::parse_duration)]
     longest_interval: Duration,
+    /// Both endpoints have one buffer of 2,000 events together: the other reading of Agora's documents
+    #[arg(long)]
+    shared_buffer: bool,
     /// How many trials, each with other chances
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -124,6 +127,7 @@ EXAMPLES
   agora-rtm-bridge plan --rate 9500 --split 0.76 --rtt 60ms..120ms
   agora-rtm-bridge plan --rate 6000 --split 0.2 --rtt 100ms --page-time 700ms
   agora-rtm-bridge plan --rate 5 --burst 1990 --bursts-per-minute 2
+  agora-rtm-bridge plan --rate 8000 --split 0.5 --shared-buffer
   agora-rtm-bridge plan --rate 40000 --json | jq .largest_sustainable_rate
 
 EXIT CODES
@@ -243,9 +247,9 @@ impl Plan {
             channel_events: load(1.0 - self.split),
             ..AppScript::default()
         };
-        let page_time = Some(self.page_time);
+        let (page_time, shared_buffer) = (Some(self.page_time), self.shared_buffer);
         let network = Network { rtt: self.rtt, page_time, ..Network::default() };
-        let script = Script { seed, apps: vec![app], network, ..Script::default() };
+        let script = Script { seed, apps: vec![app], network, shared_buffer, ..Script::default() };
         Trial { script, starts_at: Duration::ZERO, measured_from: WARM_UP, ends_at, work: WORK }
     }
 
@@ -373,6 +377,15 @@ mod tests {
         assert!(!report.sustainable);
         assert_eq!(report.largest_sustainable_rate, None);
         assert!(report.text().contains("500"), "{}", report.text());
+    }
+
+    #[test]
+    fn either_reading_of_the_buffer_can_be_planned_for() {
+        assert!(report("--rate 8000 --split 0.5").sustainable);
+        assert!(report("--rate 8000 --split 0.5 --shared-buffer").sustainable);
+        let burst = "--rate 10 --burst 1500 --bursts-per-minute 6";
+        assert!(report(burst).sustainable);
+        assert!(!report(&format!("{burst} --shared-buffer")).sustainable);
     }
 
     #[test]

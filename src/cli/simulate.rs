@@ -76,6 +76,9 @@ struct LoadArgs {
     /// So many channel events of each App ID at once, at that time; may be repeated
     #[arg(long, value_name = "EVENTS@TIME", conflicts_with = "script")]
     burst: Vec<BurstArg>,
+    /// The 2,000 events that are kept are those of both endpoints of an App ID together
+    #[arg(long, conflicts_with = "script")]
+    shared_buffer: bool,
     /// The seed of everything that is drawn
     #[arg(long, default_value_t = 1, conflicts_with = "script")]
     seed: u64,
@@ -358,6 +361,7 @@ impl Simulate {
             apps: (0..usize::from(load.apps.get())).map(|index| self.app(index)).collect(),
             regions,
             network,
+            shared_buffer: load.shared_buffer,
             faults: faults.fault.iter().map(|it| it.0.clone()).chain(cut).collect(),
             ..Script::default()
         }

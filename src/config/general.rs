@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::reader::{Read, Reader};
 use super::units;
-use super::{Agora, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka};
+use super::{Agora, App, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka};
 
 /// The words of `log.format`.
 pub(super) const LOG_FORMATS: [(&str, LogFormat); 2] =
@@ -26,9 +26,9 @@ pub(super) fn settings(reader: &mut Reader) -> Read<Settings> {
     let listen = reader.checked("http.listen", listen);
     let max_size = reader.size("journal.max_size");
     let agora = agora(reader);
-    let poll = poll(reader);
     let kafka = kafka::kafka(reader);
     let apps = apps::apps(reader);
+    let poll = poll(reader, apps.as_deref().unwrap_or_default());
 
     if let (Ok(grace), Ok(agora)) = (shutdown_grace, &agora)
         && grace <= agora.longest_request()
@@ -124,8 +124,37 @@ impl Agora {
     }
 }
 
-fn poll(reader: &mut Reader) -> Read<Poll> {
+/// How long a feed at rest is left alone, unless it is said …
+const LONGEST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// … or there are so many feeds that this is the share of each, for 200 requests a second …
+const FOR_EACH_FEED: Duration = Duration::from_millis(5);
+
+/// … or an app's feeds at rest would take more than this share of its requests; …
+const AT_REST: f64 = 0.5;
+
+/// … but no longer than this: 2,000 events are what a buffer forgives.
+const MOST_OF_LONGEST: Duration = Duration::from_secs(2);
+
+/// What the number of feeds at rest allows.
+fn longest_interval(apps: &[App]) -> Duration {
+    let feeds = |app: &App| u32::try_from(app.regions.len() * app.endpoints.len()).unwrap_or(1_000);
+    let all = apps.iter().map(feeds).fold(0, u32::saturating_add).min(1_000);
+    let of_app = |app: &App| {
+        let allowed = AT_REST * f64::from(app.requests_per_second.get());
+        Duration::from_secs_f64(f64::from(feeds(app)) / allowed)
+    };
+    let longest = apps.iter().map(of_app).chain([LONGEST_INTERVAL, FOR_EACH_FEED * all]).max();
+    longest.unwrap_or(LONGEST_INTERVAL).min(MOST_OF_LONGEST)
+}
+
+fn poll(reader: &mut Reader, apps: &[App]) -> Read<Poll> {
     let shortest = reader.duration("poll.shortest_interval");
+    if !reader.is_given("poll.longest_interval") {
+        let shortest_interval = shortest?;
+        let longest_interval = longest_interval(apps).max(shortest_interval);
+        return Ok(Poll { shortest_interval, longest_interval });
+    }
     let longest = reader.duration("poll.longest_interval");
     let (shortest_interval, longest_interval) = (shortest?, longest?);
     if shortest_interval > longest_interval {

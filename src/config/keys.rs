@@ -78,6 +78,8 @@ pub(super) enum Absent {
     Default(&'static str),
     /// The name of the machine.
     HostName,
+    /// What follows from other keys: an example, and how.
+    Computed(&'static str, &'static str),
     /// Nothing does: it has to be written. The text is an example.
     Required(&'static str),
     /// It may be left out. The text is an example.

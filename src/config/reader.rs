@@ -268,7 +268,7 @@ impl Reader {
             return Ok(match key.absent {
                 Absent::Default(text) => Some(text.to_owned()),
                 Absent::HostName => Some(host_name()),
-                Absent::Required(_) | Absent::Optional(_) => None,
+                Absent::Required(_) | Absent::Optional(_) | Absent::Computed(..) => None,
             });
         };
         match (&value.kind, key.kind) {

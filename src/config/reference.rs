@@ -66,6 +66,7 @@ fn entry(key: &Key) -> String {
     let (comment, written, remark) = match key.absent {
         Absent::Default(text) => ("", text, ""),
         Absent::HostName => ("# ", "bridge-0", "; default: the name of the machine"),
+        Absent::Computed(text, how) => ("# ", text, how),
         Absent::Required(text) if region => ("# ", text, "; required"),
         Absent::Required(text) => ("", text, "; required, this is an example"),
         Absent::Optional(text) => ("# ", text, "; no default"),

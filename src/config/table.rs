@@ -153,10 +153,12 @@ pub(super) const KEYS: &[Key] = &[
             most: "60s",
             because: "Agora keeps 2,000 events, and a burst can begin the moment after an answer",
         }),
-        absent: Absent::Default("2s"),
+        absent: Absent::Computed("500ms", "; default: see above"),
         why: "How long a feed that stays empty is left alone: the wait doubles up to this, and it \
               bounds how old a first event can get, unless busier feeds of the App ID need the \
-              requests.",
+              requests. By default 500 ms; from 100 feeds on 5 ms for each feed, so that all feeds \
+              at rest need 200 requests a second; and as much as lets the feeds of an App ID at rest \
+              need half of its requests_per_second; but never more than 2 s.",
     },
     // --- kafka ---
     Key {

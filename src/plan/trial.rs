@@ -394,6 +394,69 @@ mod tests {
         assert_eq!(seen, BTreeSet::from([0, 1_000]));
     }
 
+    /// The bridge as it is unless it is configured otherwise.
+    fn play_bridge(trial: &Trial) -> Tally {
+        let limits = Limits { longest_interval: 500 * MS, ..limits() };
+        trial.play(|now| bridge(limits, now, trial.script.seed))
+    }
+
+    /// Rates in events a second of users and channels, in straight lines from one to the next.
+    fn ramped(seed: u64, points: &[(Duration, f64, f64)], rtt: Spread, ends_at: Duration) -> Trial {
+        let trial = trial(0.0, 0.0, rtt, ends_at);
+        let point = |at, rate| RampPoint { at, rate };
+        let users = points.iter().map(|it| point(it.0, it.1)).collect();
+        let channels = points.iter().map(|it| point(it.0, it.2)).collect();
+        let load = |ramp| Load { ramp, ..Load::default() };
+        let app = AppScript {
+            user_events: load(users),
+            channel_events: load(channels),
+            ..AppScript::default()
+        };
+        let script = Script { seed, apps: vec![app], ..trial.script };
+        Trial { script, work: 2 * MS, ..trial }
+    }
+
+    #[test]
+    fn a_load_that_jumps_within_a_second_loses_next_to_nothing() {
+        let mut lost = Vec::new();
+        for (users, seed) in
+            [0.76, 0.9, 0.95].into_iter().flat_map(|it| [(it, 1), (it, 2), (it, 3)])
+        {
+            let jump = SECOND * 14 + 700 * MS * u32::try_from(seed).unwrap();
+            let rates = [(SECOND * 8, 3_500.0), (jump, 3_500.0), (jump + SECOND, 9_500.0)];
+            let points = rates.map(|(at, rate)| (at, rate * users, rate * (1.0 - users)));
+            let tally = play_bridge(&ramped(seed, &points, Spread::millis(60, 120), SECOND * 30));
+            assert!(tally.events.made > 160_000);
+            lost.push(tally.events.overwritten);
+        }
+        assert!(lost.iter().all(|lost| *lost <= 200), "{lost:?}");
+    }
+
+    #[test]
+    fn a_shared_buffer_does_not_run_over_at_4000_and_4000_a_second() {
+        for seed in 1..=5 {
+            let points = [(SECOND * 10, 4_000.0, 4_000.0)];
+            let trial = ramped(seed, &points, Spread::always(60 * MS), SECOND * 40);
+            let script = Script { shared_buffer: true, ..trial.script.clone() };
+            let tally = play_bridge(&Trial { script, ..trial });
+            let (lost, made) = (tally.events.overwritten, tally.events.made);
+            assert!(lost * 1_000 <= made * 5, "seed {seed}: {lost} of {made}");
+        }
+    }
+
+    #[test]
+    fn the_first_events_after_a_rest_are_not_old() {
+        for seed in 1..=5 {
+            let jump = SECOND * 16 + 370 * MS * u32::try_from(seed).unwrap();
+            let points = [(jump, 0.0, 0.0), (jump, 1_500.0, 1_500.0)];
+            let trial = ramped(seed, &points, Spread::millis(20, 40), jump + SECOND * 30);
+            let tally = play_bridge(&trial);
+            assert_eq!(tally.events.overwritten, 0, "seed {seed}");
+            let p99 = tally.ages.quantile(0.99).unwrap();
+            assert!(p99 <= 400 * MS, "seed {seed}: {p99:?}");
+        }
+    }
+
     fn limits() -> Limits {
         Limits {
             requests_per_second: std::num::NonZeroU32::new(10).unwrap(),

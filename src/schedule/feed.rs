@@ -498,12 +498,13 @@ impl FeedPlan {
         let suspected = self.overflow.observe(emptying, &self.latest);
         self.emptied = self.latest.at_agora(arrived).map(|at| Emptied {
             at,
-            uncertain,
+            uncertain: head_at - out.sent - fastest,
             calibrated: self.latest.calibrated(),
             events: seen.events,
             full: seen.events >= PAGE_LIMIT,
             times: seen.times,
             floor: self.overflow.floor(),
+            follows: self.overflow.follows(),
         });
         suspected
     }

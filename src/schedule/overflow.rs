@@ -122,6 +122,8 @@ struct Former {
     hole: bool,
     /// … or might, since the page before it emptied the feed.
     behind_a_hole: bool,
+    /// The page before it was full.
+    follows: bool,
     /// Events a millisecond, lately, without this page and with it.
     rate_before: f64,
     rate: f64,
@@ -176,6 +178,11 @@ impl Overflow {
     /// What was overwritten before the last page came is no older than this.
     pub(super) fn floor(&self) -> Option<Timestamp> {
         self.former.and_then(|former| former.floor)
+    }
+
+    /// Whether the page before the last one was full.
+    pub(super) fn follows(&self) -> bool {
+        self.former.is_some_and(|former| former.follows)
     }
 
     /// The buffer was full, as it turned out elsewhere; told with the next page.
@@ -335,6 +342,7 @@ impl Former {
                 floor: None,
                 hole: false,
                 behind_a_hole: false,
+                follows: false,
                 rate_before: 0.0,
                 rate: 0.0,
             };
@@ -344,8 +352,9 @@ impl Former {
         let rate = former.rate + weight * (page.events as f64 / took - former.rate);
         let floor = former.page.floor(former.floor, skew);
         let hole = page.is_behind_a_hole(&former.page);
-        let behind_a_hole = !former.page.is_full() || hole;
-        Self { page, floor, hole, behind_a_hole, rate_before: former.rate, rate }
+        let follows = former.page.is_full();
+        let behind_a_hole = !follows || hole;
+        Self { page, floor, hole, behind_a_hole, follows, rate_before: former.rate, rate }
     }
 }
 

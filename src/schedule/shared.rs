@@ -10,7 +10,8 @@
 //! more, the shared buffer was full, and each endpoint may have lost events: which ones were the
 //! oldest nobody knows.
 //!
-//! A feed with a buffer of its own may hold 2,000 by chance, too. So such a find is kept back for
+//! Feeds with a buffer each may hold 2,000 together by chance, too. So a hole in the times has to lie
+//! before the page of one of them, or it has to be found twice; and what was found is kept back for
 //! [`PATIENCE`]: where the sum is near 2,000 it is soon beyond, if it can be.
 //!
 //! Needs times that can be read and clocks that are known ([`super::skew`]); without them only a
@@ -23,13 +24,17 @@ use crate::model::BUFFER_LIMIT;
 use crate::model::Timestamp;
 
 /// How long a find waits for a proof that it is none.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// So many events more than a buffer holds prove that there is more than one.
 const CLEARLY: f64 = 50.0;
 
 /// So many events fewer than a buffer holds may be a full one: arrivals are known to milliseconds.
 const NEARLY: f64 = 40.0;
+
+/// A hole is longer than this, and than so many mean spacings of events: that is no chance.
+const SHORTEST_HOLE: Duration = Duration::from_millis(3);
+const SPACINGS_OF_A_HOLE: f64 = 8.0;
 
 /// Arrivals whose sum is not complete yet; more requests don't arrive in the time that it takes.
 const MOST_ARRIVALS: usize = 32;
@@ -63,27 +68,43 @@ pub(super) struct Emptied {
     pub(super) times: Option<(Timestamp, Timestamp)>,
     /// What the feed lost before is no older than this.
     pub(super) floor: Option<Timestamp>,
+    /// The page before it was full, so that this one begins where that one ended.
+    pub(super) follows: bool,
 }
 
 /// A request, and what is known of the buffers when it arrived.
 #[derive(Debug)]
 struct Arrival {
-    /// At the earliest, and in between.
-    early: Timestamp,
-    likely: Timestamp,
-    latest: Timestamp,
+    /// At the earliest, in between, and at the latest.
+    moments: [Timestamp; 3],
     /// How many events had happened by then.
-    by_early: f64,
-    by_likely: f64,
+    events: [f64; 3],
+    /// What stands before the pages that count.
+    before: Before,
+    /// The clocks are known well; otherwise the moments are too early.
+    calibrated: bool,
     /// Of each feed: nothing of before is left, and where it may have lost events.
     complete: Vec<bool>,
     bounds: Vec<Option<Bounds>>,
+}
+
+/// What stands between a page and the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Before {
+    /// No event is missing.
+    Nothing,
+    /// The page before it was not full: nobody knows.
+    Unknown,
+    /// Events are missing.
+    Hole,
 }
 
 /// A buffer that was full.
 #[derive(Debug)]
 struct Found {
     at: Timestamp,
+    /// It was found more than once, or with a hole.
+    sure: bool,
     bounds: Vec<Option<Bounds>>,
 }
 
@@ -115,9 +136,7 @@ impl Shared {
         for arrival in &mut self.arrivals {
             arrival.count(place, &page);
         }
-        if page.calibrated {
-            self.arrivals.push_back(Arrival::new(place, &page, self.feeds.len()));
-        }
+        self.arrivals.push_back(Arrival::new(place, &page, self.feeds.len()));
         while self.arrivals.len() > MOST_ARRIVALS {
             self.arrivals.pop_front();
         }
@@ -132,20 +151,23 @@ impl Shared {
 
     /// What was found and not told yet.
     pub(super) fn rest(&mut self) -> Vec<(usize, Bounds)> {
-        let Some(found) = self.found.take() else { return Vec::new() };
+        let Some(found) = self.found.take().filter(|it| it.sure) else { return Vec::new() };
         let named = self.feeds.iter().zip(found.bounds);
         named.filter_map(|(feed, bounds)| Some((*feed, bounds?))).collect()
     }
 
     fn judge(&mut self, arrival: Arrival) {
         let holds = BUFFER_LIMIT as f64;
-        if arrival.by_early > holds + CLEARLY {
+        let [early, likely, latest] = arrival.events;
+        let most = holds + CLEARLY + (latest - early) / 2.0;
+        if early > holds + CLEARLY {
             *self = Self { separate: true, ..Self::new(std::mem::take(&mut self.feeds)) };
-        } else if arrival.by_likely >= holds - NEARLY {
-            let Arrival { likely: at, bounds, .. } = arrival;
+        } else if arrival.is_telling() && (holds - NEARLY..=most).contains(&likely) {
+            let Arrival { moments: [_, at, _], bounds, before, .. } = arrival;
             match &mut self.found {
-                None => self.found = Some(Found { at, bounds }),
+                None => self.found = Some(Found { at, sure: before == Before::Hole, bounds }),
                 Some(found) => {
+                    found.sure = true;
                     for (known, new) in found.bounds.iter_mut().zip(bounds) {
                         *known = known.map_or(new, |known| Some(known.with(new)));
                     }
@@ -161,11 +183,10 @@ impl Arrival {
     fn new(place: usize, page: &Emptied, feeds: usize) -> Self {
         let latest = page.at;
         let mut arrival = Self {
-            early: latest.before(page.uncertain),
-            likely: latest.before(page.uncertain / 2),
-            latest,
-            by_early: 0.0,
-            by_likely: 0.0,
+            moments: [latest.before(page.uncertain), latest.before(page.uncertain / 2), latest],
+            events: [0.0; 3],
+            before: Before::Nothing,
+            calibrated: page.calibrated,
             complete: vec![false; feeds],
             bounds: vec![None; feeds],
         };
@@ -180,14 +201,24 @@ impl Arrival {
         else {
             return;
         };
-        if page.at < self.latest || *complete {
+        let [.., latest] = self.moments;
+        if page.at < latest || *complete {
             return;
         }
-        self.by_early += page.until(self.early);
-        self.by_likely += page.until(self.likely);
-        let first = page.times.map_or(self.latest, |(first, _)| first);
-        bounds.get_or_insert(Bounds { from: page.floor, to: first.min(self.latest) });
-        *complete = !page.full || page.times.is_some_and(|(_, last)| last >= self.latest);
+        for (events, moment) in self.events.iter_mut().zip(self.moments) {
+            *events += page.until(moment);
+        }
+        if bounds.is_none() {
+            let first = page.times.map_or(latest, |(first, _)| first);
+            *bounds = Some(Bounds { from: page.floor, to: first.min(latest) });
+            self.before = self.before.max(page.before());
+        }
+        *complete = !page.full || page.times.is_some_and(|(_, last)| last >= latest);
+    }
+
+    /// Whether a full buffer could be told from it.
+    fn is_telling(&self) -> bool {
+        self.calibrated && self.before > Before::Nothing
     }
 
     fn is_complete(&self) -> bool {
@@ -198,6 +229,18 @@ impl Arrival {
 // === impl Emptied ===
 
 impl Emptied {
+    /// Whether events are missing before it.
+    fn before(&self) -> Before {
+        let (Some(before), Some((first, last)), true) = (self.floor, self.times, self.follows)
+        else {
+            return Before::Unknown;
+        };
+        let spacing = last.since(first).as_secs_f64() / self.events.max(1) as f64;
+        let hole = first.since(before);
+        let is_hole = hole >= SHORTEST_HOLE && hole.as_secs_f64() >= SPACINGS_OF_A_HOLE * spacing;
+        if is_hole { Before::Hole } else { Before::Nothing }
+    }
+
     /// How many of its events had happened by then.
     fn until(&self, moment: Timestamp) -> f64 {
         let events = self.events as f64;
@@ -214,5 +257,84 @@ impl Bounds {
         let Some(other) = other else { return self };
         // `None` is less than every time: nothing is known from before.
         Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: u64 = 50;
+
+    /// Two feeds are asked in turn, every so many milliseconds; events come evenly, so many for each
+    /// in a step of 50 ms. What is suspected, and whether it was proved that there are two buffers.
+    fn play(each: u64, every: u64, shared: bool) -> (Vec<(usize, Bounds)>, bool) {
+        let mut watch = Shared::new(vec![0, 1]);
+        let (mut buffers, mut found) = ([const { VecDeque::new() }; 2], Vec::new());
+        let mut floors = [None; 2];
+        for step in 1..400_u64 {
+            for event in 0..each {
+                let at = STEP * (step - 1) + STEP * event / each;
+                for buffer in 0..2 {
+                    buffers[buffer].push_back(i64::try_from(at).unwrap());
+                    let [users, channels] = &mut buffers;
+                    let full = if shared { users.len() + channels.len() } else { 0 };
+                    if full > 2_000 {
+                        if users.front() <= channels.front() { users } else { channels }
+                            .pop_front();
+                    }
+                }
+            }
+            buffers.iter_mut().for_each(|it| drop(it.drain(..it.len().saturating_sub(2_000))));
+            if (STEP * step) % every != 0 {
+                continue;
+            }
+            let feed = usize::try_from(STEP * step / every).unwrap() % 2;
+            let many = buffers[feed].len().min(1_000);
+            let page: Vec<i64> = buffers[feed].drain(..many).collect();
+            let times = page.first().zip(page.last());
+            let times = times.map(|(first, last)| {
+                (Timestamp::from_millis(*first), Timestamp::from_millis(*last))
+            });
+            let at = Timestamp::from_millis(i64::try_from(STEP * step).unwrap());
+            found.extend(watch.observe(
+                feed,
+                Emptied {
+                    at,
+                    uncertain: Duration::ZERO,
+                    calibrated: true,
+                    events: page.len() as u64,
+                    full: page.len() == 1_000,
+                    times,
+                    floor: floors[feed],
+                    follows: floors[feed].is_some(),
+                },
+            ));
+            floors[feed] = times.map(|it| it.1).filter(|_| page.len() == 1_000);
+        }
+        (found, watch.separate)
+    }
+
+    #[test]
+    fn a_shared_buffer_that_runs_over_is_suspected_of_both_feeds() {
+        let (found, separate) = play(250, 150, true);
+        assert!(!separate);
+        for feed in 0..2 {
+            assert!(found.iter().any(|it| it.0 == feed), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_a_buffer_holds_proves_that_there_are_two() {
+        let (found, separate) = play(250, 150, false);
+        assert!(separate && found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn a_sum_that_stays_below_is_no_suspicion_and_no_proof() {
+        for shared in [true, false] {
+            let (found, separate) = play(150, 100, shared);
+            assert!(!separate && found.is_empty(), "{shared}: {found:?}");
+        }
     }
 }

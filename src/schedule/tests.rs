@@ -92,6 +92,59 @@ fn a_feed_that_could_overflow_is_asked_before_it_does() {
     assert!(intervals[3..].iter().all(|interval| *interval <= 250), "{intervals:?}");
 }
 
+/// Two feeds with a few events each; when each request leaves.
+fn asks_of_two(
+    outcome: impl Fn(usize, Duration) -> Outcome,
+    lasts: Duration,
+) -> Vec<(usize, Duration)> {
+    let begin = Instant::now();
+    let (mut now, mut asks) = (begin, Vec::new());
+    let mut schedule = schedule(2, now);
+    let mut out: Vec<(Instant, usize, Asked)> = Vec::new();
+    while now < begin + lasts {
+        let until = match schedule.next(now) {
+            Decision::Ask { feed, .. } => {
+                asks.push((feed, now - begin));
+                out.push((now + 30 * MILLISECOND, feed, schedule.asked(feed, now)));
+                continue;
+            }
+            Decision::Wait(until) => until,
+            Decision::WaitForAnswer => now + SECOND,
+        };
+        now = out.iter().map(|it| it.0).chain([until]).min().unwrap();
+        if let Some(done) = out.iter().position(|it| it.0 <= now) {
+            let (_, feed, asked) = out.remove(done);
+            schedule.answered(asked, at(now), outcome(feed, now - begin));
+        }
+    }
+    asks
+}
+
+/// Where they leave together they are free together a second later, and a load that jumps finds none
+/// in between.
+#[test]
+fn requests_for_freshness_leave_apart() {
+    let asks = asks_of_two(|_, _| page(5), 10 * SECOND);
+    let later: Vec<Duration> = asks.iter().map(|it| it.1).filter(|at| *at > SECOND).collect();
+    assert!(later.len() >= 70, "{}", later.len());
+    for pair in later.windows(2) {
+        assert!(pair[1] - pair[0] >= 90 * MILLISECOND, "{pair:?}");
+    }
+}
+
+#[test]
+fn a_burst_at_one_endpoint_makes_the_other_one_be_asked() {
+    let burst_at = 20 * SECOND;
+    let outcome = |feed, now| match feed {
+        0 if (burst_at..burst_at + 2 * SECOND).contains(&now) => page(800),
+        _ => page(0),
+    };
+    let asks = asks_of_two(outcome, 23 * SECOND);
+    let found = asks.iter().find(|it| it.0 == 0 && it.1 + 30 * MILLISECOND >= burst_at).unwrap().1;
+    let other = asks.iter().find(|it| it.0 == 1 && it.1 > found).unwrap().1;
+    assert!(other - found <= 100 * MILLISECOND, "{:?}", other - found);
+}
+
 #[test]
 fn the_preferred_host_is_asked_again_after_a_while() {
     let mut now = Instant::now();

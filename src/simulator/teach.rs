@@ -28,7 +28,9 @@ READING IS DESTRUCTIVE
   The server keeps the newest 2,000 events: a newer one replaces the oldest. One
   GET returns at most 1,000, oldest first. A full page means that more may be
   waiting. Whether the 2,000 is per region, endpoint or App ID is undocumented;
-  here it is per region and endpoint of an App ID.
+  here it is per region and endpoint of an App ID, or with --shared-buffer
+  (shared_buffer = true in a script) per region and App ID, where a newer event of
+  one endpoint may replace the oldest of the other.
 
 THE RATE LIMIT
 

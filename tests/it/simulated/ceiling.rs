@@ -190,6 +190,49 @@ fn what_a_burst_of_2600_pushes_out_lies_within_a_gap() {
     }
 }
 
+/// Both endpoints of an app have one buffer of 2,000 events.
+fn in_one_buffer(seed: u64, users: Load, channels: Load) -> Script {
+    Script { shared_buffer: true, ..script(seed, users, channels, Spread::always(60 * MS)) }
+}
+
+#[test]
+fn a_buffer_that_both_endpoints_share_keeps_4000_and_4000_a_second() {
+    let load = ramped(&[(10 * SECOND, 4_000.0)]);
+    let plan = Plan::calm(in_one_buffer(1, load.clone(), load), 20 * SECOND);
+    let (verdict, outcome) = check(&Plan { overloaded: true, ..plan });
+    let totals = outcome.agora.with(|world| world.ledger().total());
+    assert!(totals.overwritten * 1_000 <= totals.made * 5, "{totals:?}");
+    assert!(verdict.gaps.len() <= 2, "{:?}", verdict.gaps);
+}
+
+#[test]
+fn where_a_shared_buffer_runs_over_both_endpoints_are_named() {
+    let (from, until) = (8 * SECOND, 12 * SECOND);
+    let load = |share: f64| {
+        let [usual, much] = [6_000.0, 12_000.0].map(|rate| rate * share);
+        let grown = from + 300 * MS;
+        ramped(&[(5 * SECOND, usual), (from, usual), (grown, much), (until, much), (until, usual)])
+    };
+    for seed in 1..=2 {
+        let script = in_one_buffer(seed, load(0.6), load(0.4));
+        let plan = Plan { overloaded: true, ..Plan::calm(script, until + 3 * SECOND) };
+        let (verdict, outcome) = check(&plan);
+        let totals = outcome.agora.with(|world| world.ledger().total());
+        assert!(totals.overwritten > 3_000, "{totals:?}");
+        for endpoint in ["user_events", "channel_events"] {
+            let mut gaps = verdict.gaps.iter().filter(|gap| gap.cause == "overflow");
+            assert!(gaps.any(|gap| gap.endpoint == endpoint), "{endpoint}: {:?}", verdict.gaps);
+        }
+        let covers = |ms: i64, endpoint: &str| {
+            let mut gaps = verdict.gaps.iter().filter(|gap| gap.endpoint == endpoint);
+            gaps.any(|gap| gap.from.is_none_or(|from| from <= ms) && ms <= gap.to)
+        };
+        let overwritten = verdict.overwritten.iter();
+        let missed = overwritten.filter(|it| !covers(it.ms, it.endpoint.name())).count();
+        assert!(missed * 100 <= verdict.overwritten.len(), "{missed} of {}", totals.overwritten);
+    }
+}
+
 /// A suspicion costs an operator a look, and says that events may be gone.
 #[test]
 fn hardly_anything_is_suspected_where_nothing_ran_over() {
@@ -201,8 +244,8 @@ fn hardly_anything_is_suspected_where_nothing_ran_over() {
         near_the_ceiling(1, 9_700.0, 7 * SECOND, far),
         Plan::calm(script(3, bursts.clone(), bursts, far), 44 * SECOND),
     ];
-    let gaps = plans.map(|plan| check_saved(&plan).0.gaps.len());
-    assert!(gaps.iter().all(|gaps| *gaps <= 1), "{gaps:?}");
+    let gaps = plans.map(|plan| check_saved(&plan).0.gaps);
+    assert!(gaps.iter().all(|gaps| gaps.len() <= 1), "{gaps:?}");
 }
 
 /// What broke off may have been a full page; at ten events a second it was none.
