@@ -72,7 +72,10 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     topics::create(bootstrap, &names);
     let failing_call = conditions::failing_call(&offer);
     let mut agora = Agora::serve(offer.scripts(), offer.network());
-    (0..offer.apps).filter(|app| offer.is_unauthorised(*app)).for_each(|app| agora.confuse(app));
+    for (_, app) in agora.apps.iter_mut().enumerate().filter(|(app, _)| offer.is_unauthorised(*app))
+    {
+        app.customer_secret = "that of another app".to_owned();
+    }
     let config = names.kafka_tables(bootstrap) + &agora.app_tables();
     let begun = agora.now();
     let mut bridge = Bridge::start(&config);

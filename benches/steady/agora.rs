@@ -23,7 +23,8 @@ use super::say;
 
 /// App IDs in one region, served in this process.
 pub(crate) struct Agora {
-    apps: Vec<AppScript>,
+    /// With the credentials that [`Self::app_tables`] names.
+    pub(crate) apps: Vec<AppScript>,
     pub(crate) url: String,
     server: Server,
     runtime: Runtime,
@@ -96,12 +97,6 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
             )
         };
         self.apps.iter().map(table).collect()
-    }
-
-    /// From now on [`Self::app_tables`] names a wrong secret for this App ID.
-    pub(crate) fn confuse(&mut self, app: usize) {
-        let app = self.apps.get_mut(app).expect("it was given so many");
-        app.customer_secret = "that of another app".to_owned();
     }
 
     /// The time since its start.

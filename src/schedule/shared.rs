@@ -286,7 +286,7 @@ mod tests {
                 }
             }
             buffers.iter_mut().for_each(|it| drop(it.drain(..it.len().saturating_sub(2_000))));
-            if (STEP * step) % every != 0 {
+            if !(STEP * step).is_multiple_of(every) {
                 continue;
             }
             let feed = usize::try_from(STEP * step / every).unwrap() % 2;

@@ -1,5 +1,11 @@
 //! A log reader that stalls: stderr is a pipe that is full, and nobody reads.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "what is not there is a fault of the test, and ends it"
+)]
+
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::BufRead as _;
