@@ -122,7 +122,10 @@ fn rows(args: &Args) -> Vec<Row> {
     let cases = cases(args.all).into_iter().filter(is_wanted);
     cases
         .flat_map(|case| {
-            players.iter().map(move |player| Row {
+            // Perfect knowledge was written for a buffer each.
+            let one_buffer = case.has_one_buffer();
+            let knows = move |it: &&Player| **it != Player::Foresight || !one_buffer;
+            players.iter().filter(knows).map(move |player| Row {
                 case: case.clone(),
                 player: *player,
                 came: Mutex::default(),

@@ -71,10 +71,8 @@ pub(crate) fn cases(all: bool) -> Vec<Case> {
     for (rate, split) in [(8_000, 50), (9_000, 50), (9_000, 80)] {
         cases.push(Case { kind: Kind::Shared { rate, split }, rtt: Spread::always(60 * MS) });
     }
-    for split in [50, 76] {
-        for rtt in [Spread::millis(60, 120), Spread::always(60 * MS)] {
-            cases.push(Case { kind: Kind::Jump { split }, rtt });
-        }
+    for split in [76, 90, 95] {
+        cases.push(Case { kind: Kind::Jump { split }, rtt: Spread::millis(60, 120) });
     }
     cases.push(Case { kind: Kind::FromRest { rate: 3_000 }, rtt: Spread::millis(20, 40) });
     for kind in
@@ -201,6 +199,11 @@ impl Case {
                 Trial { script: app(load.clone(), load), starts_at, ..trial }
             }
         }
+    }
+
+    /// Whether both endpoints have one buffer together.
+    pub(crate) fn has_one_buffer(&self) -> bool {
+        matches!(self.kind, Kind::Shared { .. })
     }
 
     /// Whether only events count that happened after the first request.

@@ -380,13 +380,15 @@ impl State {
         };
         let tell_at = match done.outcome {
             // The app's trouble, and not the feed's.
-            Outcome::Outdated | Outcome::Throttled { .. } => return,
+            Outcome::Outdated => return,
             Outcome::Refused { refusal: Refusal::Credentials, .. } if locked_out => return,
             // Others may accept them, or be about to refuse them, too.
             Outcome::Refused { refusal: Refusal::Credentials, .. } => FAILURES_TO_TELL,
             Outcome::Refused { refusal: Refusal::Request, .. } => 1,
             Outcome::Events(_) | Outcome::Failed { .. } if rest > REST_TO_TELL => 1,
-            Outcome::Events(_) | Outcome::Failed { .. } => FAILURES_TO_TELL,
+            Outcome::Events(_) | Outcome::Failed { .. } | Outcome::Throttled { .. } => {
+                FAILURES_TO_TELL
+            }
         };
         self.failures += 1;
         if self.failures < tell_at {

@@ -25,8 +25,8 @@
 //!   burst of a quiet feed, nor a jump from rest to more than 2,000 events within that interval.
 //!
 //! What that costs: a feed in which something happens, or that has burst lately, four requests a second
-//! at a shortest interval of 250 ms; a feed at rest half a request a second at a longest interval of
-//! 2 s. Halving an interval doubles that, and halves how long a burst waits or what a jump from rest may
+//! at a shortest interval of 250 ms; a feed at rest two requests a second at a longest interval of
+//! 500 ms. Halving an interval doubles that, and halves how long a burst waits or what a jump from rest may
 //! bring. Where need takes the budget, both give way.
 
 use std::time::Duration;

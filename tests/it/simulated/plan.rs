@@ -144,6 +144,23 @@ impl Plan {
         }
     }
 
+    /// Lives that begin with a journal that can't know what was asked in the second before.
+    pub(crate) fn starts_on_unknown_journals(&self) -> u64 {
+        let ends = self.lives.iter().map(|life| life.end);
+        let unknown = ends.filter(|end| !matches!(end, End::Stopped | End::Killed));
+        unknown.count() as u64
+    }
+
+    /// How many feeds each App ID has.
+    pub(crate) fn feeds_of_an_app(&self) -> u64 {
+        let regions = match self.hosts {
+            Hosts::ARegionEach => self.script.regions.len(),
+            Hosts::TwoForEachRegion => self.script.regions.len() / 2,
+            Hosts::OneRegion | Hosts::TwoForEachApp => 1,
+        };
+        2 * regions as u64
+    }
+
     /// Anything may go wrong.
     pub(crate) fn drawn(seed: u64) -> Self {
         let mut draw = Draw(StdRng::seed_from_u64(seed));

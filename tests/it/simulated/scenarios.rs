@@ -86,10 +86,10 @@ fn a_stop_while_kafka_is_away_ends_before_its_grace_and_the_next_start_goes_on()
 fn a_full_journal_is_a_reason_not_to_be_ready_until_it_has_room_again() {
     let trouble = Trouble { away: vec![(5 * SECOND, 30 * SECOND)], ..Trouble::default() };
     let calm = Plan::calm(one_app(300.0, 300.0), MINUTE);
-    // It is full whenever both feeds want to be asked at once: between two looks, at times.
+    // It is full of pages for some seconds before Kafka comes back.
     let looks = (100..300).map(|look| (look * 100 * MS, Deed::Look));
     let deeds = looks.chain([(50 * SECOND, Deed::Look)]).collect();
-    let plan = Plan { trouble, journal_size: 2_500_000, deeds, ..calm };
+    let plan = Plan { trouble, journal_size: 2_100_000, deeds, ..calm };
     let (verdict, outcome) = check(&plan);
     assert_eq!((verdict.lost, verdict.gaps.len()), (0, 0));
     let is_told = |status| reasons(status).iter().any(|it| it.contains("the journal is full"));
@@ -230,12 +230,7 @@ fn ten_minutes_without_kafka_slow_nothing_down_and_lose_nothing() {
 #[test]
 fn no_restart_lets_the_server_count_more_than_ten() {
     let mut most = 0;
-    for (end, pause) in [
-        (End::Stopped, 1),
-        (End::Killed, 150),
-        (End::KilledAndDiskLost, 350),
-        (End::KilledAndRestored, 1_100),
-    ] {
+    for (end, pause) in [(End::Stopped, 1), (End::Killed, 150), (End::KilledAndRestored, 1_100)] {
         for seed in 0..16 {
             let script = Script { seed, regions: regions(3), ..one_app(30.0, 30.0) };
             let life = |index: u64| Life {

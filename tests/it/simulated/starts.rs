@@ -66,9 +66,11 @@ fn a_restart_at_6000_a_second_loses_nothing() {
 fn a_feed_that_has_burst_is_watched_after_a_restart_too() {
     let plan = |seed: u64| {
         let again = (20_000 + 230 * u32::try_from(seed).expect("a few")) * MS;
+        // Nothing happens between the bursts, so that a feed without a past is asked rarely.
         let load = quiet(&[(5 * SECOND, 1_990), (again, 1_990), (again + 500 * MS, 910)]);
-        let app =
-            AppScript { user_events: load.clone(), channel_events: load, ..AppScript::default() };
+        let load = Load { rate: 0.02, ..load };
+        let channel_events = Load { rate: 0.02, ..Load::default() };
+        let app = AppScript { user_events: load, channel_events, ..AppScript::default() };
         let life = Life { lasts: 10 * SECOND, end: End::Stopped, pause: MS };
         restarted(seed, app, 60 * MS, life, again + 3 * SECOND)
     };
