@@ -321,15 +321,6 @@ fn arrivals(
     arrivals
 }
 
-/// The most requests that arrived within a second, and how often it was as many as eleven.
-fn most_in_a_second(arrivals: &[Instant]) -> (usize, usize) {
-    let within =
-        |from: &Instant| arrivals.iter().filter(|at| (*from..*from + SECOND).contains(at)).count();
-    let counts: Vec<usize> = arrivals.iter().map(within).collect();
-    let eleven = arrivals.windows(11).filter(|it| it[10] - it[0] < SECOND).count();
-    (counts.into_iter().max().unwrap_or(0), eleven)
-}
-
 /// The budget is used up at a far host, which dies; the near one answers within milliseconds.
 #[test]
 fn a_move_to_a_nearer_host_never_brings_too_many_requests_into_a_second() {
