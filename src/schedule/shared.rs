@@ -10,6 +10,9 @@
 //! more, the shared buffer was full, and each endpoint may have lost events: which ones were the
 //! oldest nobody knows.
 //!
+//! While a buffer runs over all the time, some of what was in it at a moment is overwritten before
+//! the next page: what is missing by the times of the events counts as well.
+//!
 //! Feeds with a buffer each may hold 2,000 together by chance, too. So a hole in the times has to lie
 //! before the page of one of them, or it has to be found twice; and what was found is kept back for
 //! [`PATIENCE`]: where the sum is near 2,000 it is soon beyond, if it can be.
@@ -79,6 +82,8 @@ struct Arrival {
     moments: [Timestamp; 3],
     /// How many events had happened by then.
     events: [f64; 3],
+    /// So many more may have happened by then, and were overwritten before the next page.
+    missing: f64,
     /// What stands before the pages that count.
     before: Before,
     /// The clocks are known well; otherwise the moments are too early.
@@ -162,7 +167,10 @@ impl Shared {
         let most = holds + CLEARLY + (latest - early) / 2.0;
         if early > holds + CLEARLY {
             *self = Self { separate: true, ..Self::new(std::mem::take(&mut self.feeds)) };
-        } else if arrival.is_telling() && (holds - NEARLY..=most).contains(&likely) {
+        } else if arrival.is_telling()
+            && likely + arrival.missing >= holds - NEARLY
+            && likely <= most
+        {
             let Arrival { moments: [_, at, _], bounds, before, .. } = arrival;
             match &mut self.found {
                 None => self.found = Some(Found { at, sure: before == Before::Hole, bounds }),
@@ -185,6 +193,7 @@ impl Arrival {
         let mut arrival = Self {
             moments: [latest.before(page.uncertain), latest.before(page.uncertain / 2), latest],
             events: [0.0; 3],
+            missing: 0.0,
             before: Before::Nothing,
             calibrated: page.calibrated,
             complete: vec![false; feeds],
@@ -212,6 +221,9 @@ impl Arrival {
             let first = page.times.map_or(latest, |(first, _)| first);
             *bounds = Some(Bounds { from: page.floor, to: first.min(latest) });
             self.before = self.before.max(page.before());
+            if page.at > latest && page.before() == Before::Hole {
+                self.missing += page.missing_by(latest);
+            }
         }
         *complete = !page.full || page.times.is_some_and(|(_, last)| last >= latest);
     }
@@ -229,6 +241,13 @@ impl Arrival {
 // === impl Emptied ===
 
 impl Emptied {
+    /// How many events in the hole before it had happened by then.
+    fn missing_by(&self, moment: Timestamp) -> f64 {
+        let (Some(before), Some((first, last))) = (self.floor, self.times) else { return 0.0 };
+        let rate = self.events as f64 / last.since(first).as_secs_f64().max(1e-3);
+        first.min(moment).since(before).as_secs_f64() * rate
+    }
+
     /// Whether events are missing before it.
     fn before(&self) -> Before {
         let (Some(before), Some((first, last)), true) = (self.floor, self.times, self.follows)
