@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio::time::timeout;
 
 pub use self::clients::HttpError;
+pub use self::clients::Stale;
 
 use self::certificates::is_refusal;
 use self::clients::Clients;
@@ -66,6 +67,13 @@ impl Http {
             silence: settings.silence_timeout,
             longest: settings.longest_request(),
         })
+    }
+
+    /// Why certificates, keys or the proxy's password could not be read again, while that lasts. The
+    /// old ones stay in use meanwhile.
+    pub fn stale(&self) -> impl Fn() -> Option<Stale> + Send + Sync + 'static {
+        let clients = self.clients.clone();
+        move || clients.stale()
     }
 }
 
@@ -159,8 +167,8 @@ impl Http {
             false => None,
         };
         let Some(said) = certificates::explain(cause, ahead) else { return plain(error) };
-        let text = match self.clients.failure() {
-            Some(failure) => format!("{said} (what is in force is old: failed to {failure})"),
+        let text = match self.clients.stale() {
+            Some(stale) => format!("{said} (an old one is in use: failed to {})", stale.reason),
             None => said,
         };
         TransportError(text)

@@ -27,6 +27,7 @@ use super::VERSION;
 use super::WRONG_CONFIGURATION;
 use super::asked_to_stop;
 use crate::agora::http::Http;
+use crate::agora::http::Stale;
 use crate::config;
 use crate::config::LogFormat;
 use crate::config::Settings;
@@ -40,6 +41,7 @@ use crate::kafka::Attic;
 use crate::kafka::Cluster;
 use crate::model::Clock;
 use crate::model::Incarnation;
+use crate::observe::health::Trouble;
 use crate::observe::http;
 use crate::observe::logs;
 use crate::observe::metrics::Metrics;
@@ -167,11 +169,13 @@ pub(super) async fn start(
     announce(&settings, &journal, listen);
     make_room_for_connections(&settings);
     let seed = rand::random::<u32>().into();
+    let stale = transport.stale();
     let attic = Attic::in_folder(&settings.data_dir);
     let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
     let daemon = Daemon::start(parts, &mut metrics);
     let report = daemon.report().clone();
     logs::watch(report.health());
+    report.health().watch("certificates", move || stale().map(old_certificates));
     let pages = http::Pages {
         metrics: Arc::new(metrics),
         health: report.health().clone(),
@@ -243,6 +247,12 @@ async fn tell_systemd(state: NotifyState<'static>) {
 
 async fn notify(state: NotifyState<'static>) {
     spawn_blocking(move || drop(sd_notify::notify(&[state]))).await.ok();
+}
+
+/// Certificates for Agora are old, because new ones can't be read.
+fn old_certificates(Stale { reason, since }: Stale) -> Trouble {
+    let reason = format!("failed to {reason}; the old certificates and keys for Agora stay in use");
+    Trouble { reason, since }
 }
 
 /// Keeps systemd's watchdog quiet, where there is one, until the daemon has stopped. A task like

@@ -40,6 +40,8 @@ use crate::config::Agora;
 use crate::config::SecretError;
 use crate::config::is_loopback;
 use crate::error::Chain;
+use crate::model::Clock;
+use crate::model::Timestamp;
 
 /// Connections live no longer. Operators move a name to another address within minutes, and the old
 /// one goes on answering for a while; a handshake for each connection every five minutes costs
@@ -79,8 +81,18 @@ struct Material {
     /// When files were looked at last, and when all of it was made.
     looked_at: Instant,
     made_at: Instant,
-    /// Why it could not be renewed, and when that was logged.
-    failure: Option<(String, Instant)>,
+    stale: Option<Stale>,
+    /// When that was logged.
+    told: Option<Instant>,
+}
+
+/// Certificates, keys or the proxy's password could not be read again; the old ones stay in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// What went wrong.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// One host, by its scheme, name and port.
@@ -216,9 +228,8 @@ impl Clients {
     }
 
     /// Why certificates, keys or the proxy's password could not be read again, while that lasts.
-    pub(super) fn failure(&self) -> Option<String> {
-        let state = self.lock();
-        state.material.failure.as_ref().map(|(reason, _)| reason.clone())
+    pub(super) fn stale(&self) -> Option<Stale> {
+        self.lock().material.stale.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -265,7 +276,7 @@ impl Material {
         let files = Files::read(settings)?;
         let tls = Tls::new(settings, &files)?;
         let proxy = proxy(settings)?;
-        Ok(Self { files, tls, proxy, looked_at: now, made_at: now, failure: None })
+        Ok(Self { files, tls, proxy, looked_at: now, made_at: now, stale: None, told: None })
     }
 
     /// Reads again what may have changed. Where that fails, what there was is kept.
@@ -278,17 +289,18 @@ impl Material {
         self.looked_at = now;
         match self.look(settings, life, now) {
             Ok(()) => {
-                if self.failure.take().is_some() {
+                if self.stale.take().is_some() {
+                    self.told = None;
                     info!("certificates and keys for Agora are renewed again");
                 }
             }
             Err(error) => {
-                let told = self.failure.as_ref().map(|(_, at)| *at);
-                let told = told.filter(|at| now.saturating_duration_since(*at) < life);
-                if told.is_none() {
+                if self.told.is_none_or(|at| now.saturating_duration_since(at) >= life) {
                     warn!(error = %Chain(&error), "certificates and keys for Agora can't be renewed");
+                    self.told = Some(now);
                 }
-                self.failure = Some((Chain(&error).to_string(), told.unwrap_or(now)));
+                let since = self.stale.take().map_or_else(|| Clock::system().now(), |it| it.since);
+                self.stale = Some(Stale { reason: Chain(&error).to_string(), since });
             }
         }
     }
@@ -318,7 +330,7 @@ impl Material {
 
 impl std::fmt::Debug for Material {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Material").field("failure", &self.failure).finish_non_exhaustive()
+        f.debug_struct("Material").field("stale", &self.stale).finish_non_exhaustive()
     }
 }
 

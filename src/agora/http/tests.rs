@@ -126,13 +126,15 @@ async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() 
     fs::write(&file, another).unwrap();
     let settings = Agora { ca_file: Some(file.clone()), system_certificates: false, ..settings() };
     let http = Http::with_life(&settings, Duration::ZERO).unwrap();
+    let stale = http.stale();
     let ask = || http.ask(Request { url: url.clone(), proof: Vec::new() });
 
     let reply = ask().await;
     assert!(matches!(reply, Reply::NotSent(_)), "it is not trusted: {reply:?}");
-    fs::write(&file, certificate).unwrap();
+    fs::write(&file, &certificate).unwrap();
     let reply = ask().await;
     assert!(matches!(reply, Reply::Answered(_)), "it was not read again: {reply:?}");
+    assert_eq!(stale(), None);
     fs::write(&file, "no certificate").unwrap();
     let reply = ask().await;
     assert!(matches!(reply, Reply::Answered(_)), "what was known is not kept: {reply:?}");
@@ -142,4 +144,8 @@ async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() 
     // Both servers' certificates have the same issuer's name.
     assert!(seen.contains("another key signed it"), "{error}");
     assert!(remedy.is_some_and(|it| it.contains("holds no certificate")), "{error}");
+    assert!(stale().is_some_and(|it| it.reason.contains("holds no certificate")), "{:?}", stale());
+    fs::write(&file, certificate).unwrap();
+    ask().await;
+    assert_eq!(stale(), None);
 }
