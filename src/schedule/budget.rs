@@ -11,7 +11,9 @@
 //! On a steady way this is the log of the last ten send times; on one that jitters it costs just
 //! the jitter that happened. How much faster than the fastest one could be, [`Fastest`] tells. The slack
 //! on top shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come. What it can't cover is a way
-//! that becomes faster from one request to the next; then the server may count one too many, once. And the fastest is taken for
+//! that becomes faster from one request to the next: the first request on it may be one too many. Its
+//! answer corrects the fastest round trip. Until that is there, requests that rely on the old one leave
+//! apart ([`Budget::free_at`]), so that the server counts eleven at most, once. The fastest is taken for
 //! zero until it can be believed: the first answers are slow, they wait for connections.
 //!
 //! Each host has a way of its own, of which nothing is known before it was asked. What counts between
@@ -119,7 +121,25 @@ impl Budget {
         let mut ends: Vec<Instant> =
             self.spent.iter().filter_map(|it| self.counts_until(it, nearest)).collect();
         ends.sort();
-        ends.get(too_many).map(|end| self.not_before.max(*end))
+        let end = self.not_before.max(*ends.get(too_many)?);
+        Some(end.max(self.apart_from_last(too_many, nearest)))
+    }
+
+    /// When a request leaves that relies on the fastest round trip, if the way has become faster
+    /// meanwhile: late enough that it can't be one too many together with the last one. Such a request
+    /// arrives early by half of what the round trip lost, so half of a fastest round trip lies between
+    /// two of them; no more than [`STEP`] of the mean distance, or a far host would get fewer requests.
+    fn apart_from_last(&self, too_many: usize, nearest: Duration) -> Instant {
+        let Some(last) = self.spent.iter().max_by_key(|it| it.sent) else { return self.not_before };
+        let most = Duration::from_secs_f64(STEP / self.dared as f64);
+        let apart = last.sent + ((self.fastest(last.way) + nearest) / 4).min(most);
+        let mut unbelieving: Vec<Instant> = self
+            .spent
+            .iter()
+            .filter_map(|it| Some(it.there_by? + WINDOW + self.slack(it.way)))
+            .collect();
+        unbelieving.sort();
+        unbelieving.get(too_many).map_or(apart, |certain| apart.min(*certain))
     }
 
     /// When the next request leaves that keeps in step: where every request counts, those of a second

@@ -339,6 +339,28 @@ fn a_move_to_a_nearer_host_never_brings_too_many_requests_into_a_second() {
     }
 }
 
+/// What no budget can know before the first answer over the new way.
+#[test]
+fn a_way_that_becomes_faster_brings_eleven_requests_into_a_second_at_most_once() {
+    for seed in 0..1_000 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let slow = Duration::from_millis(random.random_range(20..400));
+        let fast = slow.mul_f64(random.random_range(0.1..0.9));
+        let changes_at = Duration::from_millis(random.random_range(4_000..6_000));
+        let arrivals = arrivals(ONE_HOST, seed, |_, since| {
+            (if since >= changes_at { fast } else { slow }, false)
+        });
+        let span = |last: usize, count: usize| arrivals[last] - arrivals[last + 1 - count];
+        let twelve = (11..arrivals.len()).any(|last| span(last, 12) < SECOND);
+        let eleven: Vec<Instant> = (10..arrivals.len())
+            .filter(|last| span(*last, 11) < SECOND)
+            .map(|last| arrivals[last])
+            .collect();
+        let once = eleven.iter().all(|it| *it - eleven[0] < SECOND);
+        assert!(!twelve && once, "seed {seed}: {slow:?}, then {fast:?}");
+    }
+}
+
 #[test]
 fn a_start_after_an_unknown_predecessor_asks_each_feed_once_at_once() {
     let start = Instant::now();
