@@ -1,23 +1,24 @@
-//! Who is asked next, and when: pure decisions of one App ID.
+//! Which feed of an App ID to poll next, and when. Decisions only.
 //!
-//! No I/O, no clock, no task: the time goes in, an answer comes out ("ask this feed now", "nothing
-//! before T"). One [`Schedule`] serves all feeds of an App ID, because Agora counts the requests of
-//! an App ID together.
+//! No I/O, no clock, no task: the time goes in, a decision comes out ("poll this feed now" or
+//! "nothing before T"). One [`Schedule`] serves all feeds of an App ID, because Agora applies its
+//! rate limit to the App ID as a whole.
 //!
-//! * [`budget`]: how many requests may leave. Never more than the limit in any second, as the
-//!   server counts them.
-//! * [`feed`]: when one feed wants to be asked, for freshness or in need.
-//! * [`forecast`]: how much a feed will hold when a request gets there.
-//! * [`skew`]: how Agora's clock relates to ours, and so how old a page is.
+//! * [`budget`]: how many requests may leave. Never more than the limit arrive within any second,
+//!   as the server counts them.
+//! * [`feed`]: when a feed wants to be polled, for freshness or because it is in need.
+//! * [`forecast`]: how many events a feed will hold when a request gets there.
+//! * [`skew`]: the offset between Agora's clock and ours, and from it the age of a page.
 //! * [`overflow`]: whether Agora's buffer was found full.
-//! * [`shared`]: the same where the endpoints of a region may have one buffer together.
-//! * [`hosts`]: which host of a feed is asked next, and how long one that fails or refuses is left
+//! * [`shared`]: the same where the endpoints of a region may share one buffer.
+//! * [`hosts`]: which host of a feed to ask next, and how long to leave a failing or refusing host
 //!   alone.
-//! * [`lockout`]: what to do where every host refuses the credentials.
+//! * [`lockout`]: what to do when every host refuses the credentials.
 //!
-//! Of the feeds that are due the one nearest to overflow goes first. Where the budget is short,
-//! freshness stretches, so that what is needed comes first: near the ceiling of ten full pages a
-//! second every request has to bring a full one, and an idle endpoint leaves its share to a busy one.
+//! Of the feeds that are due, the one nearest to overflow goes first. When the budget is short, the
+//! freshness intervals stretch so that need comes first: near the ceiling of ten full pages a
+//! second every request has to bring a full page, and an idle endpoint leaves its share to a busy
+//! one.
 
 mod budget;
 mod feed;
@@ -52,136 +53,135 @@ use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
 use crate::model::Timestamp;
 
-/// How long an app is left alone after a 429 without `Retry-After`. It goes on with fewer requests a
-/// second than before; a longer pause would let buffers run over that a slower pace saves.
+/// Pause after a 429 without `Retry-After`. The app then continues with fewer requests a second; a
+/// longer pause would overflow buffers that the slower pace alone can keep up with.
 const WAIT_AFTER_THROTTLE: Duration = Duration::from_millis(250);
 
-/// So much of the budget is planned for: the rest is for what comes unplanned.
+/// Share of the budget that is planned; the rest is for unplanned requests.
 const PLANNED: f64 = 0.97;
 
-/// The budget is short where need alone takes so much of it.
+/// The budget is short when need alone takes this share of it.
 const SHORT: f64 = 0.9;
 
-/// Freshness stretches to so many longest intervals at most …
+/// Freshness stretches to at most this many longest intervals …
 const MOST_STRETCH: u32 = 5;
 
-/// … or to so long, where that is more. With 2.5 s, a feed at rest took so many requests from a busy
-/// one at the ceiling that it lost one event in a thousand.
+/// … or to this interval, if that is longer. With 2.5 s, an idle feed took enough requests from a
+/// busy one at the ceiling to lose one event in a thousand.
 const MOST_STRETCHED: Duration = Duration::from_secs(10);
 
-/// While another feed grows by twice as much as a feed has, that one's freshness has to wait …
+/// A feed whose rate is below this share of another feed's recent growth delays its freshness …
 const SMALL: f64 = 0.5;
 
-/// … but no longer than this: it may burst.
+/// … but to no longer an interval than this, because it may burst.
 const IN_THE_SHADOW: Duration = Duration::from_secs(4);
 
-/// Where need takes so much of the budget, each request has to bring a full page.
+/// When need takes this share of the budget, each request has to bring a full page.
 const CROWDS: f64 = 0.95;
 
-/// From so many events on the feeds that may share a buffer are kept from filling it, in time.
+/// Total level, in events, from which feeds that may share a buffer are polled before it fills up.
 const CROWDED: f64 = 0.75 * BUFFER_LIMIT as f64;
 
-/// What the operator decided.
+/// What the operator configured.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Requests that may arrive within a second.
+    /// Maximum number of requests that arrive within a second.
     pub requests_per_second: NonZeroU32,
-    /// Between two requests to a feed in which something happens.
+    /// Interval between two requests to an active feed.
     pub shortest_interval: Duration,
-    /// Between two requests to a feed in which nothing happens.
+    /// Interval between two requests to an idle feed.
     pub longest_interval: Duration,
 }
 
-/// What is known of requests that a former process sent: they still count.
+/// Requests of a previous process, as far as they are known. They still count.
 #[derive(Clone, Debug)]
 pub struct Former {
     /// When its last requests left, as far as that is known.
     pub sent: Vec<Instant>,
-    /// Nothing is asked before.
+    /// Nothing is polled before this moment.
     pub not_before: Instant,
-    /// Until then requests that nothing is known of may count at the server: each feed is asked once
-    /// and no more.
+    /// Until this moment the server may be counting requests that we know nothing about: each feed
+    /// is polled once and no more.
     pub unknown_until: Instant,
 }
 
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Ask this feed, on this one of its hosts.
+    /// Poll this feed through this one of its hosts.
     Ask {
         /// Index of the feed.
         feed: usize,
         /// Index of the host.
         host: usize,
     },
-    /// Nothing before this moment, unless an answer comes.
+    /// Nothing before this moment, unless an answer arrives.
     Wait(Instant),
-    /// Nothing before an answer comes.
+    /// Nothing before an answer arrives.
     WaitForAnswer,
 }
 
-/// What is known of a feed before it is asked for the first time.
+/// What is known about a feed before its first request.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedFacts {
-    /// The number of its region. Feeds of one region have their hosts in common, and may share a
-    /// buffer.
+    /// Number of its region. The feeds of a region have the same hosts, and may share a buffer.
     pub region: usize,
-    /// How many hosts serve it, in the order of failover.
+    /// Number of hosts that serve it, in failover order.
     pub hosts: usize,
-    /// What a former process knew of it, and how long ago.
+    /// What a previous process knew about it, and how long ago that was.
     pub known: Option<(Pace, Duration)>,
 }
 
-/// Names a request that is out.
+/// Identifies an in-flight request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked(u64);
 
-/// When a request came to its end.
+/// When a request ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Answered {
-    /// When the head of its answer was there, if one came: by then the request had arrived.
+    /// When the head of its answer arrived, if it did: the request had reached the server by then.
     pub head_at: Option<Instant>,
-    /// When it came to its end.
+    /// When the request ended.
     pub now: Instant,
-    /// The same by the wall clock.
+    /// The same moment by the wall clock.
     pub wall: Timestamp,
 }
 
 /// How a request ended, as far as the schedule is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A page came, or the news that there is nothing.
+    /// A page, or an answer that says there is nothing.
     Events(Seen),
-    /// The server says that we ask too often. With the delay that it names.
+    /// The server says that we ask too often, and may name a delay.
     Throttled {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The host failed, and may work the next time.
+    /// The host failed; the next request may work.
     Failed {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The host refused the request, and may until a person does something.
+    /// The host refused the request, and may keep doing so until a person intervenes.
     Refused {
-        /// For what.
+        /// What the host refuses.
         refusal: Refusal,
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// It was refused for credentials that have been replaced since. Nothing is held against the host.
+    /// Refused for credentials that have been replaced since. This doesn't count against the host.
     Outdated,
 }
 
-/// What a page told. The default is an empty answer.
+/// What the schedule learns from a page. The default is an empty answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// How many events it held.
+    /// Number of events in the page.
     pub events: u64,
-    /// The times of the first and of the last one, as Agora states them; `None` where they can't be
-    /// read or are stated in whole seconds.
+    /// Times of the first and the last event, as stated by Agora; `None` if they can't be read or
+    /// are in whole seconds.
     pub times: Option<(Timestamp, Timestamp)>,
-    /// The page broke off: it may have held more.
+    /// The page was cut off: it may have held more.
     pub torn: bool,
 }
 
@@ -191,7 +191,7 @@ pub struct Schedule {
     limits: Limits,
     budget: Budget,
     feeds: Vec<FeedPlan>,
-    /// Of each feed, the way to its first host; the others follow.
+    /// For each feed, the index of the way to its first host; its other hosts follow.
     ways: Vec<usize>,
     lockout: Lockout,
     unknown_until: Instant,
@@ -203,7 +203,7 @@ pub struct Schedule {
 // === impl Outcome ===
 
 impl Outcome {
-    /// Whether the host let the request in, for all that it may have refused then.
+    /// Whether the host accepted the credentials, even if it then refused the request.
     pub fn accepts_credentials(&self) -> bool {
         match self {
             Self::Events(_) | Self::Throttled { .. } => true,
@@ -216,7 +216,7 @@ impl Outcome {
 // === impl Schedule ===
 
 impl Schedule {
-    /// A plan for these feeds.
+    /// Creates a plan for these feeds.
     pub fn new(
         limits: Limits,
         feeds: &[FeedFacts],
@@ -244,7 +244,7 @@ impl Schedule {
         }
     }
 
-    /// What to do at `now`.
+    /// Decides what to do at `now`.
     pub fn next(&self, now: Instant) -> Decision {
         let nearest = self.nearest(now);
         let Some(free) = self.budget.free_at(nearest) else { return Decision::WaitForAnswer };
@@ -255,8 +255,8 @@ impl Schedule {
         let mut wishes = self.wishes(now);
         self.crowded(&mut wishes, now);
         let next_free = self.budget.free_after(now.max(free), nearest);
-        // The last free request is not spent on what can wait, where a more urgent feed is in need
-        // before the next one, and has to wait longer than it bears.
+        // Don't spend the last free request on a wish that can wait if a more urgent feed will be
+        // in need before the next request is free, and can't wait that long.
         let waits = |wish: &Wish| {
             let due = wish.due();
             let patience = wish.patience(now);
@@ -275,7 +275,7 @@ impl Schedule {
         }
         let due_now = due.iter().filter(|(at, ..)| *at <= now);
         let first = due_now.min_by(|one, other| one.2.compare_urgency(&other.2));
-        // Who would run over before the next request may leave goes first, due or not.
+        // A feed that would overflow before the next request may leave goes first, due or not.
         let endangered = due.iter().filter(|(.., wish)| {
             wish.not_before <= now && wish.over.is_some_and(|at| at < next_free)
         });
@@ -285,7 +285,7 @@ impl Schedule {
         Decision::Ask { feed: *feed, host: plan.host(now) }
     }
 
-    /// Notes that a request to a feed leaves now.
+    /// Records that a request to a feed leaves now.
     pub fn asked(&mut self, feed: usize, now: Instant) -> Asked {
         let asked = Asked(self.next);
         self.next += 1;
@@ -301,18 +301,18 @@ impl Schedule {
         asked
     }
 
-    /// Notes that the head of an answer is there, while its body may still be on the way.
+    /// Records that the head of an answer has arrived, while its body may still be on the way.
     pub fn heard(&mut self, asked: Asked, head_at: Instant) {
         self.budget.heard(asked, head_at);
         self.feeds.iter_mut().for_each(|plan| plan.heard(asked, head_at));
     }
 
-    /// Notes that a feed could not be asked, for a reason that is ours: it is due again then.
+    /// Records that we couldn't poll a feed, for a local reason. It is due again at `until`.
     pub fn postponed(&mut self, feed: usize, until: Instant) {
         self.feed(feed).postponed(until);
     }
 
-    /// Notes how a request ended. Tells where Agora's buffer may have run over before.
+    /// Records how a request ended. Returns where Agora's buffer may have overflowed before it.
     pub fn answered(
         &mut self,
         asked: Asked,
@@ -362,13 +362,13 @@ impl Schedule {
         if self.is_locked_out() {
             self.lockout.refused(when.now, &mut self.random);
         } else if was_locked_out && outcome.accepts_credentials() {
-            // The others get their chance at once.
+            // Give the other feeds their chance immediately.
             self.credentials_changed(when.now);
         }
         suspected
     }
 
-    /// Notes that the app has other credentials now: refusals of the old ones no longer count.
+    /// Records that the app has new credentials: refusals of the old ones no longer count.
     pub fn credentials_changed(&mut self, now: Instant) {
         self.lockout = Lockout::default();
         self.feeds.iter_mut().for_each(|plan| plan.forgive_credentials(now));
@@ -379,7 +379,8 @@ impl Schedule {
         !self.feeds.is_empty() && self.feeds.iter().all(FeedPlan::refuses_credentials)
     }
 
-    /// How long the feed is left alone from `now` on: its hosts asked for it, or all turned it down.
+    /// How long the feed is paused from `now` on, because its hosts asked for it or all turned it
+    /// down.
     pub fn rests(&self, feed: usize, now: Instant) -> Duration {
         let plan = self.feeds.get(feed).expect("feeds are counted once, at the start");
         let probe = self.lockout.next_probe().filter(|_| self.is_locked_out());
@@ -387,7 +388,7 @@ impl Schedule {
         until.saturating_duration_since(now)
     }
 
-    /// What was suspected of a feed and not told yet: for the end of the process.
+    /// Takes the suspicion of a feed that is not reported yet; for the end of the process.
     pub fn suspicion(&mut self, feed: usize) -> Option<Suspected> {
         for shared in &mut self.shared {
             accuse(&mut self.feeds, shared.rest());
@@ -395,30 +396,29 @@ impl Schedule {
         self.feed(feed).suspicion()
     }
 
-    /// What is known of a feed, for the next process.
+    /// What is known about a feed's pace, for the next process.
     pub fn pace(&self, feed: usize, now: Instant) -> Pace {
         self.feeds.get(feed).expect("feeds are counted once, at the start").pace(now)
     }
 
-    /// How much a feed is expected to hold, in events; `None` before its first answer.
+    /// Expected level of a feed, in events; `None` before its first answer.
     pub fn level(&self, feed: usize, now: Instant) -> Option<f64> {
         self.feeds.get(feed).expect("feeds are counted once, at the start").level(now)
     }
 
-    /// The fastest round trip lately to the host that this request asked; zero where it is not known
-    /// well.
+    /// Fastest recent round trip to the host of this request; zero while it is not well known.
     pub fn fastest_round_trip(&self, asked: Asked) -> Duration {
         let way = (0..self.feeds.len()).find_map(|feed| self.way(feed, asked));
         way.map_or(Duration::ZERO, |way| self.budget.fastest(way))
     }
 
-    /// The host that this request asks.
+    /// The host that this request was sent to.
     pub fn host(&self, asked: Asked) -> usize {
         let host = self.feeds.iter().find_map(|plan| plan.asks(asked));
         host.expect("a request is out until it is answered")
     }
 
-    /// What the feeds wish, each for itself; without those that wait for an answer.
+    /// What each feed wishes for itself; without the feeds that have to wait for an answer.
     fn wishes(&self, now: Instant) -> Vec<(usize, Wish)> {
         let intervals = self.fresh_intervals(now);
         let in_step = self.budget.in_step(self.planned(&intervals));
@@ -433,10 +433,10 @@ impl Schedule {
         wishes
     }
 
-    /// Where feeds may share a buffer, the fullest is in need before the sum runs over. Not where the
-    /// budget is too short for anything but full pages.
+    /// Where feeds may share a buffer, puts the fullest one in need before their sum overflows,
+    /// unless the budget only suffices for full pages.
     fn crowded(&self, wishes: &mut [(usize, Wish)], now: Instant) {
-        // A page of so many events is no waste.
+        // A request that brings this share of a full page is not wasted.
         let soon: f64 = self.feeds.iter().map(FeedPlan::pages_per_second_soon).sum();
         let fill = soon / (self.budget.sustained() * PLANNED);
         if fill >= CROWDS {
@@ -475,7 +475,7 @@ impl Schedule {
         others.map(|(_, plan)| plan.rate()).sum()
     }
 
-    /// How many full pages a second all feeds fill.
+    /// How many full pages a second all feeds fill together.
     fn needed(&self) -> f64 {
         self.feeds.iter().map(FeedPlan::pages_per_second).sum()
     }
@@ -485,10 +485,11 @@ impl Schedule {
         self.needed() >= SHORT * self.budget.sustained()
     }
 
-    /// How long after a request freshness wants the next one, for each feed.
+    /// For each feed, the interval after which freshness wants the next request.
     fn fresh_intervals(&self, now: Instant) -> Vec<Duration> {
         let stretch = self.stretch(FeedPlan::pages_per_second, now);
-        // What grew may go on to grow, and then the others' freshness would have cost what it needs.
+        // A feed that grew recently may keep growing; the others' freshness must not have spent the
+        // requests that it will need.
         let surge = self.feeds.iter().map(FeedPlan::surge).fold(0.0, f64::max);
         let wary = self.stretch(FeedPlan::pages_per_second_soon, now);
         let most = (self.limits.longest_interval * MOST_STRETCH).max(MOST_STRETCHED);
@@ -504,8 +505,7 @@ impl Schedule {
         self.feeds.iter().map(interval).collect()
     }
 
-    /// By how much freshness has to stretch, so that it takes no more of the budget than this need
-    /// leaves.
+    /// The factor by which freshness has to stretch to fit into the budget that need leaves.
     fn stretch(&self, need: fn(&FeedPlan) -> f64, now: Instant) -> f64 {
         let mut left = self.budget.sustained() * PLANNED;
         let mut rest: Vec<(f64, f64)> = self
@@ -516,7 +516,7 @@ impl Schedule {
                 (need(plan), fresh)
             })
             .collect();
-        // What a feed needs it gets; the others share what is left, until that changes nothing.
+        // Each feed gets what it needs and the others share the rest, until that changes nothing.
         let mut stretch: f64 = 1.0;
         loop {
             let needy: f64 =
@@ -535,7 +535,7 @@ impl Schedule {
         }
     }
 
-    /// How many requests a second there will be at these intervals.
+    /// How many requests a second these intervals lead to.
     fn planned(&self, intervals: &[Duration]) -> f64 {
         let of = |(plan, interval): (&FeedPlan, &Duration)| {
             plan.pages_per_second().max(interval.as_secs_f64().recip())
@@ -543,7 +543,7 @@ impl Schedule {
         self.feeds.iter().zip(intervals).map(of).sum()
     }
 
-    /// One request at a time while every host refuses the credentials, each feed in turn.
+    /// While every host refuses the credentials: one request at a time, each feed in turn.
     fn probe(&self, now: Instant, free: Instant) -> Decision {
         if self.feeds.iter().any(FeedPlan::is_asking) {
             return Decision::WaitForAnswer;
@@ -557,15 +557,15 @@ impl Schedule {
         Decision::Ask { feed, host: plan.host(now) }
     }
 
-    /// The fastest round trip to the nearest host that a feed would ask now; zero where one of them is
-    /// not known well.
+    /// Fastest round trip to the nearest host that a feed would ask now; zero while one of them is
+    /// not well known.
     fn nearest(&self, now: Instant) -> Duration {
         let ways = self.ways.iter().zip(&self.feeds);
         let ways = ways.map(|(first, plan)| Way(first + plan.host(now)));
         ways.map(|way| self.budget.fastest(way)).min().unwrap_or_default()
     }
 
-    /// The way that a request to a feed takes; `None` where it is not of this feed.
+    /// The way that a request to a feed takes; `None` if the request is not this feed's.
     fn way(&self, feed: usize, asked: Asked) -> Option<Way> {
         let host = self.feeds.get(feed)?.asks(asked)?;
         Some(Way(self.ways.get(feed)? + host))
@@ -585,7 +585,7 @@ fn regions(feeds: &[FeedFacts]) -> impl Iterator<Item = Vec<usize>> {
     })
 }
 
-/// Suspects these feeds.
+/// Suspects these feeds of an overflow.
 fn accuse(feeds: &mut [FeedPlan], found: Vec<(usize, shared::Bounds)>) {
     for (feed, bounds) in found {
         if let Some(plan) = feeds.get_mut(feed) {

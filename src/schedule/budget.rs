@@ -1,26 +1,28 @@
 //! How many requests of an App ID may leave.
 //!
-//! What must hold is what the server counts: no more than the limit *arrive* in any second. When a
-//! request arrives we don't know; but it has arrived when its answer is there, and the answer took
-//! its own way back. So of a request that was answered at `a` it is known that it arrived no later
-//! than `a` less the way back, and a new one arrives no earlier than now plus the way there: with
-//! the fastest round trip that was seen, it counts until `a` − fastest + one second. A request that
-//! is still out may arrive at any moment (a connection takes round trips to come about, a packet is
-//! sent again), so it counts until it is answered.
+//! The limit is on what the server counts: at most so many requests *arrive* within any second. We
+//! don't know when a request arrives, but it has arrived when its answer is here, and the answer
+//! took time to travel back. A request that was answered at `a` arrived no later than `a` minus the
+//! way back, and a new one arrives no earlier than now plus the way there. With the fastest round
+//! trip seen, a request therefore counts until `a` − fastest + one second. An in-flight request may
+//! arrive at any moment (connecting takes round trips, a packet is retransmitted), so it counts
+//! until it is answered.
 //!
-//! On a steady way this is the log of the last ten send times; on one that jitters it costs just
-//! the jitter that happened. How much faster than the fastest one could be, [`Fastest`] tells. The slack
-//! on top shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`] as answers come. What it can't cover is a way
-//! that becomes faster from one request to the next: the first request on it may be one too many. Its
-//! answer corrects the fastest round trip. Until that is there, requests that rely on the old one leave
-//! apart ([`Budget::free_at`]), so that the server counts eleven at most, once. The fastest is taken for
-//! zero until it can be believed: the first answers are slow, they wait for connections.
+//! On a path with constant latency this is the log of the last ten send times; on one with jitter
+//! it costs just the jitter that occurred. [`Fastest`] estimates how much faster than the fastest
+//! one seen a round trip could be. The slack on top shrinks from [`FIRST_SLACK`] to [`LEAST_SLACK`]
+//! as answers arrive. It can't cover a path that becomes faster from one request to the next: the
+//! first request on it may be one too many. Its answer corrects the fastest round trip. Until then,
+//! requests that rely on the old one leave spaced apart ([`Budget::free_at`]), so that the server
+//! counts at most eleven, once. The fastest round trip is taken as zero until it can be trusted:
+//! the first answers are slow because they include connecting.
 //!
-//! Each host has a way of its own, of which nothing is known before it was asked. What counts between
-//! two ways are the way back from the one and the way there to the other. Each is taken for half of the
-//! fastest round trip: on one way alone that assumes nothing, since the two halves add up again.
+//! Each host has its own path, of which nothing is known before the first request. Between two
+//! paths, the way back from one host and the way there to the other count. Each is taken as half of
+//! the fastest round trip. Within one path this assumes nothing, since the two halves add up again.
 //!
-//! When an answer's head is there, its request has arrived: that counts, and not the body's end.
+//! The moment that counts is when the head of an answer arrives, not the end of its body: the
+//! request has reached the server by then.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -31,62 +33,63 @@ use super::Asked;
 use super::way::Fastest;
 use super::way::Way;
 
-/// What the server counts over.
+/// Period over which the server counts.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Slack before anything was learned.
+/// Slack before anything is known about the path.
 const FIRST_SLACK: Duration = Duration::from_millis(40);
 
-/// Slack when the way is known well.
+/// Slack once the path is well known.
 const LEAST_SLACK: Duration = Duration::from_millis(2);
 
-/// After so many answers the slack is a quarter of the first one.
+/// Number of answers after which the slack is a quarter of the first one.
 const ANSWERS_TO_QUARTER: u32 = 20;
 
-/// After a 429, how long until one more request a second is dared again.
+/// Time after a 429 before the rate is raised again by one request a second.
 const RECOVERY: Duration = Duration::from_secs(10);
 
-/// A pause this long that a 429 asks for ends with one request alone, whose answer shows whether the
-/// others may follow. Agora counts over a second, so a longer pause is not about the rate.
+/// A pause of at least this length that a 429 asks for ends with a single request, whose answer
+/// shows whether the others may follow. Agora counts over a second, so a longer pause is not about
+/// the rate.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
 
-/// How close two requests may come where the budget is short, as a share of the mean distance.
+/// Minimum distance between two requests when the budget is short, as a share of the mean distance.
 const STEP: f64 = 0.75;
 
 /// The requests of an App ID.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    /// What is dared after a 429; otherwise the limit.
+    /// Reduced limit after a 429; otherwise the limit.
     dared: usize,
     dared_since: Instant,
     refused_at: Option<Instant>,
     not_before: Instant,
-    /// One request at a time, until the server no longer counts too many.
+    /// One request at a time, until the server no longer refuses for the rate.
     probing: bool,
     spent: Vec<Spent>,
-    /// The way to each host that may be asked.
+    /// The path to each host that may be asked.
     ways: Vec<Fastest>,
-    /// How long a request counts, in the mean.
+    /// Mean time for which a request counts.
     counts_for: Duration,
 }
 
 /// A request that counts.
 #[derive(Debug)]
 struct Spent {
-    /// `None` where a former process sent it.
+    /// `None` if a previous process sent it.
     asked: Option<Asked>,
     sent: Instant,
     way: Way,
-    /// When it had arrived for certain; `None` while nothing was heard of it.
+    /// When it had certainly arrived; `None` until some answer to it is seen.
     there_by: Option<Instant>,
 }
 
 // === impl Budget ===
 
 impl Budget {
-    /// A budget for requests to hosts on so many ways. These requests of a former process count, and
-    /// nothing may leave before `not_before`.
+    /// Creates a budget for requests to hosts on this many paths. The requests in `sent`, of a
+    /// previous process, count, and nothing may leave before `not_before`.
     pub(super) fn new(
         limit: NonZeroU32,
         ways: usize,
@@ -109,8 +112,8 @@ impl Budget {
         }
     }
 
-    /// The moment from which on the next request may leave for a host that is no nearer than
-    /// `nearest`, as a round trip; `None` where an answer has to come first.
+    /// When the next request may leave for a host whose round trip is no shorter than `nearest`;
+    /// `None` if an answer has to arrive first.
     pub(super) fn free_at(&self, nearest: Duration) -> Option<Instant> {
         if self.probing && self.spent.iter().any(|it| it.there_by.is_none()) {
             return None;
@@ -125,10 +128,11 @@ impl Budget {
         Some(end.max(self.apart_from_last(too_many, nearest)))
     }
 
-    /// When a request leaves that relies on the fastest round trip, if the way has become faster
-    /// meanwhile: late enough that it can't be one too many together with the last one. Such a request
-    /// arrives early by half of what the round trip lost, so half of a fastest round trip lies between
-    /// two of them; no more than [`STEP`] of the mean distance, or a far host would get fewer requests.
+    /// When a request that relies on the fastest round trip may leave, in case the path has become
+    /// faster since: late enough that it and the last one can't both be too many. Such a request
+    /// arrives early by half of the reduction in the round trip, so two of them are spaced by half
+    /// of a fastest round trip, but by no more than [`STEP`] of the mean distance, or a distant
+    /// host would get fewer requests.
     fn apart_from_last(&self, too_many: usize, nearest: Duration) -> Instant {
         let Some(last) = self.spent.iter().max_by_key(|it| it.sent) else { return self.not_before };
         let most = Duration::from_secs_f64(STEP / self.dared as f64);
@@ -142,22 +146,22 @@ impl Budget {
         unbelieving.get(too_many).map_or(apart, |certain| apart.min(*certain))
     }
 
-    /// When the next request leaves that keeps in step: where every request counts, those of a second
-    /// come again a second later as they came, close together and far apart for ever. So they are
-    /// kept from coming too close.
+    /// When the next request may leave that keeps in step. If the budget is used up, the requests
+    /// of one second repeat a second later with the same spacing, so bunches would persist forever.
+    /// Keeping in step stops them from bunching.
     pub(super) fn next_in_step(&self) -> Instant {
         let last = self.spent.iter().map(|it| it.sent).max().unwrap_or(self.not_before);
         last + self.counts_for.mul_f64(STEP / self.dared as f64)
     }
 
-    /// When the next request leaves that keeps in step with so many a second.
+    /// When the next request may leave that keeps in step with this many a second.
     pub(super) fn in_step(&self, per_second: f64) -> Instant {
         let last = self.spent.iter().map(|it| it.sent).max().unwrap_or(self.not_before);
         last + Duration::from_secs_f64(STEP / per_second.max(0.1))
     }
 
-    /// If a request leaves now: when the one after it may, at the latest. One that is out is taken
-    /// to count as long as they do in the mean.
+    /// If a request leaves now: when the next one may leave, at the latest. An in-flight request is
+    /// assumed to count for the mean time.
     pub(super) fn free_after(&self, now: Instant, nearest: Duration) -> Instant {
         let Some(too_many) = (self.spent.len() + 1).checked_sub(self.dared) else { return now };
         let mut ends: Vec<Instant> = self
@@ -169,7 +173,7 @@ impl Budget {
         ends.get(too_many).map_or(now + self.counts_for, |end| now.max(*end))
     }
 
-    /// Notes that a request leaves.
+    /// Records that a request leaves.
     pub(super) fn spend(&mut self, asked: Asked, way: Way, now: Instant) {
         while self.dared < self.limit && now >= self.dared_since + RECOVERY {
             self.dared += 1;
@@ -181,7 +185,7 @@ impl Budget {
         self.spent = spent;
     }
 
-    /// Notes that the head of an answer was there at `head_at`: its request has arrived.
+    /// Records that the head of an answer arrived at `head_at`: its request had reached the server.
     pub(super) fn heard(&mut self, asked: Asked, head_at: Instant) {
         let Some(Spent { sent, way, .. }) = self.out(asked) else { return };
         let (sent, way) = (*sent, *way);
@@ -190,7 +194,7 @@ impl Budget {
         self.arrived(asked, head_at);
     }
 
-    /// Notes that a request came to its end: by now it has arrived, if it ever did.
+    /// Records that a request ended: it has arrived by now, if it ever did.
     pub(super) fn ended(&mut self, asked: Asked, now: Instant) {
         self.arrived(asked, now);
     }
@@ -206,12 +210,12 @@ impl Budget {
         }
     }
 
-    /// The request of this name, while nothing was heard of it.
+    /// The request with this id, while there is no answer to it.
     fn out(&mut self, asked: Asked) -> Option<&mut Spent> {
         self.spent.iter_mut().find(|it| it.asked == Some(asked) && it.there_by.is_none())
     }
 
-    /// When the pause ends that the server asked for.
+    /// End of the pause that the server asked for.
     pub(super) fn not_before(&self) -> Instant {
         self.not_before
     }
@@ -221,18 +225,18 @@ impl Budget {
         self.dared as f64 / self.counts_for.as_secs_f64()
     }
 
-    /// The fastest round trip to a host; zero where it is not known well. It tells which of two
+    /// Fastest round trip to a host; zero while it is not well known. It decides which of two
     /// requests arrived first.
     pub(super) fn fastest(&self, way: Way) -> Duration {
         self.ways.get(way.0).map_or(Duration::ZERO, Fastest::get)
     }
 
-    /// The server counts more than we do: slower at once, and nothing before `until`. A single
-    /// refusal costs one request a second, one after another more.
+    /// The server counts more than we do: slow down now, and send nothing before `until`. A single
+    /// refusal costs one request a second; another one soon after costs more.
     pub(super) fn throttled(&mut self, sent: Instant, now: Instant, until: Instant) {
         self.not_before = self.not_before.max(until);
         self.probing |= until >= now + LONG_PAUSE;
-        // What was out together is refused together: that is one refusal.
+        // Requests in flight together are refused together: that is one refusal.
         if self.refused_at.is_some_and(|at| sent < at) {
             return;
         }
@@ -243,13 +247,13 @@ impl Budget {
         self.dared_since = until;
     }
 
-    /// The server took a request, or refused it for another reason than its number.
+    /// The server accepted a request, or refused it for another reason than the rate.
     pub(super) fn admitted(&mut self) {
         self.probing = false;
     }
 
-    /// Until when a request counts for one to a host no nearer than `nearest`, in units of sending;
-    /// `None` while nothing was heard of it.
+    /// How long a request counts against one to a host no nearer than `nearest`, in terms of send
+    /// times; `None` while there is no answer to it.
     fn counts_until(&self, spent: &Spent, nearest: Duration) -> Option<Instant> {
         let there_by = spent.there_by?;
         let halves = (self.fastest(spent.way) + nearest) / 2;

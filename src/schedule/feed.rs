@@ -1,13 +1,14 @@
-//! When one feed wants to be asked, and how badly.
+//! When a feed wants to be polled, and how urgently.
 //!
-//! Two wishes. *Freshness*: a page with events makes the feed due after the shortest interval, an
-//! empty one doubles that up to the longest. It waits for answers, and stretches when the budget is
-//! short. *Need*: the feed is about to hold a full page when a request gets there. It waits for
-//! nobody: where the round trip is long, requests to the feed overlap.
+//! There are two reasons. *Freshness*: a page with events makes the feed due after the shortest
+//! interval; each empty page doubles the interval, up to the longest. Freshness waits for answers,
+//! and stretches when the budget is short. *Need*: the feed will hold a full page when a request
+//! gets there. Need doesn't wait for answers: where the round trip is long, requests to the feed
+//! overlap.
 //!
-//! A request that is out is expected to take a full page, or what is there. One that has been out
-//! for three usual round trips is *silent*: nothing is expected of it, and another one goes out
-//! beside it.
+//! An in-flight request is expected to take a full page, or everything there is. A request that has
+//! been out for three usual round trips is *silent*: nothing is expected of it any more, and
+//! another request leaves while it is still out.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -38,119 +39,122 @@ use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
 use crate::model::Timestamp;
 
-/// Silent requests of a feed to one host; the next one goes to another host, or waits.
+/// Maximum number of silent requests from a feed to one host; the next request goes to another
+/// host, or waits.
 const SILENT_AT_A_HOST: usize = 2;
 
-/// Silent requests of a feed at the most; fewer where the feeds of an app have fewer requests a second
-/// to share. They count until they end, and others need what is left.
+/// Maximum number of silent requests of a feed, fewer if the feeds of the app have fewer requests a
+/// second to share. Silent requests count until they end, and the other feeds need the rest.
 const MOST_SILENT: usize = 3;
 
-/// Requests that are silent for so long are the host's silence, and no hiccup.
+/// Requests hang because of the host, and not of a brief hiccup, if they still do this long after the
+/// second of them left.
 const HOST_IS_SILENT: Duration = Duration::from_secs(2);
 
-/// A host to which the feed has just moved gets this long to answer its first request, connecting
-/// included; then the feed asks the next one.
+/// Time that a host to which the feed has just moved gets for its first answer, including
+/// connecting; then the feed asks the next host.
 const PROOF: Duration = Duration::from_secs(1);
 
-/// A body that has not ended this long after its head is stalled, unless bodies usually take a third
-/// of that or more: then after three times as long.
+/// A body that hasn't ended this long after its head is stalled. Where bodies usually take a third
+/// of this or more, the limit is three times their usual time.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// Freshness waits so much longer for a moment in which nobody is in need.
+/// How much longer freshness waits for a moment when no other feed is in need.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A request leaves when a full page is expected and so many times the usual error of that more: a
-/// page that is not quite full wastes budget where it is scarce.
+/// A request leaves when a full page is expected plus this many times the usual forecast error: a
+/// page that isn't quite full wastes budget where it is scarce.
 const ERRORS_ABOVE_A_PAGE: f64 = 1.5;
 
-/// The most that is added for errors, in events: behind it lies half of the buffer.
+/// Maximum added for errors, in events. The buffer's second half remains as room behind the page.
 const MOST_ABOVE_A_PAGE: f64 = 400.0;
 
-/// A buffer is taken to run over so many times the usual error early. With one, three times as many
-/// runs at the ceiling lost events over a way that varies; with four, bursts on both feeds hurt each
-/// other.
+/// The buffer is assumed to overflow this many times the usual error early. With 1, three times as
+/// many runs at the ceiling lost events over a path with jitter; with 4, simultaneous bursts on
+/// both feeds hurt each other.
 pub(super) const ERRORS_BELOW_THE_BUFFER: f64 = 2.0;
 
-/// What the wall clock goes further than the monotonic one is sleep beyond this: what it is corrected
-/// by is exact to seconds.
+/// A wall clock that advances this much more than the monotonic clock means that the machine slept.
+/// Less may be a correction of the wall clock, which is only exact to seconds.
 const SLEPT: Duration = Duration::from_secs(5);
 
-/// What the other feeds of an app grew by since a feed was asked, that one may have grown by, too: by
-/// this factor at the most. Below the least it is chance, and a rate of so many events a second is
-/// none.
+/// When the other feeds of an app have grown since a feed was last polled, that feed is assumed to
+/// have grown by the same factor, at most [`MOST_GROWTH`]. Growth below [`LEAST_GROWTH`] may be
+/// chance. [`NO_RATE`], in events a second, is added to both rates so that small ones don't count.
 const MOST_GROWTH: f64 = 4.0;
 const LEAST_GROWTH: f64 = 1.25;
 const NO_RATE: f64 = 500.0;
 
-/// In a feed that is asked too rarely to know, so few events may gather that a burst still fits.
+/// A feed that is polled too rarely to notice a burst may gather this many events, so that a burst
+/// still fits into its buffer.
 const ROOM_FOR_A_BURST: f64 = 1.0;
 
 /// The plan for one feed.
 #[derive(Debug)]
 pub(super) struct FeedPlan {
-    /// Requests without an end, in the order of leaving.
+    /// In-flight requests, in the order in which they left.
     out: Vec<Out>,
     most_silent: usize,
     last_sent: Option<Instant>,
-    /// Not before: it could not be asked.
+    /// No request before this moment, because we couldn't poll the feed.
     not_before: Instant,
     interval: Duration,
     forecast: Forecast,
-    /// Events a second of the other feeds of the app, when it was asked last.
+    /// Events a second of the app's other feeds when this feed was last polled.
     others_rate: f64,
-    /// For each host, what heads of answers take.
+    /// For each host, the time until the head of an answer.
     trips: Vec<RoundTrip>,
-    /// For each host, what bodies take after that.
+    /// For each host, the time that the body takes after the head.
     bodies: Vec<RoundTrip>,
     hosts: Hosts,
     overflow: Overflow,
-    /// What the last page told of the buffer.
+    /// What the last page revealed about the buffer.
     emptied: Option<Emptied>,
-    /// The clocks, as they relate if each request arrives as late as it can.
+    /// Offset between the clocks, if each request arrives as late as it can.
     latest: Skew,
-    /// When the last answer came, by both clocks.
+    /// When the last answer arrived, by both clocks.
     heard: Option<(Instant, Timestamp)>,
-    /// The zero of the times that `latest` is given, which count sleep.
+    /// Origin of the times given to `latest`, which include sleep.
     origin: Instant,
 }
 
-/// When a feed wants to be asked.
+/// When a feed wants to be polled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish {
-    /// For freshness: it can wait.
+    /// Due for freshness; can wait.
     pub(super) fresh: Instant,
-    /// In need; `None` where nothing gathers.
+    /// In need from this moment on; `None` where no events gather.
     pub(super) needed: Option<Instant>,
-    /// When a request has to leave to come before the buffer runs over; `None` where that is not
-    /// known.
+    /// When a request has to leave at the latest to arrive before the buffer overflows; `None` if
+    /// unknown.
     pub(super) over: Option<Instant>,
-    /// Nothing before: it failed, or could not be asked.
+    /// No request before this moment: the feed failed, or we couldn't poll it.
     pub(super) not_before: Instant,
     /// Events a second.
     pub(super) rate: f64,
 }
 
-/// What a wish depends on beside the feed.
+/// What a wish depends on apart from the feed itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Around {
-    /// How long after a request freshness wants the next one.
+    /// Interval after which freshness wants the next request.
     pub(super) fresh_interval: Duration,
-    /// For freshness, nothing before: requests that leave together are free together a second later,
-    /// and a load that jumps finds none in between.
+    /// No request for freshness before this moment: requests that leave together become free
+    /// together a second later, and then none is free in between for a sudden load.
     pub(super) in_step: Instant,
     /// Events a second of the other feeds.
     pub(super) others: f64,
-    /// When a request arrived that found a burst at one of them, the last time.
+    /// Arrival of the last request that found a burst at one of them.
     pub(super) burst: Option<Instant>,
 }
 
-/// A request that is out.
+/// An in-flight request.
 #[derive(Clone, Copy, Debug)]
 struct Out {
     asked: Asked,
     sent: Instant,
     host: usize,
-    /// When the head of its answer was there: it has taken what it found, its body is on the way.
+    /// When the head of its answer arrived: it has taken what it found, and its body is on the way.
     head_at: Option<Instant>,
     /// How many events it was expected to find.
     expected: Option<f64>,
@@ -159,13 +163,14 @@ struct Out {
 // === impl Wish ===
 
 impl Wish {
-    /// When it is to be fulfilled.
+    /// When the feed is due.
     pub(super) fn due(&self) -> Instant {
         self.needed.map_or(self.fresh, |needed| needed.min(self.fresh))
     }
 
-    /// How much of its patience is over: 0 when it is due, 1 a quarter of the way to its overflow.
-    /// (So early, because the moment that hurts nobody may be some requests away.)
+    /// How much of its patience is used up: 0 when it is due, 1 a quarter of the way to its
+    /// overflow. (A quarter, because the next moment that hurts no other feed may be several
+    /// requests away.)
     pub(super) fn patience(&self, now: Instant) -> f64 {
         let share = |from: Instant, to: Instant| {
             let whole = to.saturating_duration_since(from).as_secs_f64();
@@ -177,22 +182,24 @@ impl Wish {
         fresh.max(needed).min(1.0)
     }
 
-    /// Until when it bears to be left alone: as long as nobody else is short of patience, until need.
+    /// How long the feed can wait: until it is in need, and longer as the other's patience runs
+    /// out.
     pub(super) fn bears_until(&self, patience: f64) -> Instant {
         let needed = self.needed.unwrap_or(self.fresh);
         let over = self.over.map_or(needed, |over| over.max(needed));
         needed + over.duration_since(needed).mul_f64(patience)
     }
 
-    /// It is in need, and runs over, at these moments at the latest.
+    /// Makes the feed be in need, and overflow, no later than these moments.
     pub(super) fn crowd(&mut self, needed: Instant, over: Instant) {
         let needed = self.needed.map_or(needed, |it| it.min(needed));
         self.needed = Some(needed.max(self.not_before));
         self.over = Some(self.over.map_or(over, |it| it.min(over)));
     }
 
-    /// Which of two is fulfilled first: the one whose buffer runs over sooner, or may be running over
-    /// already; of two that are not known yet the one that was faster in a former life.
+    /// Orders wishes by urgency. The feed whose buffer overflows sooner, or may be overflowing
+    /// already, goes first; between two unknown ones, the one that was faster in a previous
+    /// process.
     pub(super) fn compare_urgency(&self, other: &Self) -> Ordering {
         self.over.cmp(&other.over).then(other.rate.total_cmp(&self.rate))
     }
@@ -201,7 +208,7 @@ impl Wish {
 // === impl FeedPlan ===
 
 impl FeedPlan {
-    /// A feed that was not asked yet.
+    /// A feed that hasn't been polled yet.
     pub(super) fn new(facts: &FeedFacts, feeds: usize, limits: &Limits, now: Instant) -> Self {
         let limit = usize::try_from(limits.requests_per_second.get()).unwrap_or(usize::MAX);
         Self {
@@ -223,29 +230,29 @@ impl FeedPlan {
         }
     }
 
-    /// The host to ask.
+    /// The host for the next request.
     pub(super) fn host(&self, now: Instant) -> usize {
         let doubted = self.doubted_at(now).is_some_and(|at| at <= now);
         let other = if doubted { self.hosts.other(now) } else { None };
         other.unwrap_or(self.hosts.current())
     }
 
-    /// Which host the request of that name asked; `None` where it is not of this feed.
+    /// The host that this request went to; `None` if it isn't a request of this feed.
     pub(super) fn asks(&self, asked: Asked) -> Option<usize> {
         self.out.iter().find(|it| it.asked == asked).map(|it| it.host)
     }
 
-    /// When a request left last.
+    /// When the last request left.
     pub(super) fn last_sent(&self) -> Option<Instant> {
         self.last_sent
     }
 
-    /// When the host that is asked next may be asked.
+    /// When the next host may be asked.
     pub(super) fn not_before(&self) -> Instant {
         self.not_before.max(self.hosts.not_before())
     }
 
-    /// Whether a request is out.
+    /// Whether a request is in flight.
     pub(super) fn is_asking(&self) -> bool {
         !self.out.is_empty()
     }
@@ -255,17 +262,17 @@ impl FeedPlan {
         self.hosts.refuse_credentials()
     }
 
-    /// What is known of it, for the next process.
+    /// What is known about its pace, for the next process.
     pub(super) fn pace(&self, now: Instant) -> Pace {
         self.forecast.pace(now)
     }
 
-    /// How much it holds at a moment, as far as that can be told.
+    /// Its level at a moment, in events, as far as that is known.
     pub(super) fn level(&self, now: Instant) -> Option<f64> {
         self.forecast.level(now, self.takes(now))
     }
 
-    /// When a request arrived that found a burst, the last time.
+    /// Arrival of the last request that found a burst.
     pub(super) fn burst_found(&self) -> Option<Instant> {
         self.forecast.burst_found()
     }
@@ -275,7 +282,7 @@ impl FeedPlan {
         self.forecast.rate()
     }
 
-    /// By how many events a second it grew lately.
+    /// How much its rate grew recently, in events a second.
     pub(super) fn surge(&self) -> f64 {
         self.forecast.surge()
     }
@@ -285,12 +292,12 @@ impl FeedPlan {
         self.forecast.is_unsure()
     }
 
-    /// By how many events a forecast is usually wrong.
+    /// Usual forecast error, in events.
     pub(super) fn error(&self) -> f64 {
         self.forecast.error()
     }
 
-    /// How many events a request finds that leaves now; none before the first answer.
+    /// How many events a request that leaves now will find; zero before the first answer.
     pub(super) fn level_on_arrival(&self, now: Instant) -> f64 {
         self.forecast.level(now + self.trip().there(), self.takes(now)).unwrap_or(0.0)
     }
@@ -300,17 +307,17 @@ impl FeedPlan {
         self.forecast.rate() / PAGE_LIMIT as f64
     }
 
-    /// How many it may fill soon.
+    /// How many full pages a second it may fill soon.
     pub(super) fn pages_per_second_soon(&self) -> f64 {
         self.forecast.soon() / PAGE_LIMIT as f64
     }
 
-    /// Whether a burst came lately.
+    /// Whether it had a burst recently.
     pub(super) fn bursts(&self, now: Instant) -> bool {
         self.forecast.bursts(now)
     }
 
-    /// How long after a request freshness wants the next one.
+    /// Interval after which freshness wants the next request.
     pub(super) fn fresh_interval(&self, limits: &Limits, now: Instant) -> Duration {
         if self.forecast.bursts(now) {
             return limits.shortest_interval;
@@ -319,7 +326,7 @@ impl FeedPlan {
         self.interval.min(room).max(limits.shortest_interval)
     }
 
-    /// What it wishes, if nothing changes; `None` where an answer has to come first.
+    /// What the feed wishes if nothing changes; `None` if it has to wait for an answer first.
     pub(super) fn wish(&self, around: Around, now: Instant) -> Option<Wish> {
         if self.out.iter().filter(|it| self.is_silent(it, now)).count() >= self.most_silent {
             return None;
@@ -334,7 +341,7 @@ impl FeedPlan {
             return Some(Wish { fresh: not_before, needed, over: None, not_before, rate });
         };
         let heard = self.out.iter().map(|it| self.silent_at(it)).max().unwrap_or(last_sent);
-        // What bursts at one endpoint often does so at the other.
+        // A burst at one endpoint often comes with one at the other.
         let fresh = match around.burst {
             Some(burst) if burst > last_sent => last_sent,
             _ => (last_sent + around.fresh_interval).max(around.in_step),
@@ -343,8 +350,8 @@ impl FeedPlan {
         let full = PAGE_LIMIT as f64
             + (ERRORS_ABOVE_A_PAGE * self.forecast.error()).min(MOST_ABOVE_A_PAGE);
         let full = self.reaches(full, now).map(|at| at.max(last_sent + self.trip().apart()));
-        // Behind a full page there may be another one: that is asked for as soon as the one before has
-        // taken its own, for its body may be long on the way.
+        // Another full page may wait behind a full one. It is requested as soon as the earlier
+        // request has taken its own, whose body may take long to arrive.
         let needed = if self.forecast.is_unsure() {
             let taken = self.out.iter().map(|it| it.head_at.unwrap_or(self.silent_at(it))).max();
             let taken = taken.unwrap_or(last_sent);
@@ -359,7 +366,8 @@ impl FeedPlan {
         Some(Wish { fresh, needed, over, not_before, rate })
     }
 
-    /// When it is in need and runs over, if it grew as the others did since it was asked.
+    /// When the feed is in need and when it overflows, if it grew like the others since it was
+    /// polled.
     fn as_others_grew(
         &self,
         others: f64,
@@ -377,7 +385,7 @@ impl FeedPlan {
         (Some(sooner(needed, full)), Some(sooner(over, brim)))
     }
 
-    /// Notes that a request leaves, while the other feeds have so many events a second.
+    /// Records that a request leaves while the other feeds have this many events a second.
     pub(super) fn asked(&mut self, asked: Asked, others: f64, now: Instant) {
         self.others_rate = others;
         if self.host(now) != self.hosts.current() {
@@ -390,7 +398,7 @@ impl FeedPlan {
         self.last_sent = Some(now);
     }
 
-    /// Notes that the head of an answer was there: the request has taken what it found.
+    /// Records that the head of an answer arrived: the request has taken what it found.
     pub(super) fn heard(&mut self, asked: Asked, head_at: Instant) {
         let Some(out) = self.out.iter_mut().find(|it| it.asked == asked) else { return };
         if out.head_at.is_none() {
@@ -400,12 +408,13 @@ impl FeedPlan {
         }
     }
 
-    /// Notes that it could not be asked, for a reason that is ours.
+    /// Records that we couldn't poll the feed, for a local reason.
     pub(super) fn postponed(&mut self, until: Instant) {
         self.not_before = until;
     }
 
-    /// Notes that a request brought a page, or nothing. Tells where the buffer may have run over.
+    /// Records that a request brought a page, or nothing. Returns where the buffer may have
+    /// overflowed.
     pub(super) fn answered(
         &mut self,
         asked: Asked,
@@ -420,7 +429,7 @@ impl FeedPlan {
         let body = self.bodies.get_mut(out.host).expect("one for each host");
         body.learn(when.now.duration_since(head_at));
         self.hosts.answered(out.host, when.now);
-        // What broke off may have been a full page.
+        // A page that was cut off may have been a full one.
         let seen = if seen.torn { Seen { events: PAGE_LIMIT, times: None, ..seen } } else { seen };
         let overtook =
             self.out.iter().any(|it| it.sent < out.sent && !self.is_silent(it, when.now));
@@ -438,18 +447,18 @@ impl FeedPlan {
         self.look_for_overflow(&out, when, head_at, seen, fastest.min(took))
     }
 
-    /// What was suspected and not told yet.
+    /// Takes the suspicion that is not reported yet.
     pub(super) fn suspicion(&mut self) -> Option<Suspected> {
         self.overflow.rest()
     }
 
-    /// Notes that a request was turned away for a reason that is not its host's; it took nothing.
-    /// Tells when it left.
+    /// Records that a request was turned away, taking nothing, for a reason that isn't its host's.
+    /// Returns when it left.
     pub(super) fn turned_away(&mut self, asked: Asked) -> Option<Instant> {
         self.take_out(asked).map(|out| out.sent)
     }
 
-    /// Notes that a host failed, or refused the request.
+    /// Records that a host failed, or refused the request.
     pub(super) fn turned_down(
         &mut self,
         asked: Asked,
@@ -462,7 +471,7 @@ impl FeedPlan {
         self.hosts.turned_down(out.sent, out.host, how, now, limits, random);
     }
 
-    /// Lifts what was held against hosts that refuse the credentials.
+    /// Clears the refusals of hosts that refused the credentials.
     pub(super) fn forgive_credentials(&mut self, now: Instant) {
         self.hosts.forgive_credentials(now);
     }
@@ -475,11 +484,11 @@ impl FeedPlan {
         seen: Seen,
         fastest: Duration,
     ) -> Option<Suspected> {
-        // Our monotonic clock stood still, and Agora's went on.
+        // While the machine slept, our monotonic clock stopped and Agora's did not.
         let slept = self.slept(when);
         self.origin = self.origin.checked_sub(slept).unwrap_or(self.origin);
         if seen.torn {
-            // It tells nothing of the buffer, and what is lost of it is a gap already.
+            // It says nothing about the buffer, and its lost events are a gap already.
             return None;
         }
         let latest = head_at.checked_sub(fastest / 2).unwrap_or(head_at);
@@ -509,18 +518,18 @@ impl FeedPlan {
         suspected
     }
 
-    /// What the last page told of the buffer, once.
+    /// Takes what the last page revealed about the buffer.
     pub(super) fn emptied(&mut self) -> Option<Emptied> {
         self.emptied.take()
     }
 
-    /// Suspects that a buffer that it may share with others ran over.
+    /// Suspects that a buffer that it may share with other feeds overflowed.
     pub(super) fn accuse(&mut self, bounds: Bounds) {
         self.overflow.accuse(bounds.from, bounds.to);
     }
 
-    /// How long the machine slept since the last answer: so much further than the monotonic clock
-    /// did the wall clock go.
+    /// How long the machine slept since the last answer: how much more the wall clock advanced than
+    /// the monotonic clock.
     fn slept(&mut self, when: Answered) -> Duration {
         let before = self.heard.replace((when.now, when.wall));
         let (now, wall) = before.unwrap_or((when.now, when.wall));
@@ -534,7 +543,7 @@ impl FeedPlan {
         Some(self.out.remove(index))
     }
 
-    /// The round trips to the current host.
+    /// Round trips to the current host.
     fn trip(&self) -> &RoundTrip {
         self.trip_to(self.hosts.current())
     }
@@ -543,18 +552,18 @@ impl FeedPlan {
         self.trips.get(host).expect("one for each host")
     }
 
-    /// From when on nothing is expected of a request, unless more is heard of it.
+    /// When a request becomes silent, unless more of its answer arrives.
     fn silent_at(&self, out: &Out) -> Instant {
         out.head_at.unwrap_or(out.sent) + self.trip_to(out.host).silence()
     }
 
-    /// Whether it is unknown what became of a request. One whose head is there has arrived, however
-    /// long its body takes.
+    /// Whether the fate of a request is unknown. A request whose head has arrived is not silent,
+    /// however long its body takes.
     fn is_silent(&self, out: &Out, now: Instant) -> bool {
         out.head_at.is_none() && now >= self.silent_at(out)
     }
 
-    /// Whether nothing more may come of a request: it is silent, or its body is stalled.
+    /// Whether a request may never bring anything more: it is silent, or its body is stalled.
     fn hangs(&self, out: &Out, now: Instant) -> bool {
         let Some(head_at) = out.head_at else { return self.is_silent(out, now) };
         let usual = self.bodies.get(out.host).expect("one for each host");
@@ -566,13 +575,13 @@ impl FeedPlan {
         self.out.iter().filter(move |it| it.host == host && self.hangs(it, now))
     }
 
-    /// Hanging requests at the current host from which on no other one is sent to it.
+    /// Number of hanging requests at the current host at which no other one is sent to it.
     fn silent_at_most(&self) -> usize {
         if self.hosts.is_proven() { SILENT_AT_A_HOST } else { 1 }
     }
 
-    /// When the silence of the host's requests is the host's, and another may be asked; `None` where
-    /// there is no other.
+    /// When the silence of requests means that the host is silent, so that another host may be
+    /// asked; `None` if there is no other.
     fn doubted_at(&self, now: Instant) -> Option<Instant> {
         let other_from = self.hosts.other_from()?;
         let last = self.hanging_at_host(now).nth(self.silent_at_most() - 1)?;
@@ -580,7 +589,7 @@ impl FeedPlan {
         Some(other_from.max(last.sent + patience))
     }
 
-    /// When the requests that are out arrive, without the silent ones.
+    /// When the in-flight requests arrive, except silent ones.
     fn takes(&self, now: Instant) -> impl Iterator<Item = Instant> {
         let talking = self.out.iter().filter(move |it| !self.is_silent(it, now));
         talking.map(|it| match it.head_at {
@@ -589,7 +598,7 @@ impl FeedPlan {
         })
     }
 
-    /// When a request has to leave to find so many events.
+    /// When a request has to leave to find this many events.
     fn reaches(&self, events: f64, now: Instant) -> Option<Instant> {
         let at = self.forecast.reaches(events, self.takes(now))?;
         at.checked_sub(self.trip().there())

@@ -1,33 +1,35 @@
-//! How much a feed holds, and will hold when a request gets there.
+//! How many events a feed holds, and how many it will hold when a request gets there.
 //!
-//! Agora tells neither. What is known comes from the pages: how many events each held, whether it
-//! was full, how long after the one before it was asked for, and the times that stand in its events.
-//! From these follow a rate (a mean that is quick to believe what can't be chance), the level behind
-//! the last page, and by how much such forecasts were wrong lately.
+//! Agora reports neither. We learn it from the pages: how many events each held, whether it was
+//! full, how long after the previous request it was requested, and the timestamps of its events.
+//! From these follow a rate (a mean that quickly accepts a change too large for chance), the level
+//! behind the last page, and the recent error of such forecasts.
 //!
-//! * A page that is not full left nothing behind: the level is known exactly.
-//! * Behind a full page wait the events that happened since its last one. How long ago that was, the
-//!   times tell ([`Skew`]); where they can't (or where a burst may stand in a single millisecond),
-//!   the level is taken for another whole page: then the feed is *unsure*, and asked at once.
+//! * A page that is not full emptied the buffer: the level is known exactly.
+//! * Behind a full page wait the events that happened since its last one. The timestamps show how
+//!   long ago that was ([`Skew`]). Where they don't (or where a burst may lie within a single
+//!   millisecond), the level is taken to be another full page: the feed is then *unsure*, and
+//!   polled immediately.
 //!
-//! What can be followed, and what nobody could:
+//! Which loads the forecast can follow, and which nothing could:
 //!
-//! * A load that changes over seconds is followed: each page corrects the rate, and one that can't be
-//!   chance corrects it within a page or two. Over a round trip of 300 ms a feed may grow by 1,500
-//!   events a second each second up to the ceiling; by 1,900 it runs over before that is known.
-//! * A burst fits while it and what has gathered since the last request stay within the 2,000
-//!   events of the buffer. A second one on the same feed is saved if it comes later than the
-//!   shortest interval plus a round trip; sooner, if the two together stay within 2,000 and what a
-//!   page took in between.
-//! * A feed that has brought a burst of more than [`BURST`] events is asked at the shortest interval
-//!   until the memory of it has faded ([`HALF_LIFE`]: a burst of 2,000 for three minutes); a feed
-//!   without such a memory may be asked only every longest interval. Nobody can foresee the first
-//!   burst of a quiet feed, nor a jump from rest to more than 2,000 events within that interval.
+//! * It follows a load that changes over seconds: each page corrects the rate, and a change too
+//!   large for chance corrects it within a page or two. Over a round trip of 300 ms a feed may grow
+//!   by 1,500 events a second each second up to the ceiling; at 1,900 it overflows before the
+//!   growth is known.
+//! * A burst fits if it and the events gathered since the last request stay within the buffer's
+//!   2,000 events. A second burst on the same feed is saved if it comes later than the shortest
+//!   interval plus a round trip; if it comes sooner, the two together must stay within 2,000 plus
+//!   what a page took in between.
+//! * A feed that had a burst of more than [`BURST`] events is polled at the shortest interval until
+//!   that memory has faded ([`HALF_LIFE`]: three minutes for a burst of 2,000). A feed without such
+//!   a memory may be polled only every longest interval. The first burst of a quiet feed can't be
+//!   foreseen, nor can a jump from idle to more than 2,000 events within that interval.
 //!
-//! What that costs: a feed in which something happens, or that has burst lately, four requests a second
-//! at a shortest interval of 250 ms; a feed at rest two requests a second at a longest interval of
-//! 500 ms. Halving an interval doubles that, and halves how long a burst waits or what a jump from rest may
-//! bring. Where need takes the budget, both give way.
+//! The cost: a feed that is active, or had a burst recently, takes four requests a second at a
+//! shortest interval of 250 ms; an idle feed takes two at a longest interval of 500 ms. Halving an
+//! interval doubles that, and halves how long a burst waits or how large a jump from idle may be.
+//! Both give way when need takes the budget.
 
 use std::time::Duration;
 
@@ -40,109 +42,111 @@ use crate::model::BUFFER_LIMIT;
 use crate::model::PAGE_LIMIT;
 use crate::model::Pace;
 
-/// So many events more than the rate explains, between two requests, are a burst.
+/// Number of events between two requests, beyond what the rate explains, that make a burst.
 const BURST: f64 = 250.0;
 
-/// The time in which the memory of a burst loses half of its height.
+/// Time in which a remembered burst loses half of its height.
 const HALF_LIFE: Duration = Duration::from_secs(60);
 
-/// The rate is a mean over about so long …
+/// The rate is a mean over about this time …
 const STEADY: Duration = Duration::from_millis(700);
 
-/// … but over so many events at least, where that takes longer …
+/// … but over at least this many events, where that takes longer …
 const EVENTS_FOR_A_MEAN: f64 = 100.0;
 
-/// … and over so long at most.
+/// … and over at most this time.
 const LONGEST_MEAN: Duration = Duration::from_secs(30);
 
-/// A trend is believed to go on for so long.
+/// Time for which a trend is assumed to continue.
 const FORESEEN: Duration = Duration::from_millis(600);
 
-/// The rate has grown where it is above a mean over about so long …
+/// The rate has grown if it is above a mean over about this time …
 const USUAL: Duration = Duration::from_secs(1);
 
-/// … and may go on to grow by so many times as much.
+/// … and may keep growing by this multiple of that growth.
 const SURGE: f64 = 3.0;
 
-/// What can't be chance is believed within about so long.
+/// A change too large for chance is accepted within about this time.
 const SURPRISED: Duration = Duration::from_millis(300);
 
-/// A surprise is more than so many times what chance does.
+/// A deviation of more than this many times what chance explains is a surprise.
 const CHANCE: f64 = 3.0;
 
-/// A full page whose events lie so far apart tells a rate by itself.
+/// A full page whose first and last events are this far apart is enough to tell a rate.
 const TELLING_SPAN: Duration = Duration::from_millis(50);
 
-/// A page is believed more than the mean where its events are so many times denser.
+/// A page overrides the mean if its events are this many times denser.
 const DENSER: f64 = 1.3;
 
-/// The last event of a page that emptied its feed happened just before the request arrived.
+/// The last event of a page that emptied its feed happened at most this long before the request
+/// arrived.
 const PROMPT: Duration = Duration::from_millis(20);
 
-/// An arrival is guessed too early by no more than this.
+/// Maximum error of an arrival that is estimated too early.
 const EARLY: Duration = Duration::from_millis(100);
 
-/// The fastest that is believed, in events a second: ten full pages.
+/// Maximum plausible rate, in events a second: ten full pages.
 const FASTEST: f64 = 10_000.0;
 
-/// The error of forecasts before any was checked, in events.
+/// Forecast error, in events, before any forecast was checked.
 const FIRST_ERROR: f64 = 60.0;
 
-/// A longer time than anybody plans for.
+/// Longer than any time that is planned for.
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// What is known of a feed's events.
+/// What is known about a feed's events.
 #[derive(Debug)]
 pub(super) struct Forecast {
     /// Events a second, as of the last measurement …
     rate: f64,
-    /// … and by how much that changes in a second.
+    /// … and the change in that per second.
     trend: f64,
     /// Events a second, over a longer time.
     usual: f64,
-    /// When a request arrived that found a burst, the last time.
+    /// Arrival of the last request that found a burst.
     burst_found: Option<Instant>,
-    /// The largest burst, in events, as of then.
+    /// The largest burst, in events, and when it was found; fades.
     burst: (f64, Instant),
-    /// What the last page left behind; `None` before the first.
+    /// What the last page left behind; `None` before the first page.
     left: Option<Left>,
-    /// Since when the rate is being measured: when, at which level, and what was taken since.
+    /// Start of the current rate measurement: when, at which level, and how many events were taken
+    /// since.
     measured: Option<(Instant, f64, u64)>,
-    /// The mean square of the errors of forecasts.
+    /// Mean square of the forecast errors.
     error: f64,
     skew: Skew,
-    /// The zero of the times that `skew` is given.
+    /// Origin of the times given to `skew`.
     origin: Instant,
 }
 
 /// What a page left behind in the buffer.
 #[derive(Clone, Copy, Debug)]
 struct Left {
-    /// Its level is known as of then …
+    /// When the level is known …
     at: Instant,
-    /// … and all that was in the buffer until then was taken by a request that arrived then.
+    /// … and when the request arrived that took everything older.
     arrived: Instant,
     events: f64,
     sure: bool,
 }
 
-/// A page, with what is known of its request.
+/// A page, with what is known about its request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
-    /// When the request arrived, as far as that can be told.
+    /// When the request arrived, as far as that is known.
     pub(super) arrived: Instant,
-    /// What the page told.
+    /// What the page showed.
     pub(super) seen: Seen,
-    /// What it was expected to find in the buffer.
+    /// The level that the request was expected to find.
     pub(super) expected: Option<f64>,
-    /// An earlier request has no answer yet: what it took is missing in the sum.
+    /// An earlier request has no answer yet, so the events it took are missing from the sum.
     pub(super) overtook: bool,
 }
 
 // === impl Forecast ===
 
 impl Forecast {
-    /// Knows what a former process knew, `age` ago.
+    /// Starts with what a previous process knew `age` ago.
     pub(super) fn new(now: Instant, known: Option<(Pace, Duration)>) -> Self {
         let (rate, burst) = known.map_or((0.0, 0.0), |(pace, age)| {
             (pace.events_per_second * faded(age / 10), pace.burst * faded(age))
@@ -161,7 +165,7 @@ impl Forecast {
         }
     }
 
-    /// What is worth to be known by the next process.
+    /// What the next process should know.
     pub(super) fn pace(&self, now: Instant) -> Pace {
         Pace { events_per_second: self.rate, burst: self.burst_at(now) }
     }
@@ -171,45 +175,45 @@ impl Forecast {
         self.rate
     }
 
-    /// When a request arrived that found a burst, the last time.
+    /// Arrival of the last request that found a burst.
     pub(super) fn burst_found(&self) -> Option<Instant> {
         self.burst_found
     }
 
-    /// By how many events a second it grew lately, beyond chance.
+    /// How much the rate grew recently beyond chance, in events a second.
     pub(super) fn surge(&self) -> f64 {
         let grown = self.rate - self.usual;
         if grown > CHANCE * self.rate.sqrt() { grown } else { 0.0 }
     }
 
-    /// The rate that it may have soon, in events a second: what grew lately may go on to grow.
+    /// The rate that the feed may have soon, in events a second, if recent growth continues.
     pub(super) fn soon(&self) -> f64 {
         (self.rate + SURGE * self.surge()).min(FASTEST)
     }
 
-    /// Whether another whole page may wait behind the last one.
+    /// Whether another full page may wait behind the last one.
     pub(super) fn is_unsure(&self) -> bool {
         self.left.is_some_and(|left| !left.sure)
     }
 
-    /// Whether a burst came lately.
+    /// Whether a burst came recently.
     pub(super) fn bursts(&self, now: Instant) -> bool {
         self.burst_at(now) >= BURST
     }
 
-    /// By how many events a forecast was usually wrong lately.
+    /// Usual recent forecast error, in events.
     pub(super) fn error(&self) -> f64 {
         self.error.sqrt()
     }
 
-    /// How much a request finds that arrives then; `takes` are the arrivals of those that are out,
-    /// in order. `None` before the first page.
+    /// The level that a request arriving at `at` finds; `takes` are the arrivals of the in-flight
+    /// requests, in order. `None` before the first page.
     pub(super) fn level(&self, at: Instant, takes: impl Iterator<Item = Instant>) -> Option<f64> {
         let left = self.after(takes.take_while(|take| *take < at))?;
         Some(self.grown(left, at))
     }
 
-    /// When the feed holds so many events, counted from the last of `takes` on.
+    /// When the feed reaches this many events after the last of `takes`.
     pub(super) fn reaches(
         &self,
         events: f64,
@@ -222,7 +226,7 @@ impl Forecast {
         Some(left.at + gathering(events - left.events, rate))
     }
 
-    /// Takes a page in.
+    /// Learns from a page.
     pub(super) fn observe(&mut self, page: Observation) {
         let Observation { arrived, seen, expected, overtook } = page;
         if let Some(times) = seen.times {
@@ -249,7 +253,7 @@ impl Forecast {
         }
     }
 
-    /// What the last page left, grown and taken from until the last of `takes`.
+    /// What the last page left, with growth added and the requests in `takes` subtracted.
     fn after(&self, takes: impl Iterator<Item = Instant>) -> Option<Left> {
         let left = self.left?;
         Some(takes.filter(|take| *take > left.arrived).fold(left, |left, take| {
@@ -267,7 +271,7 @@ impl Forecast {
         (left.events + gathered).min(BUFFER_LIMIT as f64)
     }
 
-    /// The rate so long after the last page.
+    /// The rate this long after the last page.
     fn rate_at(&self, later: Duration) -> f64 {
         (self.rate + self.trend * later.min(FORESEEN).as_secs_f64()).clamp(0.0, FASTEST)
     }
@@ -281,16 +285,16 @@ impl Forecast {
             let events = if full { page } else { 0.0 };
             return Left { at: arrived, arrived, events, sure: !full };
         };
-        // An event of the future, or a clock that jumped, says nothing of the level.
+        // An event from the future, or a clock that jumped, says nothing about the level.
         let lag = lag.max(-EARLY.as_secs_f64());
         let span = seen.times.map_or(Duration::ZERO, |(first, last)| last.since(first));
         let of_page = seen.events as f64 / span.as_secs_f64();
         if full && of_page > DENSER * self.rate {
-            // A burst, or the first news of a higher rate: the page is believed.
+            // A burst, or the first sign of a higher rate: the page overrides the mean.
             let events = of_page * lag.max(0.0);
             return Left { at: arrived, arrived, events: events.min(page), sure: events < page };
         }
-        // What happened until the last event was taken: its time is known better than the arrival.
+        // Everything up to the last event was taken, and its time is known better than the arrival.
         let longest = if full { page / self.rate } else { PROMPT.as_secs_f64() };
         match lag > longest {
             true if full => Left { at: arrived, arrived, events: page, sure: false },
@@ -299,7 +303,7 @@ impl Forecast {
         }
     }
 
-    /// A full page that is not the work of an instant tells a rate by itself.
+    /// A full page that spans more than an instant is enough to tell a rate.
     fn believe_the_page(&mut self, seen: Seen) {
         let span = seen.times.map_or(Duration::ZERO, |(first, last)| last.since(first));
         if span >= TELLING_SPAN {
@@ -329,12 +333,12 @@ impl Forecast {
         if left.sure {
             self.measured = Some((left.at, left.events, 0));
         } else if gathered <= explained {
-            // What waits behind an unsure page is a guess: it proves no slower rate.
+            // What waits behind an unsure page is a guess: it can't prove a lower rate.
             return;
         }
         let excess = gathered - explained;
         let chance = CHANCE * (explained.sqrt() + 2.0);
-        // A load that grows over a second at least doubles in no page.
+        // A load that takes a second or more to grow doesn't double within a page.
         if excess > explained.max(2.0 * BURST) {
             self.burst_found = Some(left.arrived);
         }
@@ -350,12 +354,12 @@ impl Forecast {
         self.usual += weight(USUAL) * (self.rate - self.usual);
         self.trend = match excess.abs() > chance.max(BURST) {
             true => 0.0,
-            // Critically damped, as a filter of this kind (alpha and beta) should be.
+            // Critically damped, as an alpha-beta filter should be.
             false => self.trend + usual * usual / (2.0 - usual) * error / seconds,
         };
     }
 
-    /// Over how long the rate is a mean.
+    /// The time over which the rate is a mean.
     fn mean(&self) -> Duration {
         gathering(EVENTS_FOR_A_MEAN, self.rate).clamp(STEADY, LONGEST_MEAN)
     }
@@ -370,12 +374,12 @@ impl Forecast {
     }
 }
 
-/// How much is left of a memory.
+/// How much is left of a memory of this age.
 fn faded(age: Duration) -> f64 {
     0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64())
 }
 
-/// How long so many events take, an hour at most.
+/// How long this many events take, at most an hour.
 pub(super) fn gathering(events: f64, rate: f64) -> Duration {
     if events <= 0.0 {
         return Duration::ZERO;
@@ -397,8 +401,8 @@ mod tests {
     use super::*;
     use crate::model::Timestamp;
 
-    /// Asked every 250 ms; what the 100th page says of its last event is off by so much, or what all
-    /// from then on say.
+    /// Polls every 250 ms. The time of the last event is off by this much in the 100th page, or in
+    /// all pages from then on.
     fn rate_after(off: i64, from_then_on: bool) -> f64 {
         let start = Instant::now();
         let mut forecast = Forecast::new(start, None);

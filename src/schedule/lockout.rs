@@ -1,8 +1,8 @@
-//! An app whose credentials every host refuses: one request at a time, at longer and longer waits.
+//! An app whose credentials every host refuses: one request at a time, at growing intervals.
 //!
-//! Nothing but a new secret, or a change at Agora, ends this, and a request costs each of the app's
-//! feeds nothing. So the feeds take turns, each at its next host, until one of them is let in: at most
-//! one request a minute once the waits have grown.
+//! Only a new secret or a change at Agora ends this, and probing one feed is enough to notice it.
+//! So the feeds take turns, each with its next host, until one of them is let in; once the waits
+//! have grown, that is at most one request a minute.
 
 use std::time::Duration;
 
@@ -20,13 +20,14 @@ const WAITS: [Duration; 6] = [
     LONGEST,
 ];
 
-/// With [`JITTER`], at most one request a minute.
+/// At most one request a minute, [`JITTER`] included.
 const LONGEST: Duration = Duration::from_secs(67);
 
-/// Waits are shortened by up to this share, so that apps with one secret don't stay together.
+/// Maximum share by which waits are shortened, so that apps with the same secret don't probe in
+/// lockstep.
 const JITTER: f64 = 0.1;
 
-/// The requests of an app while it is locked out.
+/// The requests of an app while every host refuses its credentials.
 #[derive(Debug, Default)]
 pub(super) struct Lockout {
     probes: usize,
@@ -37,12 +38,12 @@ pub(super) struct Lockout {
 // === impl Lockout ===
 
 impl Lockout {
-    /// When the next request may leave; `None` where the app was never locked out.
+    /// When the next request may leave; `None` if the app was never locked out.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         self.next_probe
     }
 
-    /// Notes that a host refused the credentials and no other one is left.
+    /// Records that a host refused the credentials and no other host is left.
     pub(super) fn refused(&mut self, now: Instant, random: &mut StdRng) {
         let wait = WAITS.get(self.probes).copied().unwrap_or(LONGEST);
         self.probes += 1;

@@ -1,66 +1,66 @@
-//! The way to the server and back, as it was lately.
+//! Recent round trips between us and a host.
 //!
-//! Two users with two questions. The budget asks what a request to a host takes *at least*, over all
-//! feeds of an App ID ([`Fastest`]): it must never believe a way to be slower than it is. A feed asks
-//! what its requests to a host *usually* take and how much that varies ([`RoundTrip`]), as TCP does for
-//! its retransmission timer (RFC 6298).
+//! They have two users. The budget asks what a request to a host takes *at least*, over all feeds
+//! of an App ID ([`Fastest`]): it must never assume a path to be slower than it is. A feed asks
+//! what its requests to a host *usually* take and how much that varies ([`RoundTrip`]), as TCP does
+//! for its retransmission timer (RFC 6298).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many answers make the fastest of them believable: the first ones wait for connections.
+/// Number of answers before the fastest round trip is trusted: the first ones include connecting.
 const ANSWERS_TO_TRUST: u32 = 20;
 
-/// So many of the fastest tell how much faster one could be.
+/// Number of fastest round trips from which we estimate how much faster one could be.
 ///
-/// Where the two halves of a round trip vary for themselves, the number of round trips below some
-/// time grows as the square of its distance from the fastest possible. The fastest of a hundred is
-/// then as far from it as a seventh of what lies between the fastest and the 48th, give or take half
-/// of that; the distance of eight varies so much itself that twice the margin is
-/// needed (measured).
+/// If the two halves of a round trip vary independently, the number of round trips below some time
+/// grows as the square of its distance from the fastest possible. The fastest of a hundred is then
+/// as far from it as a seventh of the distance between the fastest and the 48th, give or take half
+/// of that. The distance to the 8th varies so much itself that twice the margin would be needed
+/// (measured).
 const FEW: usize = 48;
 
-/// One may be faster than the fastest seen by such a share of the distance between the fastest few:
-/// nearly three times what is to be expected. With 0.35, the server counted eleven once in 3,000 runs
-/// of half a minute at the ceiling; with 0.4, never.
+/// Assumed margin below the fastest round trip seen, as a share of the distance between the fastest
+/// [`FEW`]: nearly three times the expected value. With 0.35, the server counted eleven requests
+/// once in 3,000 runs of half a minute at the ceiling; with 0.4, never.
 const UNSEEN: f64 = 0.4;
 
-/// How long the fastest round trip is believed: routes change.
+/// Time for which the fastest round trip is trusted, at least; up to twice that. Routes change.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// After so many usual round trips without an answer a request is silent.
+/// A request is silent after this many usual round trips without an answer.
 const ROUND_TRIPS_TO_SILENCE: u32 = 3;
 
-/// A request is silent no sooner than this: a packet that was lost is sent again after 200 ms.
+/// Minimum time until a request is silent: a lost packet is retransmitted after 200 ms.
 const LEAST_SILENCE: Duration = Duration::from_millis(250);
 
-/// What is taken for a round trip before one was seen.
+/// Assumed round trip before the first one is measured.
 const UNKNOWN: Duration = Duration::from_millis(300);
 
-/// The way to one host of one region, as a number.
+/// Number of the path to one host of one region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Way(pub(super) usize);
 
-/// The fastest round trip of an App ID to one host.
+/// Fastest round trip of an App ID to one host.
 #[derive(Clone, Debug)]
 pub(super) struct Fastest {
     answers: u32,
     current: Span,
     before: Span,
     since: Instant,
-    /// Out of both spans. Every decision asks for it, and only an answer changes it.
+    /// Over both spans. Cached, because every decision needs it and only an answer changes it.
     least: Duration,
 }
 
-/// The answers of a span of time.
+/// Answers within a span of time.
 #[derive(Clone, Debug, Default)]
 struct Span {
-    /// The fastest ones, in order.
+    /// The fastest round trips, in ascending order.
     fastest: Vec<Duration>,
 }
 
-/// What a feed's round trips to a host usually take.
+/// Usual round trip of a feed to a host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RoundTrip {
     /// The mean, and the mean deviation from it; `None` before the first answer.
@@ -80,7 +80,7 @@ impl Fastest {
         }
     }
 
-    /// Takes in how long an answer took.
+    /// Records how long an answer took.
     pub(super) fn learn(&mut self, took: Duration, now: Instant) {
         if now > self.since + MEMORY {
             self.before = std::mem::take(&mut self.current);
@@ -93,15 +93,15 @@ impl Fastest {
         }
     }
 
-    /// How many answers came.
+    /// Number of answers so far.
     pub(super) fn answers(&self) -> u32 {
         self.answers
     }
 
-    /// The fastest round trip there can be; zero where it is not known well.
+    /// Fastest round trip to be expected; zero while it is not well known.
     ///
-    /// The fastest one seen is not the fastest possible: where the fastest few lie apart, there are
-    /// faster ones still.
+    /// This is less than the fastest one seen: if the fastest few lie far apart, even faster ones
+    /// are possible.
     pub(super) fn get(&self) -> Duration {
         self.least
     }
@@ -116,7 +116,7 @@ impl Span {
         self.fastest.truncate(FEW);
     }
 
-    /// The fastest possible, from the answers of this span and another.
+    /// Fastest possible round trip, estimated from the answers of this span and another.
     fn least_with(&self, other: &Self) -> Duration {
         let mut both: Vec<Duration> = [&*self.fastest, &*other.fastest].concat();
         both.sort_unstable();
@@ -131,8 +131,8 @@ impl Span {
 // === impl RoundTrip ===
 
 impl RoundTrip {
-    /// Takes in how long an answer took. One that took far too long (a new connection, a lost
-    /// packet) counts for what is just plausible.
+    /// Records how long an answer took. One that took far too long (a new connection, a lost
+    /// packet) counts only for the longest plausible time.
     pub(super) fn learn(&mut self, took: Duration) {
         self.usual = Some(match self.usual {
             None => (took, took / 8),
@@ -144,17 +144,17 @@ impl RoundTrip {
         });
     }
 
-    /// How long a request is on its way there.
+    /// Time that a request needs to get there.
     pub(super) fn there(&self) -> Duration {
         self.usual.map_or(UNKNOWN, |(usual, _)| usual) / 2
     }
 
-    /// Two requests that leave so far apart hardly ever overtake each other.
+    /// Requests that leave this far apart hardly ever overtake each other.
     pub(super) fn apart(&self) -> Duration {
         self.usual.map_or(Duration::ZERO, |(_, deviation)| deviation * 3)
     }
 
-    /// How long a request may be out before it is silent.
+    /// Time after which a request without an answer is silent.
     pub(super) fn silence(&self) -> Duration {
         let (usual, deviation) = self.usual.unwrap_or((UNKNOWN, Duration::ZERO));
         (usual * ROUND_TRIPS_TO_SILENCE).max(usual + 4 * deviation).max(LEAST_SILENCE)
