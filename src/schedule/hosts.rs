@@ -1,18 +1,19 @@
-//! Which host of a feed is asked next, and how long each is left alone after it turned requests down.
+//! Which host of a feed to ask next, and how long to leave each alone after it turned requests
+//! down.
 //!
-//! Every host has a back-off of its own, so that a feed is never worse off for having another host:
-//! of those that may be asked first, the feed asks the one it is at, then the preferred one. A host
-//! that *failed* is asked again after the shortest interval, because a busy buffer runs over within a
-//! second or two, and then after longer and longer waits up to 6 s, which is what Agora's documents
-//! advise. A host that *refused* (400, 401, 403, 404) is left at once for the next one, and its own
-//! waits grow to a minute: it may need a person, and each request costs the app budget. `Retry-After`
-//! holds back the host that named it.
+//! Every host has its own backoff, so a second host never makes things worse for a feed. Of the
+//! hosts that may be asked soonest, the feed asks its current one, then the preferred one. A host
+//! that *failed* is asked again after the shortest interval, because a busy buffer overflows within
+//! a second or two, and then after growing waits up to 6 s, as Agora's documents advise. A host
+//! that *refused* (400, 401, 403, 404) is left immediately for the next one, and its own waits grow
+//! to a minute: it may need a person, and each request costs the app budget. `Retry-After` delays
+//! only the host that sent it.
 //!
-//! A good answer of a host ends its wait at once, so a stray refusal that an overlapping request
-//! contradicts costs nothing. Requests that fail together (several may be out) count as one failure.
+//! A good answer from a host ends its wait immediately, so a stray refusal that an overlapping
+//! request contradicts costs nothing. Requests that are in flight together and fail count as one
+//! failure.
 //!
-//! A host that falls silent is left for the next one long before its requests have failed
-//! ([`super::feed`]).
+//! A silent host is left for the next one long before its requests have failed ([`super::feed`]).
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use super::Limits;
 
-/// Waits after the second and each further failure of a host in a row.
+/// Waits after the second and each further consecutive failure of a host.
 const AFTER_FAILURES: [Duration; 5] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
@@ -32,7 +33,7 @@ const AFTER_FAILURES: [Duration; 5] = [
     Duration::from_secs(6),
 ];
 
-/// Waits after each refusal of a host in a row.
+/// Waits after each consecutive refusal of a host.
 const AFTER_REFUSALS: [Duration; 7] = [
     Duration::from_secs(1),
     Duration::from_secs(3),
@@ -43,40 +44,41 @@ const AFTER_REFUSALS: [Duration; 7] = [
     Duration::from_secs(60),
 ];
 
-/// Waits are shortened by up to this share, so that feeds that failed together don't all retry in the
-/// same instant.
+/// Maximum share by which waits are shortened, so that feeds that failed together don't all retry
+/// at the same instant.
 const JITTER: f64 = 0.2;
 
-/// Time another host must have served before the preferred one is tried again: a minute is too soon
-/// for a host that comes and goes, and each move may bring repeats from another region.
+/// Time for which another host must have served before the preferred one is tried again: a minute
+/// is too short for a host that comes and goes, and each move may bring repeats from another
+/// region.
 const RETURN_AFTER: Duration = Duration::from_secs(300);
 
-/// The hosts of one feed, in the order of failover.
+/// The hosts of one feed, in failover order.
 #[derive(Debug)]
 pub(super) struct Hosts {
     hosts: Vec<Host>,
     current: usize,
     /// Whether the current host has answered since the feed moved to it.
     proven: bool,
-    /// Since when the current host serves, where it is not the preferred one.
+    /// When the current host began to serve, if it isn't the preferred one.
     away_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Host {
     verdict: Verdict,
-    /// Requests turned down in a row.
+    /// Number of consecutive requests turned down.
     strikes: usize,
-    /// When the last one was.
+    /// When it last turned one down.
     struck_at: Option<Instant>,
-    /// Nothing is sent to it before.
+    /// No request to it before this moment.
     not_before: Instant,
 }
 
-/// What came of the last request to a host that came to an end.
+/// Outcome of the last request to a host that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It answered, or was not asked yet.
+    /// It answered, or hasn't been asked yet.
     Well,
     Failed,
     Refused(Refusal),
@@ -94,7 +96,7 @@ pub enum Refusal {
 /// How a host turned a request down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TurnedDown {
-    /// What it refuses; `None` where it failed and may work the next time.
+    /// What it refuses; `None` if it failed and the next request may work.
     pub(super) refuses: Option<Refusal>,
     /// Its `Retry-After`.
     pub(super) retry_after: Option<Duration>,
@@ -103,7 +105,7 @@ pub(super) struct TurnedDown {
 // === impl Hosts ===
 
 impl Hosts {
-    /// Hosts that were not asked yet.
+    /// Hosts that haven't been asked yet.
     pub(super) fn new(count: usize, now: Instant) -> Self {
         let host = Host { verdict: Verdict::Well, strikes: 0, struck_at: None, not_before: now };
         Self { hosts: vec![host; count.max(1)], current: 0, proven: true, away_since: None }
@@ -144,7 +146,7 @@ impl Hosts {
         self.hosts.iter().all(|host| host.verdict == refused)
     }
 
-    /// Notes that a host turned down a request that left at `sent`, and chooses the next host.
+    /// Records that a host turned down a request that left at `sent`, and chooses the next host.
     pub(super) fn turned_down(
         &mut self,
         sent: Instant,
@@ -157,7 +159,7 @@ impl Hosts {
         let shortened = 1.0 - random.random_range(0.0..JITTER);
         let soon = limits.shortest_interval.mul_f64(shortened);
         let Some(of_host) = self.hosts.get_mut(host) else { return };
-        // What was out together is turned down together: that is one strike.
+        // Requests in flight together are turned down together: that is one strike.
         if of_host.struck_at.is_none_or(|at| sent >= at) {
             of_host.strike(how, now, limits.shortest_interval, shortened);
         }
@@ -176,16 +178,16 @@ impl Hosts {
         *waits = (*waits).max(next_request);
     }
 
-    /// Notes that the current host is silent.
+    /// Records that the current host is silent.
     pub(super) fn doubt(&mut self, now: Instant) {
         if let Some(other) = self.other(now) {
             self.move_to(other);
         }
     }
 
-    /// Notes a good answer of a host.
+    /// Records a good answer from a host.
     pub(super) fn answered(&mut self, host: usize, now: Instant) {
-        // The feed has moved on and does not know the other host to be better.
+        // The feed has moved on, but the new host hasn't proved to be better.
         if host != self.current && !self.proven {
             self.move_to(host);
         }
@@ -208,11 +210,11 @@ impl Hosts {
         }
     }
 
-    /// Lifts refusals of the credentials: the bridge has others now, or another host accepts them.
+    /// Clears refusals of the credentials: the bridge has new ones, or another host accepts them.
     pub(super) fn forgive_credentials(&mut self, now: Instant) {
         for host in &mut self.hosts {
             if host.verdict == Verdict::Refused(Refusal::Credentials) {
-                // Requests that are still out carry the old ones.
+                // Requests that are still in flight carry the old ones.
                 *host = Host {
                     verdict: Verdict::Well,
                     strikes: 0,
@@ -255,7 +257,7 @@ impl Host {
     }
 }
 
-/// The wait at this place, or the longest.
+/// The wait at this index, or the longest.
 fn nth(waits: &[Duration], place: usize) -> Duration {
     waits.get(place).or(waits.last()).copied().unwrap_or_default()
 }

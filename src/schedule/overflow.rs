@@ -1,30 +1,31 @@
-//! Notices that Agora's buffer was found full, so that events may have been overwritten.
+//! Detects that Agora's buffer was full, so that events may have been overwritten.
 //!
-//! Between two requests the level of the buffer only grows. So events were overwritten before a
-//! request arrived only if the buffer held 2,000 at that moment, and then the next page is what was
-//! left: full too, and every event in it older than that arrival. The lost ones lie between the
-//! last event of the page before (or the moment when the feed was last empty) and the first of this
-//! page.
+//! Between two requests the buffer's level only grows. So events were overwritten before a request
+//! arrived only if the buffer held 2,000 events at that moment. The next page is then what was
+//! left: it is full too, and every event in it is older than that arrival. The lost events lie
+//! between the last event of the page before (or the moment when the feed was last empty) and the
+//! first event of this page.
 //!
-//! One case hides this: events overwritten *after* the arrival as well. Then the next page reaches
-//! beyond it, by as many events as are missing between the two pages. But the last arrival of such
-//! a row shows, so it answers for the full pages of the second before it; and a row that goes on for
-//! a second, with a hole before each page that is comparable to what reaches beyond, is believed as
-//! it is.
+//! One case hides this: further events were overwritten *after* the arrival. Then the next page
+//! reaches beyond the arrival, by as many events as are missing between the two pages. But the last
+//! arrival of such a row shows an overflow, and it also convicts the full pages of the second
+//! before it. A row that lasts a second, with a hole before each page comparable to the part that
+//! reaches beyond, is treated as an overflow as it is.
 //!
-//! That needs [`Skew`], calibrated, and readable times. Without them two full pages in a row are
-//! suspected where the rate before them can't have filled the second within the time between them,
-//! and so is a row of [`LONG_ROW`] full pages, whatever the rate. This rather suspects than misses;
-//! what it does miss is an overload that begins slowly and stays shorter than that row.
+//! All this needs a calibrated [`Skew`] and readable times. Without them, two full pages in a row
+//! are suspected if the rate before them can't have filled the second one in the time between them,
+//! and so is a row of [`LONG_ROW`] full pages, whatever the rate. This errs on the side of
+//! suspicion. It does miss an overload that begins slowly and ends before that row.
 //!
-//! When a request arrived is known only so far. A buffer that was full if it arrived when it likely
-//! did is suspected; one that was full only if it arrived earlier, only if a hole in the times or a
-//! burst says so, too. So a healthy feed near the ceiling is left in peace, and a loss of no more events than
-//! happen within that time can be missed.
+//! The arrival of a request is only known within limits. If the buffer was full at the likely
+//! arrival, it is suspected; if it was full only at an earlier possible arrival, a hole in the
+//! times or a burst has to confirm it. So a healthy feed near the ceiling is not suspected, and a
+//! loss of no more events than happen within those limits can be missed.
 //!
-//! A buffer that held exactly 2,000 lost nothing and is suspected all the same; a loss of one event
-//! leaves no hole that could be told from chance, so holes acquit nobody. Pages that come out of
-//! order are passed over: an overflow that shows only in them is missed.
+//! A buffer that held exactly 2,000 events lost nothing and is suspected all the same. The loss of
+//! one event leaves no hole that could be distinguished from chance, so the absence of a hole
+//! proves nothing. Pages that arrive out of order are skipped: an overflow that shows only in them
+//! is missed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -34,38 +35,39 @@ use crate::model::CLOCK_MARGIN;
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
-/// What the skew may be wrong by beside the arrivals, in milliseconds. It costs suspicions of buffers
-/// that were full but for so many milliseconds of events.
+/// Maximum error of the skew apart from the arrivals, in milliseconds. It costs false suspicions of
+/// buffers that were less than this much time away from being full.
 const MARGIN: i64 = 10;
 
-/// By how much a feed may have been empty earlier than we believe: a request arrives at the latest
-/// when we say it did, and an event may get into the buffer late. Bounds are wider by it.
+/// How much earlier a feed may have been empty than we assume: requests arrive no later than
+/// assumed, and an event may get into the buffer late. Bounds are widened by this.
 const LATE: Duration = Duration::from_millis(500);
 
-/// How long a row of doubtful pages is watched before it is believed, how far back a full buffer
-/// accuses pages that look well, and how often a long overflow is spoken of; in milliseconds.
+/// How long a row of doubtful pages is watched before it is accepted, how far back a full buffer
+/// convicts pages that look fine, and how often a long overflow is reported; in milliseconds.
 const PATIENCE: i64 = 1_000;
 
-/// How far back a full buffer accuses pages that are doubtful or behind a hole, in milliseconds: in
-/// a burst a hole shows nothing, so that a row of full buffers can seem to end.
+/// How far back a full buffer convicts pages that are doubtful or behind a hole, in milliseconds:
+/// within a burst a hole shows nothing, so a row of full buffers can seem to end.
 const LONG_PATIENCE: i64 = 5_000;
 
-/// What reaches beyond an arrival is compared to the hole before it no more exactly than this.
+/// Maximum factor by which the part beyond an arrival may exceed the hole before it and still be
+/// comparable.
 const COMPARABLE: i64 = 8;
 
-/// A hole has so many mean spacings at least.
+/// Minimum length of a hole, in mean spacings of events.
 const SPACINGS_OF_A_HOLE: i64 = 3;
 
-/// A rate that was seen may grow by this factor and still explain a page, without times.
+/// Factor by which a measured rate may have grown and still explain a page, without times.
 const GROWTH: f64 = 1.5;
 
-/// Over how long the rate is averaged that explains a page, in milliseconds.
+/// Period, in milliseconds, over which the rate that explains a page is averaged.
 const LATELY: f64 = 2_000.0;
 
-/// Full pages in a row that are suspected where times don't tell.
+/// Number of full pages in a row that are suspected when there are no usable times.
 const LONG_ROW: u32 = 20;
 
-/// Doubtful pages that are remembered at most: more requests than this don't arrive in a second.
+/// Maximum number of doubtful pages remembered: no more requests than this arrive in a second.
 const MOST_DOUBTS: usize = 32;
 
 /// Watches one feed.
@@ -74,57 +76,57 @@ pub(super) struct Overflow {
     former: Option<Former>,
     /// Full pages in a row.
     row: u32,
-    /// Full pages that a later one can convict.
+    /// Full pages that a later page can convict.
     doubts: VecDeque<Doubt>,
     /// When a row of doubtful pages began.
     doubtful_since: Option<i64>,
-    /// What was found and not handed out.
+    /// What was found and is not reported yet.
     found: Option<Bounds>,
-    /// An overflow goes on; when it was spoken of last.
+    /// Last report of an overflow that hasn't ended.
     spoken_at: Option<i64>,
 }
 
 /// A request that was answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Emptying {
-    /// When it arrived at the latest, by the clock that [`Skew`] is given.
+    /// Its latest possible arrival, by the clock given to [`Skew`].
     pub(super) arrived: i64,
-    /// By how much earlier requests usually arrive than is said of them, at the most; in
-    /// milliseconds. The skew may be wrong by it, too.
+    /// How much earlier than `arrived` requests usually arrive, at most; in milliseconds. The skew
+    /// may be off by the same amount.
     pub(super) uncertain: i64,
-    /// The same as `arrived` by the wall clock; for bounds where the skew is not known.
+    /// `arrived` by the wall clock; for bounds while the skew is not known.
     pub(super) wall: Timestamp,
-    /// How many events the page held, or may have held where it was torn.
+    /// Number of events in the page, or the most it may have held if it was torn.
     pub(super) events: u64,
     /// Times of the first and the last event, by Agora's clock.
     pub(super) times: Option<(Timestamp, Timestamp)>,
 }
 
-/// Events may have been overwritten. How many is not known, and none at all is possible.
+/// Events may have been overwritten. Their number is unknown, and may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspected {
-    /// No lost event is older. `None` where nothing is known from before.
+    /// No lost event is older. `None` if nothing is known from before.
     pub from: Option<Timestamp>,
     /// No lost event is newer.
     pub to: Timestamp,
-    /// This is the first word about an overflow; what follows before a page is not full belongs to
-    /// it.
+    /// Whether this is the first report of an overflow. Reports that follow before a page that is
+    /// not full belong to the same overflow.
     pub begins: bool,
 }
 
-/// A page, and what was known when it came.
+/// A page, and what was known when it arrived.
 #[derive(Clone, Copy, Debug)]
 struct Former {
     page: Emptying,
-    /// What was overwritten before it came is no older than this.
+    /// Events overwritten before it arrived are no older than this.
     floor: Option<Timestamp>,
-    /// Whether a hole in the times lies before it …
+    /// Whether a hole in the times precedes it …
     hole: bool,
-    /// … or might, since the page before it emptied the feed.
+    /// … or may precede it, because the page before it emptied the feed.
     behind_a_hole: bool,
-    /// The page before it was full.
+    /// Whether the page before it was full.
     follows: bool,
-    /// Events a millisecond, lately, without this page and with it.
+    /// Recent events a millisecond, without this page and with it.
     rate_before: f64,
     rate: f64,
 }
@@ -142,11 +144,11 @@ struct Bounds {
     to: Timestamp,
 }
 
-/// What two full pages in a row say about the buffer at the arrival of the first request.
+/// What two consecutive full pages say about the buffer at the arrival of the first request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Full,
-    /// Full, if it was full again at the arrival of the second.
+    /// Full, if it was full again when the second request arrived.
     Doubtful,
     NotFull,
 }
@@ -154,7 +156,7 @@ enum Verdict {
 // === impl Overflow ===
 
 impl Overflow {
-    /// Takes in the next page of the feed, or an empty answer, after `skew` has.
+    /// Learns from the next page of the feed, or an empty answer, after `skew` has.
     pub(super) fn observe(&mut self, page: Emptying, skew: &Skew) -> Option<Suspected> {
         let former = self.former;
         if former.is_some_and(|former| page.precedes(&former.page)) {
@@ -169,13 +171,13 @@ impl Overflow {
         self.hand_out(&page)
     }
 
-    /// What was found and not handed out yet: for the end of the process.
+    /// Takes what is not reported yet; for the end of the process.
     pub(super) fn rest(&mut self) -> Option<Suspected> {
         let Bounds { from, to } = self.found.take()?;
         Some(Suspected { from, to, begins: self.spoken_at.is_none() })
     }
 
-    /// What was overwritten before the last page came is no older than this.
+    /// Events overwritten before the last page arrived are no older than this.
     pub(super) fn floor(&self) -> Option<Timestamp> {
         self.former.and_then(|former| former.floor)
     }
@@ -185,13 +187,13 @@ impl Overflow {
         self.former.is_some_and(|former| former.follows)
     }
 
-    /// The buffer was full, as it turned out elsewhere; told with the next page.
+    /// Records that the buffer was full, as found elsewhere; reported with the next page.
     pub(super) fn accuse(&mut self, from: Option<Timestamp>, to: Timestamp) {
         if from.is_some_and(|from| to < from.before(LATE)) {
             return;
         }
         self.found = Some(match self.found {
-            // `None` is less than every time.
+            // `None` sorts before every time.
             Some(found) => Bounds { from: found.from.min(from), to: found.to.max(to) },
             None => Bounds { from, to },
         });
@@ -227,11 +229,11 @@ impl Overflow {
         if explained { Verdict::NotFull } else { Verdict::Full }
     }
 
-    /// The buffer was full at the arrival of `last`, and perhaps at those before it.
+    /// Records that the buffer was full when `last` arrived, and perhaps at the arrivals before it.
     fn convict(&mut self, last: &Former) {
         let doubts = self.doubts.iter().map(|doubt| doubt.floor);
         let found = self.found.map(|found| found.from);
-        // `None` is less than every time: nothing is known from before.
+        // `None` sorts before every time: nothing is known from before.
         let from = doubts.chain(found).min().flatten();
         let to = match last.page.times {
             Some((first, _)) => first,
@@ -239,8 +241,8 @@ impl Overflow {
         };
         self.acquit();
         if from.is_some_and(|from| to < from.before(LATE)) {
-            // Another region answers: its buffer reaches behind what the former one handed over, so
-            // what it lost had been handed over before.
+            // Another region answers: its buffer overlaps the events that the former one returned,
+            // so the events it lost are already in our hands.
             return;
         }
         let to = self.found.map_or(to, |found| found.to.max(to));
@@ -266,15 +268,15 @@ impl Overflow {
     }
 }
 
-/// `None` where times don't tell.
+/// `None` if the times don't decide it.
 fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
     let (_, former_last) = former.page.times?;
     let (first, last) = page.times?;
     let arrived = skew.at_agora(former.page.arrived).filter(|_| skew.calibrated())?;
     let beyond = between(arrived, last);
     let margin = former.page.uncertain.saturating_add(MARGIN);
-    // It arrived half of that earlier, more likely than not; all of it only if a hole says so, too,
-    // or if the page is the work of an instant.
+    // It more likely than not arrived half of the uncertainty earlier. All of it counts only if
+    // there is also a hole, or if the page is a single burst.
     let likely = beyond.saturating_add(former.page.uncertain / 2) <= MARGIN;
     let burst = between(first, last) <= former.page.uncertain;
     if likely || beyond <= margin && (former.hole || burst) {
@@ -286,7 +288,7 @@ fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
     Some(if doubtful { Verdict::Doubtful } else { Verdict::NotFull })
 }
 
-/// Milliseconds; negative where time runs backwards.
+/// Milliseconds; negative if time runs backwards.
 fn between(from: Timestamp, to: Timestamp) -> i64 {
     to.as_millis().saturating_sub(from.as_millis())
 }
@@ -298,7 +300,7 @@ impl Emptying {
         self.events >= PAGE_LIMIT
     }
 
-    /// Whether it was taken before a page that came to us earlier.
+    /// Whether it was taken before a page that reached us earlier.
     fn precedes(&self, other: &Self) -> bool {
         match (self.times, other.times) {
             (Some((_, last)), Some((first, _))) => {
@@ -308,8 +310,8 @@ impl Emptying {
         }
     }
 
-    /// Whether events may be missing between a page and this next one: events were closer in the
-    /// pages. A hole of less than a millisecond is none.
+    /// Whether events may be missing between a page and this next one, because events were closer
+    /// together within the pages. A hole of less than a millisecond doesn't count.
     fn is_behind_a_hole(&self, former: &Self) -> bool {
         let (Some((first, last)), Some((former_first, former_last))) = (self.times, former.times)
         else {
@@ -321,12 +323,12 @@ impl Emptying {
         hole >= 1 && hole.saturating_mul(1_000) >= page.saturating_mul(SPACINGS_OF_A_HOLE)
     }
 
-    /// What the next request does not find any more is no older than this.
+    /// Events missing from the next request are no older than this.
     fn floor(&self, floor: Option<Timestamp>, skew: &Skew) -> Option<Timestamp> {
         if self.is_full() {
             return self.times.map(|(_, last)| last).or(floor);
         }
-        // An uncalibrated skew errs to the safe side here: it names too early a moment.
+        // An uncalibrated skew errs on the safe side here: it gives too early a moment.
         let emptied = skew.at_agora(self.arrived).map(|moment| moment.before(LATE));
         Some(emptied.unwrap_or_else(|| self.wall.before(CLOCK_MARGIN)))
     }

@@ -1,24 +1,24 @@
 //! Feeds that may share a buffer.
 //!
-//! One version of Agora's documents can be read so that the 2,000 events are those of an App ID, and
-//! not of each endpoint. Then a newer event of one endpoint replaces the oldest of any, and what must
-//! stay below 2,000 is the sum over the endpoints of a region.
+//! One version of Agora's documents can be read to mean that the 2,000 events are per App ID and
+//! not per endpoint. Then a newer event of one endpoint replaces the oldest event of any endpoint,
+//! and the sum over a region's endpoints must stay below 2,000.
 //!
-//! Which reading holds shows in the pages. All that happened before a request arrived, and was handed
-//! over by it or later, was in the buffers at that moment. If that is clearly more than 2,000 events,
-//! the endpoints have a buffer each, and nothing here matters any more. If it is 2,000 and never
-//! more, the shared buffer was full, and each endpoint may have lost events: which ones were the
-//! oldest nobody knows.
+//! The pages show which reading is true. All events that happened before a request arrived, and
+//! were returned by it or later, were in the buffers at that moment. If there are clearly more than
+//! 2,000 of them, each endpoint has its own buffer, and this module is no longer needed. If there
+//! are 2,000 and never more, the shared buffer was full, and each endpoint may have lost events:
+//! which ones were the oldest is unknown.
 //!
-//! While a buffer runs over all the time, some of what was in it at a moment is overwritten before
-//! the next page: what is missing by the times of the events counts as well.
+//! While a buffer overflows continuously, some of the events in it at a given moment are
+//! overwritten before the next page. So events that are missing by the timestamps count as well.
 //!
-//! Feeds with a buffer each may hold 2,000 together by chance, too. So a hole in the times has to lie
-//! before the page of one of them, or it has to be found twice; and what was found is kept back for
-//! [`PATIENCE`]: where the sum is near 2,000 it is soon beyond, if it can be.
+//! Feeds with a buffer each may hold 2,000 together by chance, too. So a hole in the timestamps
+//! must precede the page of one of them, or the finding must repeat. It is then held back for
+//! [`PATIENCE`]: a sum near 2,000 soon exceeds it if the buffers are separate.
 //!
-//! Needs times that can be read and clocks that are known ([`super::skew`]); without them only a
-//! feed that is full by itself is suspected.
+//! This needs readable timestamps and a calibrated clock offset ([`super::skew`]). Without them a
+//! feed is suspected only if its own buffer was full.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,20 +26,23 @@ use std::time::Duration;
 use crate::model::BUFFER_LIMIT;
 use crate::model::Timestamp;
 
-/// How long a find waits for a proof that it is none.
+/// How long a finding waits for proof of the contrary.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// So many events more than a buffer holds prove that there is more than one.
+/// Events beyond the size of a buffer that prove that there is more than one.
 const CLEARLY: f64 = 50.0;
 
-/// So many events fewer than a buffer holds may be a full one: arrivals are known to milliseconds.
+/// How many events below its size a buffer may seem to be while it is full: arrivals are known only
+/// to milliseconds.
 const NEARLY: f64 = 40.0;
 
-/// A hole is longer than this, and than so many mean spacings of events: that is no chance.
+/// A hole is longer than this and than [`SPACINGS_OF_A_HOLE`] mean spacings of events: too long for
+/// chance.
 const SHORTEST_HOLE: Duration = Duration::from_millis(3);
 const SPACINGS_OF_A_HOLE: f64 = 8.0;
 
-/// Arrivals whose sum is not complete yet; more requests don't arrive in the time that it takes.
+/// Maximum number of arrivals with an incomplete sum; no more requests arrive before it is
+/// complete.
 const MOST_ARRIVALS: usize = 32;
 
 /// Watches the feeds of one region.
@@ -48,57 +51,58 @@ pub(super) struct Shared {
     /// Indices of the feeds.
     feeds: Vec<usize>,
     arrivals: VecDeque<Arrival>,
-    /// It was proved that each feed has a buffer of its own.
+    /// Each feed was proved to have its own buffer.
     separate: bool,
-    /// The buffer was found full; not told yet.
+    /// When the buffer was found full; not reported yet.
     found: Option<Found>,
 }
 
-/// What a page told of its feed.
+/// What a page showed about its feed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Emptied {
-    /// Agora's clock when the request arrived, at the latest.
+    /// Latest possible arrival of the request, by Agora's clock.
     pub(super) at: Timestamp,
-    /// By how much earlier it may have arrived.
+    /// How much earlier it may have arrived.
     pub(super) uncertain: Duration,
-    /// The clocks are known well.
+    /// Whether the offset of the clocks is well known.
     pub(super) calibrated: bool,
     /// How many events the page held.
     pub(super) events: u64,
-    /// More may have been left behind.
+    /// Whether more may have been left behind.
     pub(super) full: bool,
-    /// The times of the first and the last of them.
+    /// Times of the first and the last event.
     pub(super) times: Option<(Timestamp, Timestamp)>,
-    /// What the feed lost before is no older than this.
+    /// Events that the feed lost before are no older than this.
     pub(super) floor: Option<Timestamp>,
-    /// The page before it was full, so that this one begins where that one ended.
+    /// Whether the page before it was full, so that this one begins where that one ended.
     pub(super) follows: bool,
 }
 
-/// A request, and what is known of the buffers when it arrived.
+/// A request, and what is known about the buffers when it arrived.
 #[derive(Debug)]
 struct Arrival {
-    /// At the earliest, in between, and at the latest.
+    /// Earliest, middle and latest possible arrival.
     moments: [Timestamp; 3],
-    /// How many events had happened by then.
+    /// Number of events by each of these moments.
     events: [f64; 3],
-    /// So many more may have happened by then, and were overwritten before the next page.
+    /// Further events that may have happened by then and were overwritten before the next page.
     missing: f64,
-    /// What stands before the pages that count.
+    /// What precedes the pages that count.
     before: Before,
-    /// The clocks are known well; otherwise the moments are too early.
+    /// Whether the offset of the clocks is well known; otherwise the moments are too early.
     calibrated: bool,
-    /// Of each feed: nothing of before is left, and where it may have lost events.
+    /// For each feed: whether all its events from before were returned, and where it may have lost
+    /// events.
     complete: Vec<bool>,
     bounds: Vec<Option<Bounds>>,
 }
 
-/// What stands between a page and the one before it.
+/// What lies between a page and the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Before {
     /// No event is missing.
     Nothing,
-    /// The page before it was not full: nobody knows.
+    /// Unknown: the page before it was not full, or the times don't tell.
     Unknown,
     /// Events are missing.
     Hole,
@@ -108,12 +112,12 @@ enum Before {
 #[derive(Debug)]
 struct Found {
     at: Timestamp,
-    /// It was found more than once, or with a hole.
+    /// Found more than once, or with a hole.
     sure: bool,
     bounds: Vec<Option<Bounds>>,
 }
 
-/// No lost event is older, or newer. Nothing is known from before where `from` is `None`.
+/// No lost event is older, or newer. `from` is `None` if nothing is known from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub(super) from: Option<Timestamp>,
@@ -123,17 +127,18 @@ pub(super) struct Bounds {
 // === impl Shared ===
 
 impl Shared {
-    /// Feeds with these indices.
+    /// Watches the feeds with these indices.
     pub(super) fn new(feeds: Vec<usize>) -> Self {
         Self { feeds, arrivals: VecDeque::new(), separate: false, found: None }
     }
 
-    /// The feeds whose sum counts; none where each has a buffer of its own.
+    /// The feeds whose sum counts; none if each has its own buffer.
     pub(super) fn feeds(&self) -> &[usize] {
         if self.separate || self.feeds.len() < 2 { &[] } else { &self.feeds }
     }
 
-    /// Takes in a page. Tells where each feed may have lost events, if it is to be told now.
+    /// Learns from a page. Returns where each feed may have lost events, if it is time to report
+    /// that.
     pub(super) fn observe(&mut self, feed: usize, page: Emptied) -> Vec<(usize, Bounds)> {
         let Some(place) = self.feeds().iter().position(|it| *it == feed) else {
             return Vec::new();
@@ -154,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// What was found and not told yet.
+    /// Takes what is not reported yet.
     pub(super) fn rest(&mut self) -> Vec<(usize, Bounds)> {
         let Some(found) = self.found.take().filter(|it| it.sure) else { return Vec::new() };
         let named = self.feeds.iter().zip(found.bounds);
@@ -203,7 +208,7 @@ impl Arrival {
         arrival
     }
 
-    /// Counts what a page held of then: its own one, or a later one.
+    /// Counts the events of a page that were there at that moment: its own page, or a later one.
     fn count(&mut self, place: usize, page: &Emptied) {
         let (Some(complete), Some(bounds)) =
             (self.complete.get_mut(place), self.bounds.get_mut(place))
@@ -228,7 +233,7 @@ impl Arrival {
         *complete = !page.full || page.times.is_some_and(|(_, last)| last >= latest);
     }
 
-    /// Whether a full buffer could be told from it.
+    /// Whether a full buffer would show in it.
     fn is_telling(&self) -> bool {
         self.calibrated && self.before > Before::Nothing
     }
@@ -274,7 +279,7 @@ impl Emptied {
 impl Bounds {
     fn with(self, other: Option<Self>) -> Self {
         let Some(other) = other else { return self };
-        // `None` is less than every time: nothing is known from before.
+        // `None` sorts before every time: nothing is known from before.
         Self { from: self.from.min(other.from), to: self.to.max(other.to) }
     }
 }
@@ -285,8 +290,9 @@ mod tests {
 
     const STEP: u64 = 50;
 
-    /// Two feeds are asked in turn, every so many milliseconds; events come evenly, so many for each
-    /// in a step of 50 ms. What is suspected, and whether it was proved that there are two buffers.
+    /// Polls two feeds in turn, at this interval in milliseconds. Events arrive evenly, this many
+    /// per feed in each step of 50 ms. Returns what is suspected, and whether the buffers were
+    /// proved to be separate.
     fn play(each: u64, every: u64, shared: bool) -> (Vec<(usize, Bounds)>, bool) {
         let mut watch = Shared::new(vec![0, 1]);
         let (mut buffers, mut found) = ([const { VecDeque::new() }; 2], Vec::new());

@@ -1,16 +1,16 @@
-//! How the clock of the events relates to ours.
+//! The offset between the clock of the events and ours.
 //!
-//! An event carries the time of Agora's clock, a page arrives by ours. What lies between the last
-//! event of a page and the moment the page was taken is the difference of the clocks, the time that
-//! an event needs into the buffer, the error of our estimate of that moment, and the time the event
-//! waited. Only the last of them changes from page to page, and where nothing waits it is nearly
-//! nothing: so the least difference of the last one to two minutes stands for the other three, and
-//! what a page has more than that is the length of the backlog behind it.
+//! An event carries the time of Agora's clock; a page arrives by ours. Four things lie between the
+//! last event of a page and the moment when the page was taken: the offset of the clocks, the time
+//! an event takes to get into the buffer, the error of our estimate of that moment, and the time
+//! the event waited. Only the last one changes from page to page, and it is close to zero where
+//! nothing waits. So the smallest difference of the last one to two minutes represents the other
+//! three, and any excess over it is the length of the backlog behind a page.
 //!
-//! The least difference is too large by as much as waited even behind the freshest page. A feed
-//! that was never emptied, or whose events are rare, does not tell: [`Skew::calibrated`] says
-//! whether a page was among them of which it is known that next to nothing waited. One event with a
-//! time far in the future makes every page look old until it is forgotten.
+//! The smallest difference is too large by the time that events waited even behind the freshest
+//! page. A feed that was never emptied, or whose events are rare, doesn't reveal the offset:
+//! [`Skew::calibrated`] says whether there was a page behind which next to nothing waited. A single
+//! event with a time far in the future makes every page look old until it is forgotten.
 //!
 //! Pure: our clock is any count of milliseconds that only grows.
 
@@ -19,40 +19,43 @@ use std::time::Duration;
 use crate::model::PAGE_LIMIT;
 use crate::model::Timestamp;
 
-/// How long a difference is believed at least, in milliseconds; twice that at most. Clocks drift.
+/// Minimum time for which a difference is trusted, in milliseconds; the maximum is twice that.
+/// Clocks drift.
 const SPAN: i64 = 60_000;
 
-/// Events a second from which on the last one before the request is fresh: 20 ms on the average.
+/// Rate, in events a second, at which the last event before a request is fresh: 20 ms old on
+/// average.
 const DENSE: i64 = 50;
 
-/// What is shorter is a burst, in milliseconds: its density says nothing about the time after it.
+/// A page that spans less than this, in milliseconds, is a burst: its density says nothing about
+/// the time after it.
 const LONGER_THAN_A_BURST: i64 = 40;
 
-/// The difference between our clock and that of the events of an App ID.
+/// The offset between our clock and that of an App ID's events.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Skew {
     current: Span,
     before: Span,
     since: i64,
-    /// The mean difference of pages behind which next to nothing waited, lately: the least one
-    /// alone would be that of the page whose arrival was guessed worst.
+    /// Mean difference of recent pages behind which next to nothing waited. The smallest one alone
+    /// would belong to the page whose arrival estimate was furthest off.
     fresh: f64,
 }
 
-/// What the pages of a span of time told.
+/// What the pages of a span of time showed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    /// The least difference, our clock less theirs, in milliseconds.
+    /// Smallest difference, our clock minus theirs, in milliseconds.
     least: Option<i64>,
-    /// There was a page behind which next to nothing waited.
+    /// Whether there was a page behind which next to nothing waited.
     dense: bool,
 }
 
 // === impl Skew ===
 
 impl Skew {
-    /// Takes in a page: when its request arrived by our clock, how many events it brought, and when
-    /// the first and the last of them happened by theirs.
+    /// Learns from a page: when its request arrived by our clock, how many events it brought, and
+    /// the times of the first and the last of them by Agora's clock.
     pub(super) fn observe(
         &mut self,
         arrived: i64,
@@ -78,23 +81,24 @@ impl Skew {
         }
     }
 
-    /// How long after the last event of a page the request that took it arrived, in seconds, less
-    /// what lies between the clocks: the length of the backlog behind the page, a little below zero
-    /// where the arrival was guessed too early. `None` where the clocks are not known.
+    /// Time between the last event of a page and the arrival of the request that took it, in
+    /// seconds, corrected for the clocks. This is the length of the backlog behind the page; a
+    /// little below zero if the arrival was estimated too early. `None` if the offset is not known.
     pub(super) fn lag(&self, arrived: i64, last: Timestamp) -> Option<f64> {
         let difference = arrived.saturating_sub(last.as_millis());
         self.calibrated().then(|| (difference as f64 - self.fresh) / 1e3)
     }
 
-    /// A moment of our clock as the events state it: what happened until then was in the buffer.
-    /// `None` before the first page.
+    /// Converts a moment of our clock to Agora's: events up to then were in the buffer. `None`
+    /// before the first page.
     pub(super) fn at_agora(&self, moment: i64) -> Option<Timestamp> {
         let least = [self.current.least, self.before.least].into_iter().flatten().min()?;
         Some(Timestamp::from_millis(moment.saturating_sub(least)))
     }
 
     /// Whether the difference is that of the clocks: some feed was emptied in these minutes while
-    /// events came densely. Otherwise ages are too short by what waited always.
+    /// events arrived densely. Otherwise ages are too short by the time that even the freshest
+    /// events waited.
     pub(super) fn calibrated(&self) -> bool {
         self.current.dense || self.before.dense
     }
@@ -106,7 +110,7 @@ fn is_dense(events: u64, first: Timestamp, last: Timestamp) -> bool {
     took >= LONGER_THAN_A_BURST && spacings.saturating_mul(1_000) >= took.saturating_mul(DENSE)
 }
 
-/// What a [`Skew`] counts in.
+/// Converts to the unit of [`Skew`].
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -115,10 +119,10 @@ pub(super) fn millis(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    /// What our clock is ahead of theirs in these tests.
+    /// How far our clock is ahead of Agora's in these tests.
     const AHEAD: i64 = -1_700_000_000_000;
 
-    /// A page of so many events within `took`, taken `waited` after the last of them.
+    /// A page of this many events within `took`, taken `waited` after the last of them.
     fn observe(skew: &mut Skew, arrived: i64, waited: i64, events: u64, took: i64) {
         let last = arrived - AHEAD - waited;
         let times = (Timestamp::from_millis(last - took), Timestamp::from_millis(last));
@@ -151,7 +155,7 @@ mod tests {
         };
         assert_eq!(lag(&skew, 0), None);
         for turn in 0..100 {
-            // Arrivals are guessed up to 10 ms too late.
+            // Arrivals are estimated up to 10 ms too late.
             observe(&mut skew, turn, 10 * (turn % 2), 500, 100);
         }
         observe(&mut skew, 100, 300, 1_000, 100);

@@ -36,7 +36,7 @@ fn refused(refusal: Refusal) -> Outcome {
     Outcome::Refused { refusal, retry_after: None }
 }
 
-/// A page of so many events whose times can't be read.
+/// A page of this many events with unreadable times.
 fn page(events: u64) -> Outcome {
     Outcome::Events(Seen { events, ..Seen::default() })
 }
@@ -45,8 +45,8 @@ fn at(now: Instant) -> Answered {
     Answered { head_at: Some(now), now, wall: Timestamp::default() }
 }
 
-/// Asks the only feed when the schedule wants to, and answers after `took`; when it was asked, and
-/// on which host.
+/// Polls the only feed when the schedule wants to, and answers after `took`. Returns when it was
+/// polled, and through which host.
 fn ask(
     schedule: &mut Schedule,
     now: &mut Instant,
@@ -92,7 +92,7 @@ fn a_feed_that_could_overflow_is_asked_before_it_does() {
     assert!(intervals[3..].iter().all(|interval| *interval <= 250), "{intervals:?}");
 }
 
-/// Two feeds with a few events each; when each request leaves.
+/// Two feeds with a few events each. Returns when each request leaves.
 fn asks_of_two(
     outcome: impl Fn(usize, Duration) -> Outcome,
     lasts: Duration,
@@ -120,8 +120,8 @@ fn asks_of_two(
     asks
 }
 
-/// Where they leave together they are free together a second later, and a load that jumps finds none
-/// in between.
+/// Requests that leave together become free together a second later, and then none is free in
+/// between for a sudden load.
 #[test]
 fn requests_for_freshness_leave_apart() {
     let asks = asks_of_two(|_, _| page(5), 10 * SECOND);
@@ -229,8 +229,7 @@ fn what_is_refused_together_is_one_refusal() {
     assert!(asks >= 40, "{asks} in five seconds: slower than nine a second");
 }
 
-/// A feed that fails has run over long ago, as far as can be told: that gives it no right to be
-/// asked before its time.
+/// By its forecast, a feed that fails has long overflowed. That must not let it be polled early.
 #[test]
 fn a_busy_feed_that_fails_leaves_the_budget_to_the_other() {
     let mut now = Instant::now();
@@ -251,11 +250,11 @@ fn a_busy_feed_that_fails_leaves_the_budget_to_the_other() {
             Decision::WaitForAnswer => panic!("no request is out"),
         }
     }
-    // Each of its two hosts has a back-off of its own.
+    // Each of its two hosts has its own backoff.
     assert!(asks[0] <= 2 * 8 && asks[1] >= 60, "{asks:?}");
 }
 
-/// A request that hangs counts until it ends.
+/// A hanging request counts until it ends.
 #[test]
 fn a_feed_that_hangs_leaves_requests_to_the_other() {
     for (limit, at_least) in [(2, 10), (4, 20), (10, 50)] {
@@ -282,7 +281,7 @@ fn a_feed_that_hangs_leaves_requests_to_the_other() {
     }
 }
 
-/// What the silent one took is missing in no sum: nothing is expected of it.
+/// Nothing is expected of the silent request, so its events are not missing from the sum.
 #[test]
 fn a_silent_request_does_not_keep_a_rate_from_being_measured() {
     let mut now = Instant::now();
@@ -302,8 +301,8 @@ fn a_silent_request_does_not_keep_a_rate_from_being_measured() {
     assert!(rate > 2_000.0, "{rate}");
 }
 
-/// Whatever the way is like, as long as it stays so: the server never counts more than the limit.
-/// All are full pages, and the halves of a round trip vary each for itself.
+/// On any path with constant properties the server never counts more than the limit. All pages are
+/// full, and the two halves of a round trip vary independently.
 #[test]
 fn the_server_never_counts_too_many() {
     for seed in 0..300 {

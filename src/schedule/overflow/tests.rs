@@ -1,4 +1,4 @@
-//! A buffer of 2,000 that is asked in time or not, beside what is suspected of it.
+//! A buffer of 2,000 events that is polled in time or not, and the suspicions that result.
 
 use rand::RngExt as _;
 use rand::SeedableRng as _;
@@ -6,32 +6,32 @@ use rand::rngs::StdRng;
 
 use super::*;
 
-/// Our clock, less that of the events.
+/// Our clock minus that of the events.
 const AHEAD: i64 = -1_700_000_000_000;
 
-/// Arrivals are known to so many milliseconds.
+/// Uncertainty of arrivals, in milliseconds.
 const JITTER: i64 = 30;
 
-/// What arrives and how it is asked for.
+/// The events that arrive, and how the feed is polled.
 #[derive(Clone, Debug)]
 struct Story {
-    /// Events a second for so many milliseconds.
+    /// Events a second, and for how many milliseconds.
     rates: Vec<(f64, i64)>,
-    /// So many events at once.
+    /// When a burst happens, in milliseconds, and its number of events.
     bursts: Vec<(i64, usize)>,
-    /// Milliseconds from a full page to the next request, and from any other.
+    /// Milliseconds from a full page to the next request, and from any other page.
     intervals: (i64, i64),
     times_are_readable: bool,
     seed: u64,
 }
 
-/// What happened, on the clock of the events.
+/// What happened, by the clock of the events.
 #[derive(Debug, Default)]
 struct Outcome {
     overwritten: Vec<i64>,
     suspected: Vec<Suspected>,
     spoken_at: Vec<i64>,
-    /// The last page was full.
+    /// Whether the last page was full.
     left: bool,
 }
 
@@ -67,7 +67,7 @@ impl Story {
         events
     }
 
-    /// Until everything has happened and the feed is empty.
+    /// Runs until everything has happened and the feed is empty.
     fn run(&self) -> Outcome {
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut events = self.events(&mut random).into_iter().peekable();
@@ -103,7 +103,7 @@ impl Story {
             let (full, other) = self.intervals;
             now += if page.len() == 1_000 { full } else { other };
         }
-        assert_eq!(overflow.rest(), None, "an empty feed keeps nothing back");
+        assert_eq!(overflow.rest(), None, "nothing is held back once a feed is empty");
         outcome
     }
 }
@@ -196,7 +196,7 @@ fn a_page_that_comes_late_is_passed_over() {
     assert_eq!(suspected.to, Timestamp::from_millis(200));
 }
 
-/// A feed that is known (it was emptied while events came densely), and then anything.
+/// Begins with a calibrated feed (emptied while events arrived densely), and continues at random.
 fn drawn(seed: u64) -> Story {
     let mut draw = StdRng::seed_from_u64(seed);
     let count = draw.random_range(1..6);
@@ -213,8 +213,8 @@ fn drawn(seed: u64) -> Story {
     Story { rates, bursts, intervals, times_are_readable: true, seed }
 }
 
-/// An arrival is known to [`JITTER`], and so is the level of a buffer: what happens in that time can
-/// be missed.
+/// An arrival is known to within [`JITTER`], and so is the level of a buffer: losses within that
+/// time can be missed.
 #[test]
 fn what_was_overwritten_lies_within_a_suspicion() {
     let (mut overwritten, mut missed) = (0, 0);
@@ -227,8 +227,8 @@ fn what_was_overwritten_lies_within_a_suspicion() {
     assert!(missed * 10_000 <= overwritten, "{missed} of {overwritten}");
 }
 
-/// Two full pages that reach so far back, behind a minute in which a page every 250 ms emptied the
-/// feed, and an empty answer.
+/// Two full pages that reach this far back, after a minute in which a page every 250 ms emptied the
+/// feed, followed by an empty answer.
 fn two_full_pages(reach_back: i64, times_are_readable: bool) -> Option<Suspected> {
     let (mut overflow, mut skew) = (Overflow::default(), Skew::default());
     let mut observe = |now: i64, events, times: Option<(i64, i64)>| {
@@ -258,5 +258,5 @@ fn a_full_buffer_that_reaches_behind_what_was_handed_over_lost_nothing() {
         let found = two_full_pages(reach_back, true);
         assert_eq!(found.is_some(), suspected, "{reach_back} ms: {found:?}");
     }
-    assert!(two_full_pages(1_000_000, false).is_some(), "times that can't be read acquit nobody");
+    assert!(two_full_pages(1_000_000, false).is_some(), "unreadable times acquit no page");
 }

@@ -4,8 +4,8 @@ use rand::RngExt as _;
 
 use super::*;
 
-/// Plays the only feed against hosts whose answers depend on the time since the start, until `ends`:
-/// when each request left, in milliseconds, and which host it asked.
+/// Plays the only feed against hosts whose answers depend on the time since the start, until
+/// `ends`. Returns when each request left, in milliseconds, and to which host.
 fn play(
     schedule: &mut Schedule,
     start: Instant,
@@ -43,7 +43,7 @@ fn a_host_that_fails_is_asked_again_soon_and_then_every_six_seconds() {
         let asks = play(&mut schedule, start, 60 * SECOND, |_, _| FAILED);
         for host in 0..hosts.hosts {
             let waits = [250, 500, 1_000, 2_000, 3_000, 6_000, 6_000];
-            // The first failure of the preferred host is not reason enough to leave it.
+            // A single failure of the preferred host is no reason to leave it.
             let pauses = pauses(&asks, host);
             for (pause, wait) in pauses.iter().zip(waits) {
                 let allowed = wait * 8 / 10..=wait + 300;
@@ -51,7 +51,7 @@ fn a_host_that_fails_is_asked_again_soon_and_then_every_six_seconds() {
             }
             assert!(pauses.len() > waits.len(), "{pauses:?}");
         }
-        assert_eq!(asks[0].1, asks[1].1, "a single failure moves nobody");
+        assert_eq!(asks[0].1, asks[1].1, "a single failure moves no feed");
     }
 }
 
@@ -102,7 +102,7 @@ fn a_stray_refusal_costs_a_second_and_nothing_where_another_answer_contradicts_i
         let (again, _) = ask(&mut schedule, &mut now, 5 * MILLISECOND, page(1_000));
         assert!(again - refused_at <= SECOND, "{:?}", again - refused_at);
 
-        // Two requests are out; the first is refused, the second brings a page 10 ms later.
+        // Two requests are in flight; the first is refused, the second brings a page 10 ms later.
         let mut out = Vec::new();
         while out.len() < 2 {
             match schedule.next(now) {
@@ -120,7 +120,7 @@ fn a_stray_refusal_costs_a_second_and_nothing_where_another_answer_contradicts_i
     }
 }
 
-/// Plays all feeds until `ends`: when each was asked, in milliseconds. Region 0 is bad.
+/// Plays all feeds until `ends`. Returns when each was polled, in milliseconds. Region 0 is bad.
 fn play_regions(
     schedule: &mut Schedule,
     start: Instant,
@@ -249,7 +249,7 @@ fn after_a_long_pause_for_too_many_requests_one_goes_ahead_of_the_others() {
     }
 }
 
-/// A full page takes 700 ms after a head that takes 100.
+/// A full page takes 700 ms after a head that takes 100 ms.
 #[test]
 fn a_body_on_its_way_is_not_silence() {
     let mut now = Instant::now();
@@ -286,9 +286,9 @@ fn a_body_on_its_way_is_not_silence() {
     assert!(answered >= 70, "{answered} pages in ten seconds");
 }
 
-/// Two feeds with full pages for as long as 200 requests take, over ways that change: when each request
-/// arrived. `way` says how long a round trip to a host takes that begins so long after the start, and
-/// whether it fails.
+/// Two feeds with full pages for the duration of 200 requests, over paths that change. Returns when
+/// each request arrived. `way` gives the round trip to a host that begins this long after the
+/// start, and whether it fails.
 fn arrivals(
     hosts: FeedFacts,
     seed: u64,
@@ -321,7 +321,7 @@ fn arrivals(
     arrivals
 }
 
-/// The budget is used up at a far host, which dies; the near one answers within milliseconds.
+/// The budget is used up at a distant host, which fails; the near one answers within milliseconds.
 #[test]
 fn a_move_to_a_nearer_host_never_brings_too_many_requests_into_a_second() {
     for seed in 0..1_000 {
@@ -339,7 +339,7 @@ fn a_move_to_a_nearer_host_never_brings_too_many_requests_into_a_second() {
     }
 }
 
-/// What no budget can know before the first answer over the new way.
+/// No budget can know about this before the first answer over the faster path.
 #[test]
 fn a_way_that_becomes_faster_brings_eleven_requests_into_a_second_at_most_once() {
     for seed in 0..1_000 {
