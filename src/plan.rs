@@ -1,10 +1,11 @@
-//! What a way of polling would do to one App ID: played in simulated time, before anybody installs
-//! it.
+//! Predicts what a polling program would do to one App ID, in simulated time, before it is
+//! installed.
 //!
-//! A [`Trial`] lets a [`Program`] (the bridge's [`Schedule`](crate::schedule::Schedule), or anything
-//! else that decides when to ask) poll a counted Agora over a simulated network, and a [`Tally`]
-//! tells what was lost, what it cost and how old the events became. Pure: the same trial of the same
-//! program ends the same. What the bridge does with a page is not played, but for a fixed time.
+//! A [`Trial`] lets a [`Program`] (the bridge's [`Schedule`](crate::schedule::Schedule), or
+//! anything else that decides when to poll) poll a simulated Agora over a simulated network. A
+//! [`Tally`] counts the losses, the requests and the ages of the events. Pure: the same trial of
+//! the same program gives the same result. The bridge's processing of a page is not simulated,
+//! except as a fixed time.
 
 mod program;
 mod tally;

@@ -1,4 +1,4 @@
-//! Whoever decides when which feed is asked: the bridge's schedule, or a rival of it.
+//! What decides when to poll which feed: the bridge's schedule, or an alternative to it.
 
 use tokio::time::Instant;
 
@@ -11,26 +11,25 @@ use crate::schedule::Limits;
 use crate::schedule::Outcome;
 use crate::schedule::Schedule;
 
-/// Decides for the two feeds of an App ID: 0 is that of the user events, 1 of the channel events.
+/// Decides for the two feeds of an App ID: 0 has the user events, 1 the channel events.
 pub trait Program {
-    /// Names a request that is out.
+    /// Identifies an in-flight request.
     type Asked: Copy;
 
-    /// What to do at `now`.
+    /// Decides what to do at `now`.
     fn next(&mut self, now: Instant) -> Decision;
 
-    /// Notes that a request leaves.
+    /// Records that a request leaves.
     fn asked(&mut self, feed: usize, now: Instant) -> Self::Asked;
 
-    /// Notes when the head of its answer was there, at that moment. Told only where the body takes
-    /// time of its own.
+    /// Records that the head of its answer arrived. Called only if the body takes extra time.
     fn heard(&mut self, _asked: Self::Asked, _head_at: Instant) {}
 
-    /// Notes what came of it, and when.
+    /// Records the outcome of a request, and when it ended.
     fn answered(&mut self, asked: Self::Asked, when: Answered, outcome: Outcome);
 }
 
-/// The bridge, just started: it knows of no request before, and nothing of the feeds.
+/// The bridge just after its start, with no earlier requests and no knowledge of the feeds.
 pub fn bridge(limits: Limits, now: Instant, seed: u64) -> Schedule {
     let former = Former { sent: Vec::new(), not_before: now, unknown_until: now };
     Schedule::new(limits, &[FeedFacts { region: 0, hosts: 1, known: None }; 2], now, former, seed)
@@ -54,7 +53,7 @@ impl Program for Schedule {
     }
 
     fn answered(&mut self, asked: Asked, when: Answered, outcome: Outcome) {
-        // What was overwritten is known here, and need not be suspected.
+        // The trial knows which events were overwritten, so suspicions are ignored.
         Schedule::answered(self, asked, when, outcome);
     }
 }

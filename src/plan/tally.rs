@@ -1,36 +1,36 @@
-//! What a trial counted, or many of them.
+//! The counts of one trial, or of many.
 
 use std::time::Duration;
 
 use crate::simulator::Counts;
 use crate::simulator::Requests;
 
-/// What became of events and requests.
+/// The outcome of events and requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// The events of both feeds, from the start of the load on.
+    /// Events of both feeds, from the start of the load.
     pub events: Counts,
-    /// The requests, as the server counted them.
+    /// Requests, as counted by the server.
     pub requests: Requests,
-    /// Events that came in an answer after newer events of their feed had come: what a bridge has
-    /// to put in order again.
+    /// Events that arrived in an answer after newer events of their feed: a bridge has to put them
+    /// back in order.
     pub out_of_order: u64,
-    /// How old the measured events were when their answer was there.
+    /// Ages of the measured events when their answer arrived.
     pub ages: Ages,
-    /// Requests that arrived while it was measured.
+    /// Requests that arrived during the measurement.
     pub measured_requests: u64,
-    /// Events that happened while it was measured.
+    /// Events that happened during the measurement.
     pub measured_events: u64,
-    /// Events that were overwritten while it was measured.
+    /// Events that were overwritten during the measurement.
     pub measured_overwritten: u64,
-    /// How long it was measured.
+    /// Duration of the measurement.
     pub measured: Duration,
 }
 
-/// How many events were how old, to the millisecond.
+/// Distribution of the events' ages, in milliseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Ages {
-    /// By milliseconds.
+    /// Number of events by age in milliseconds.
     counts: Vec<u64>,
     total: u64,
 }
@@ -43,12 +43,12 @@ impl Tally {
         share(self.measured_overwritten, self.measured_events)
     }
 
-    /// How many requests arrived in a second, on average, while it was measured.
+    /// Mean number of requests per second that arrived during the measurement.
     pub fn requests_per_second(&self) -> f64 {
         self.measured_requests as f64 / self.measured.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Takes in another one.
+    /// Adds the counts of another one.
     pub fn add(&mut self, other: &Self) {
         self.events = self.events.plus(other.events);
         self.requests.asked += other.requests.asked;
@@ -67,7 +67,7 @@ impl Tally {
 // === impl Ages ===
 
 impl Ages {
-    /// One event of this age.
+    /// Adds one event of this age.
     pub fn note(&mut self, age: Duration) {
         let millis = usize::try_from(age.as_millis()).unwrap_or(usize::MAX).min(LONGEST);
         if millis >= self.counts.len() {
@@ -79,7 +79,7 @@ impl Ages {
         self.total += 1;
     }
 
-    /// The age that this share of the events did not exceed; `None` where there were none.
+    /// The age that this share of the events did not exceed; `None` if there were none.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let wanted = (share * self.total as f64).max(1.0);
         let mut seen = 0;
@@ -103,7 +103,7 @@ impl Ages {
     }
 }
 
-/// What is older than ten minutes counts as that old.
+/// Older events count as ten minutes old.
 const LONGEST: usize = 600_000;
 
 fn share(part: u64, whole: u64) -> f64 {

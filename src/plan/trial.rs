@@ -1,9 +1,10 @@
-//! A program polls a counted Agora in virtual time.
+//! A program polls a simulated Agora in virtual time.
 //!
-//! Four things happen: the program decides, a request arrives at Agora, the head of an answer is
-//! there, and its body is there. A request's way and its answer's way are drawn one by one, so a
-//! later request may arrive before an earlier one and its answer may overtake; connections stand
-//! ready and cost nothing. A body takes its time whatever else is on its way.
+//! There are four kinds of event: the program decides, a request reaches Agora, the head of an
+//! answer arrives, and its body has arrived. The latencies of each request and each answer are
+//! drawn individually, so a later request may arrive before an earlier one and its answer may
+//! overtake. Connections are already open and cost nothing. The time of a body doesn't depend on
+//! other transfers.
 
 use std::time::Duration;
 
@@ -24,19 +25,19 @@ use crate::simulator::Taken;
 /// A load on the script's first App ID, and when it is polled.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The load, the network, the limit, the seed. Time zero is the start of the load.
+    /// The load, the network, the limit and the seed. Time zero is the start of the load.
     pub script: Script,
     /// When the program starts.
     pub starts_at: Duration,
-    /// From when on ages and requests a second are measured. Losses count from the start.
+    /// Start of the measurement of ages and request rates. Losses count from the start of the load.
     pub measured_from: Duration,
-    /// When it is over.
+    /// When the trial ends.
     pub ends_at: Duration,
-    /// How long the program needs for an answer, from its end until it is dealt with.
+    /// Time that the program needs to process an answer after its end.
     pub work: Duration,
 }
 
-/// A trial in course.
+/// A running trial.
 struct Run<'a, P: Program> {
     trial: &'a Trial,
     program: P,
@@ -44,27 +45,27 @@ struct Run<'a, P: Program> {
     origin: Instant,
     agora: Counted,
     out: Vec<Request<P::Asked>>,
-    /// For each feed, the number after the newest event that came.
+    /// For each feed, the number after the newest event that arrived.
     newest: [u64; 2],
     tally: Tally,
 }
 
-/// A request that is out.
+/// An in-flight request.
 struct Request<A> {
     asked: A,
     feed: usize,
     arrives: Duration,
-    /// When the head of its answer is there.
+    /// When the head of its answer arrives.
     head: Duration,
-    /// The program knows of that head.
+    /// Whether the program knows about that head.
     is_heard: bool,
-    /// When the end of its answer is there; known once it has arrived.
+    /// When the end of its answer arrives; known once the request has reached Agora.
     answered: Duration,
-    /// What it took when it arrived, if it was not one too many; `None` before.
+    /// The events it took at Agora, unless it exceeded the limit; `None` before it reached Agora.
     came: Option<Option<Taken>>,
 }
 
-/// What happens next; of several at one moment the first of these.
+/// What happens next; at the same moment, the first of these.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Arrival(usize),
@@ -76,7 +77,7 @@ enum Next {
 // === impl Trial ===
 
 impl Trial {
-    /// Plays it with the program that starts at the given moment of its own clock.
+    /// Runs the trial with the program that starts at the given moment of its own clock.
     pub fn play<P: Program>(&self, start: impl FnOnce(Instant) -> P) -> Tally {
         let origin = Instant::now();
         let run = Run {
@@ -128,7 +129,7 @@ impl<P: Program> Run<'_, P> {
         self.tally
     }
 
-    /// The first of what is to come.
+    /// The next thing to happen.
     fn next(&self, wakes_at: Option<Duration>) -> Option<(Duration, Next)> {
         let out = || self.out.iter().enumerate();
         let arrivals = out()
@@ -142,7 +143,8 @@ impl<P: Program> Run<'_, P> {
         arrivals.chain(heads).chain(answers).chain(decision).min()
     }
 
-    /// Asks whatever the program wants to ask at `now`; when it wants to be heard again.
+    /// Sends all requests that the program wants to send at `now`. Returns when it wants to decide
+    /// next.
     fn decide(&mut self, now: Duration) -> Option<Duration> {
         let instant = self.origin + now;
         loop {
@@ -158,11 +160,11 @@ impl<P: Program> Run<'_, P> {
                     self.out.push(request);
                 }
                 Decision::Wait(until) => {
-                    assert!(until > instant, "a program that waits for the past never asks");
+                    assert!(until > instant, "a program waits only for a moment in the future");
                     return Some(until.duration_since(self.origin));
                 }
                 Decision::WaitForAnswer => {
-                    assert!(!self.out.is_empty(), "a program waits for an answer to no request");
+                    assert!(!self.out.is_empty(), "a program waits only if a request is in flight");
                     return None;
                 }
             }
@@ -170,7 +172,7 @@ impl<P: Program> Run<'_, P> {
     }
 
     fn arrive(&mut self, index: usize) {
-        let request = self.out.get_mut(index).expect("the request that arrives is out");
+        let request = self.out.get_mut(index).expect("a request that arrives is in flight");
         let endpoint = endpoint(request.feed);
         let came = self.agora.answer(request.arrives, endpoint);
         let events = came.as_ref().map_or(0, |taken| taken.happened.len() as u64);
@@ -181,7 +183,7 @@ impl<P: Program> Run<'_, P> {
     }
 
     fn hear(&mut self, index: usize) {
-        let request = self.out.get_mut(index).expect("the request that is answered is out");
+        let request = self.out.get_mut(index).expect("a request that is answered is in flight");
         request.is_heard = true;
         self.program.heard(request.asked, self.origin + request.head);
     }
@@ -206,7 +208,7 @@ impl<P: Program> Run<'_, P> {
         self.program.answered(asked, when, outcome);
     }
 
-    /// Takes a page into the tally.
+    /// Adds a page to the tally.
     fn read(&mut self, feed: usize, answered: Duration, taken: &Taken) {
         let events = taken.happened.len() as u64;
         let newest = self.newest.get_mut(feed).expect("an App ID has two feeds");
@@ -250,14 +252,14 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Asks these feeds at these times, whatever comes.
+    /// Polls these feeds at these times, regardless of the answers.
     struct Asks {
         begun: Instant,
         asks: VecDeque<(Instant, usize)>,
         told: Rc<RefCell<Vec<Told>>>,
     }
 
-    /// What a program is told, and at which moment of its clock.
+    /// What a program learns, and at which moment of its clock.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Told {
         Head(Duration),
@@ -334,7 +336,7 @@ mod tests {
         let network = Network { page_time: Some(700 * MS), ..trial.script.network.clone() };
         let script = Script { network, ..trial.script.clone() };
         let trial = Trial { script, work: 5 * MS, ..trial };
-        // 1,000 events wait at 4 s, none in the other feed, and 25 until 4.1 s.
+        // 1,000 events wait at 4 s in this feed, none in the other one, and 25 are there by 4.1 s.
         let asks = [(3_950 * MS, 0), (3_960 * MS, 1), (4_050 * MS, 0)];
         let (tally, told) = play_and_listen(&trial, &asks);
         assert_eq!(tally.events.taken, 1_025);
@@ -348,7 +350,7 @@ mod tests {
                 Told::Answer { head: 4_050 * MS, end: 4_755 * MS },
             ]
         );
-        // The first event happened at 4 ms, and was there at 4.75 s.
+        // The first event happened at 4 ms, and arrived at 4.75 s.
         assert_eq!(tally.ages.quantile(1.0), Some(4_746 * MS));
         assert_eq!(tally.out_of_order, 1_000, "the small page overtook the full one");
     }
@@ -362,9 +364,9 @@ mod tests {
         };
         let tally = play(&trial, &[(Duration::ZERO, 0), (4_500 * MS, 0)]);
         let events = tally.events;
-        // Full at 2 s, so 3,000 are lost until 5 s. A page is taken, the room is full again at
-        // 6 s, and 3,500 more go until 9.5 s: 1,000 of before the first request, 2,500 of after.
-        // The second page makes room until 10.5 s.
+        // The buffer is full at 2 s, so 3,000 are lost until 5 s. A page is taken, the buffer is
+        // full again at 6 s, and 3,500 more are lost until 9.5 s: 1,000 from before the first
+        // request, 2,500 from after it. The second page makes room until 10.5 s.
         assert_eq!((events.overwritten, events.overwritten_once_asked), (6_500, 3_500));
         assert_eq!(events.overwritten_of_later, 2_500);
         assert_eq!((events.taken, events.fullest), (2_000, 2_000));
@@ -377,13 +379,13 @@ mod tests {
         let asks: Vec<_> = (0..22).map(|n| (90 * MS * n, usize::from(n % 2 == 0))).collect();
         let tally = play(&trial, &asks);
         assert_eq!(tally.requests.most_in_a_second, 12);
-        // The last twelve: who is refused counts on.
+        // The last twelve: refused requests still count.
         assert_eq!(tally.requests.over_limit, 12);
     }
 
     #[test]
     fn a_page_that_newer_events_overtook_is_out_of_order() {
-        // Who arrives first takes 1,000 events, the other one the rest.
+        // The first to arrive takes 1,000 events, the other one takes the rest.
         let asks = [(1_500 * MS, 0), (1_505 * MS, 0)];
         let out_of_order = |seed| {
             let trial = trial(1_000.0, 0.0, Spread::millis(100, 700), SECOND * 5);
@@ -394,13 +396,13 @@ mod tests {
         assert_eq!(seen, BTreeSet::from([0, 1_000]));
     }
 
-    /// The bridge as it is unless it is configured otherwise.
+    /// The bridge with its default configuration.
     fn play_bridge(trial: &Trial) -> Tally {
         let limits = Limits { longest_interval: 500 * MS, ..limits() };
         trial.play(|now| bridge(limits, now, trial.script.seed))
     }
 
-    /// Rates in events a second of users and channels, in straight lines from one to the next.
+    /// Rates of users and channels in events a second, interpolated linearly.
     fn ramped(seed: u64, points: &[(Duration, f64, f64)], rtt: Spread, ends_at: Duration) -> Trial {
         let trial = trial(0.0, 0.0, rtt, ends_at);
         let point = |at, rate| RampPoint { at, rate };
@@ -465,7 +467,7 @@ mod tests {
         }
     }
 
-    /// A schedule that learns of a request only at its end loses a quarter of this.
+    /// A schedule that learns about a request only at its end loses a quarter of this.
     #[test]
     fn bodies_that_take_seven_round_trips_cost_the_bridge_next_to_nothing() {
         let grown_to = |rate| {
@@ -497,6 +499,6 @@ mod tests {
         assert_eq!(tally.events.overwritten, 0);
         assert_eq!(tally.requests.over_limit, 0);
         assert!(tally.ages.quantile(0.99) < Some(SECOND), "{:?}", tally.ages.quantile(0.99));
-        assert_eq!(tally.requests, play().requests, "a trial ends as it ended before");
+        assert_eq!(tally.requests, play().requests, "a trial gives the same result again");
     }
 }

@@ -72,7 +72,7 @@ const SURPRISED: Duration = Duration::from_millis(300);
 /// A deviation of more than this many times what chance explains is a surprise.
 const CHANCE: f64 = 3.0;
 
-/// A full page whose first and last events are this far apart is enough to tell a rate.
+/// A full page whose first and last events are this far apart is enough to measure a rate.
 const TELLING_SPAN: Duration = Duration::from_millis(50);
 
 /// A page overrides the mean if its events are this many times denser.
@@ -303,7 +303,7 @@ impl Forecast {
         }
     }
 
-    /// A full page that spans more than an instant is enough to tell a rate.
+    /// A full page that spans more than an instant is enough to measure a rate.
     fn believe_the_page(&mut self, seen: Seen) {
         let span = seen.times.map_or(Duration::ZERO, |(first, last)| last.since(first));
         if span >= TELLING_SPAN {

@@ -14,7 +14,7 @@
 //!
 //! All this needs a calibrated [`Skew`] and readable times. Without them, two full pages in a row
 //! are suspected if the rate before them can't have filled the second one in the time between them,
-//! and so is a row of [`LONG_ROW`] full pages, whatever the rate. This errs on the side of
+//! and so is a row of [`LONG_ROW`] full pages, at any rate. This errs on the side of
 //! suspicion. It does miss an overload that begins slowly and ends before that row.
 //!
 //! The arrival of a request is only known within limits. If the buffer was full at the likely

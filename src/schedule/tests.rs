@@ -229,7 +229,7 @@ fn what_is_refused_together_is_one_refusal() {
     assert!(asks >= 40, "{asks} in five seconds: slower than nine a second");
 }
 
-/// By its forecast, a feed that fails has long overflowed. That must not let it be polled early.
+/// By its forecast, a feed that fails has long overflowed. It must not be polled early for that.
 #[test]
 fn a_busy_feed_that_fails_leaves_the_budget_to_the_other() {
     let mut now = Instant::now();

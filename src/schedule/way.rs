@@ -17,8 +17,7 @@ const ANSWERS_TO_TRUST: u32 = 20;
 /// If the two halves of a round trip vary independently, the number of round trips below some time
 /// grows as the square of its distance from the fastest possible. The fastest of a hundred is then
 /// as far from it as a seventh of the distance between the fastest and the 48th, give or take half
-/// of that. The distance to the 8th varies so much itself that twice the margin would be needed
-/// (measured).
+/// of that. The distance to the 8th itself varies enough to require twice the margin (measured).
 const FEW: usize = 48;
 
 /// Assumed margin below the fastest round trip seen, as a share of the distance between the fastest
