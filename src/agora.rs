@@ -1,13 +1,13 @@
-//! What Agora says and what it means.
+//! Requests to Agora, and what its answers mean.
 //!
-//! The way of an answer: [`Transport`] sends one request and gives back whatever came
-//! ([`http::Http`] is the real one, simulated time has its own). [`answer::judge`] decides what the
-//! caller has to do with it; the only thing it may look at before a page is durable is whether an
-//! answer is provably none. Later, from the journal's copy, [`Contents`] inflates what came compressed,
-//! [`split`] finds the elements of a page, and [`event::read`] reads each alone.
+//! [`Transport`] sends one request and returns the reply of any kind ([`http::Http`] is the
+//! real one, the simulator has its own). [`answer::judge`] decides what the caller must do with it.
+//! Before a page is durable, `judge` may look into it only to prove that an answer holds no event.
+//! Later, from the journal's copy, [`Contents`] inflates a compressed body, [`split`] finds the
+//! elements of a page, and [`event::read`] reads each of them separately.
 //!
-//! Facts about the API are from Agora's public documents; `docs/agora.md` lists them with what is
-//! inferred.
+//! The facts about the API come from Agora's public documents; `docs/agora.md` lists them along
+//! with what is inferred.
 
 pub mod answer;
 mod contents;
@@ -43,30 +43,30 @@ pub use self::splitter::Shape;
 pub use self::splitter::Split;
 pub use self::splitter::split;
 
-/// The largest body that is kept, in bytes. A page of 1,000 events has about 200 KiB.
+/// Maximum size of a body that is kept, in bytes. A page of 1,000 events has about 200 KiB.
 pub const LARGEST_BODY: usize = 8 * 1024 * 1024;
 
 /// One request. It has no body and no parameters.
 #[derive(Clone)]
 pub struct Request {
-    /// The whole URL.
+    /// The complete URL.
     pub url: String,
-    /// Headers that prove who asks: secrets.
+    /// Authentication headers: secrets.
     pub proof: Vec<(&'static str, String)>,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// An answer, at least its head.
+    /// An answer, or at least its head.
     Answered(Raw),
     /// The request never reached the server. Nothing was drained.
     NotSent(TransportError),
-    /// The request went out, and no answer came back. A page may be gone for good.
+    /// The request was sent, but no answer came back. A page may be lost for good.
     Lost(TransportError),
 }
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Clone, Debug, Default)]
 pub struct Raw {
     /// HTTP status.
@@ -81,44 +81,44 @@ pub struct Raw {
     pub resource_id: Option<String>,
     /// `Content-Encoding`.
     pub content_encoding: Option<String>,
-    /// The body, as far as it came; what was compressed still is.
+    /// The body, as far as it was received; not inflated.
     pub body: Bytes,
-    /// Why the body broke off, if it did.
+    /// Why the body was cut off, if it was.
     pub cut: Option<TransportError>,
-    /// When the head was there: by then the request had arrived.
+    /// When the head arrived: the request had reached the server by then.
     pub head_at: Option<Instant>,
 }
 
-/// Why a request or an answer broke off: text, already put together, without secrets. What to do
-/// about it stands behind an arrow (` → `), where that is known.
+/// Why a request or an answer failed: a complete text, without secrets. A known remedy follows
+/// after an arrow (` → `).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TransportError(pub String);
 
 /// Sends requests to Agora.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends one request, once: it is never sent again on the way. Ends by an answer, an error of
-    /// the connection, or silence. Calls `on_head` when the head of an answer is there, before its
-    /// body: by then the request has arrived, and taken what it found.
+    /// Sends one request, exactly once: no layer below sends it again. Ends with an answer, a
+    /// connection error, or a timeout. Calls `on_head` when the head of an answer arrives, before
+    /// its body: by then the request has reached the server and taken what it found.
     fn ask_with(
         &self,
         request: Request,
         on_head: impl FnOnce(Instant) + Send,
     ) -> impl Future<Output = Reply> + Send;
 
-    /// The same for a caller that waits for the whole answer.
+    /// The same, for a caller that waits for the whole answer.
     fn ask(&self, request: Request) -> impl Future<Output = Reply> + Send {
         self.ask_with(request, |_| {})
     }
 
-    /// Every request has its end after so long, whatever the server does.
+    /// Maximum duration of a request, regardless of the server.
     fn longest(&self) -> Duration;
 }
 
 // === impl Reply ===
 
 impl Reply {
-    /// When the head of an answer was there; `None` where none came.
+    /// When the head of an answer arrived; `None` if there was none.
     pub fn head_at(&self) -> Option<Instant> {
         match self {
             Self::Answered(raw) => raw.head_at,
@@ -126,7 +126,7 @@ impl Reply {
         }
     }
 
-    /// What the server's clock showed, where an answer came and says so.
+    /// The server's clock, if an answer arrived and states it.
     pub fn date(&self) -> Option<SystemTime> {
         match self {
             Self::Answered(raw) => raw.date(),
@@ -138,7 +138,7 @@ impl Reply {
 // === impl TransportError ===
 
 impl TransportError {
-    /// What was seen, and what to do about it.
+    /// The problem, and the remedy if there is one.
     pub fn parts(&self) -> (&str, Option<&str>) {
         let parts = self.0.split_once(" → ");
         parts.map_or((&self.0, None), |(seen, remedy)| (seen, Some(remedy)))
@@ -148,12 +148,12 @@ impl TransportError {
 // === impl Raw ===
 
 impl Raw {
-    /// What the server's clock showed, in whole seconds.
+    /// The server's clock, in whole seconds.
     pub fn date(&self) -> Option<SystemTime> {
         httpdate::parse_http_date(self.date.as_deref()?.trim()).ok()
     }
 
-    /// `Content-Encoding`, where it says more than that the body came as it is.
+    /// `Content-Encoding`, if it names an encoding other than `identity`.
     pub fn encoding(&self) -> Option<&str> {
         let encoding = self.content_encoding.as_deref()?.trim();
         let is_plain = encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");

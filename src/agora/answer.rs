@@ -1,11 +1,11 @@
-//! What an answer means for the one who asked.
+//! What an answer means for the caller.
 //!
-//! Agora has no copy of what it handed over, so whatever could hold an event is a [`Answer::Page`]
-//! and has to be durable before anything else. Looked into before are only answers that provably
-//! hold none: a whole body of at most [`SMALL`] bytes, compressed or not, that is a JSON object
-//! without a place where an event could be, and the body of an error status in which the word `events`
-//! does not even occur. Of a success, the object has to say itself that it is empty; without that it
-//! is a failure.
+//! Agora keeps no copy of the events it has returned, so any answer that could hold an event is an
+//! [`Answer::Page`] and has to be durable before anything else happens. Before that, we only look
+//! into answers that provably hold none: a whole body of at most [`SMALL`] bytes, compressed or
+//! not, that is a JSON object without a place where an event could be; and the body of an error
+//! status in which the word `events` doesn't even occur. If the status is a success, the object
+//! itself must say that it is empty; otherwise it is a failure.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,58 +23,59 @@ use crate::agora::Reply;
 use crate::agora::TransportError;
 use crate::model::Wholeness;
 
-/// A body of up to so many bytes, as received and as text, is looked into before it is durable.
+/// Maximum size of a body, as received and as text, that is inspected before it is durable, in
+/// bytes.
 pub const SMALL: usize = 512;
 
-/// A `Retry-After` is obeyed up to a minute. Agora counts requests over a second, and 2,000 events are
+/// Maximum `Retry-After` that is obeyed. Agora counts requests over a second, and 2,000 events are
 /// overwritten within minutes: a longer delay is a mistake, and one request a minute costs nothing.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// A `Retry-After` from here on is a moment in seconds since 1970, as some APIs send it …
+/// A `Retry-After` from here on is a time in seconds since 1970, as some APIs send it …
 const EPOCH_SECONDS: u64 = 1_000_000_000;
 
 /// … and from here on in milliseconds.
 const EPOCH_MILLISECONDS: u64 = 100_000_000_000;
 
-/// Of what a server says about a failure, so much is repeated in a log.
+/// Maximum length of the server's error text in a log, in bytes.
 const EXCERPT: usize = 200;
 
-/// What came of a request, named for what the caller must do next.
+/// The outcome of a request, named for what the caller must do next.
 #[derive(Debug)]
 pub enum Answer {
-    /// A page, or what came of one. No other copy exists.
+    /// A page, or as much of one as arrived. No other copy exists.
     Page {
         /// HTTP status.
         status: u16,
-        /// Why it broke off; `None` where it is all that was sent.
+        /// Why it was cut off; `None` if it is complete.
         cut: Option<TransportError>,
         /// The body, as received.
         body: Bytes,
-        /// `Content-Encoding`, where it says something.
+        /// `Content-Encoding`, if it names an encoding.
         content_encoding: Option<String>,
-        /// What Agora's support asks for.
+        /// Ids that Agora's support asks for.
         ids: Ids,
-        /// What the status says beside it.
+        /// The problem that the status reports along with the page.
         trouble: Option<Trouble>,
     },
     /// The feed had nothing.
     Empty,
-    /// Nothing was handed over, and why.
+    /// Nothing was returned, and the reason.
     Nothing(Trouble),
-    /// A page may have been handed over and is gone.
+    /// A page may have been returned and is lost.
     Lost(TransportError),
 }
 
-/// Why nothing was handed over.
+/// Why nothing was returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// The request never reached the server.
     NotSent(TransportError),
-    /// Too many requests. Obey the delay that is named: it is not a failure.
+    /// Too many requests. Obey the delay it names; this is not a failure.
     Throttled(Said),
-    /// The server failed; it may work the next time.
+    /// The server failed; the next request may work.
     Failed(Said),
-    /// The server refuses until a person does something.
+    /// The server refuses until a person intervenes.
     Refused(Said),
 }
 
@@ -86,13 +87,13 @@ pub struct Said {
     pub status: u16,
     /// The beginning of the body.
     pub text: String,
-    /// What Agora's support asks for.
+    /// Ids that Agora's support asks for.
     pub ids: Ids,
-    /// `Retry-After`, a minute at most.
+    /// `Retry-After`, at most a minute.
     pub retry_after: Option<Duration>,
 }
 
-/// The ids of an answer: what Agora's support asks for.
+/// The ids of an answer that Agora's support asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
     /// `X-Request-ID`.
@@ -104,23 +105,23 @@ pub struct Ids {
 // === impl Said ===
 
 impl Said {
-    /// What the status means at Agora, and what a person can do.
+    /// What the status means at Agora, and the remedy.
     pub fn meaning(&self) -> &'static str {
         match self.status {
-            200..=299 => "Agora does not report success; it is asked again",
-            300..=399 => "redirects are not followed: check the hosts of the app and the proxy",
-            400 => "Agora does not know the App ID, or not the path: check apps.app_id",
-            401 => "check the credentials of the app (apps.auth)",
+            200..=299 => "Agora did not report success; the request will be retried",
+            300..=399 => "redirects are not followed: check the app's hosts and the proxy",
+            400 => "Agora does not know the App ID or the path: check apps.app_id",
+            401 => "check the app's credentials (apps.auth)",
             403 => "enable Signaling (RTM) for the App ID in Agora's console",
             404 => "check the hosts and the path of the endpoint",
-            407 => "the proxy wants a user and a password: check agora.proxy",
-            408 => "it took Agora too long; it is asked again",
-            429 => "Agora counts too many requests; fewer are sent for a while",
+            407 => "the proxy requires a user name and a password: check agora.proxy",
+            408 => "Agora timed out; the request will be retried",
+            429 => "Agora counted too many requests; slowing down for a while",
             500..=599 => {
-                "Agora fails; it is asked again, and at the next host if this lasts. Its support \
-                 asks for the ids"
+                "Agora failed; the request will be retried, on the next host if this continues. \
+                 Give the ids to Agora's support"
             }
-            _ => "no status that Agora's documents name: check the hosts of the app and the proxy",
+            _ => "a status that Agora does not document: check the app's hosts and the proxy",
         }
     }
 }
@@ -146,7 +147,7 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     };
     let contents = contents(&raw);
     let holds = holds(&raw, &contents);
-    // By the clock that made the date, where it is told: ours may be hours away from it.
+    // Relative to the server's clock if it is known: ours may be hours off.
     let now = raw.date().unwrap_or(now);
     let said = || said(&raw, contents.text(), now);
     let trouble =
@@ -164,18 +165,18 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     }
 }
 
-/// Whether an answer hands over an event.
+/// Whether an answer holds an event.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holds {
-    /// It may.
+    /// It may hold one.
     Perhaps,
-    /// It provably doesn't, and says so.
+    /// It provably holds none, and says so.
     Nothing,
-    /// It provably doesn't, and does not report success.
+    /// It provably holds none, and doesn't report success.
     Failure,
 }
 
-/// Inflated only as far as is looked: of a success to what is small.
+/// Inflates no more than will be inspected: of a success, only a small text.
 fn contents(raw: &Raw) -> Contents<'_> {
     let wholeness = if raw.cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
     let most = if is_success(raw) { SMALL } else { LARGEST_BODY };
@@ -201,7 +202,7 @@ fn holds(raw: &Raw, contents: &Contents<'_>) -> Holds {
     let is_whole = raw.cut.is_none() && contents.flaw().is_none();
     if !is_success(raw) && is_known && !contains_events(text) {
         let start = text.trim_ascii_start();
-        // What broke off before the word came may have been the beginning of a page.
+        // A body that was cut off before the word may have been the beginning of a page.
         let may_begin_a_page =
             start.starts_with(b"{") || start.is_empty() && !contents.is_as_received();
         return if is_whole || !may_begin_a_page { Holds::Nothing } else { Holds::Perhaps };
@@ -212,7 +213,8 @@ fn holds(raw: &Raw, contents: &Contents<'_>) -> Holds {
     if raw.status == 204 && text.is_empty() {
         return Holds::Nothing;
     }
-    // The splitter decides, since it will: where a name stands twice, other readers see one.
+    // Ask the splitter, as the publisher will: for a duplicate name, other parsers see only one
+    // value.
     let split = contents.split();
     if !split.elements.is_empty() || serde_json::from_slice::<IgnoredAny>(text).is_err() {
         return Holds::Perhaps;
@@ -224,12 +226,12 @@ fn holds(raw: &Raw, contents: &Contents<'_>) -> Holds {
     }
 }
 
-/// `events` may be spelled with escapes; then there is a backslash.
+/// `events` may be written with escapes; then there is a backslash.
 fn contains_events(body: &[u8]) -> bool {
     body.windows(6).any(|six| six == b"events") || body.contains(&b'\\')
 }
 
-/// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3), or a moment as a number.
+/// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3), or a time as a number.
 fn delay(text: &str, now: SystemTime) -> Option<Duration> {
     let until = |moment: SystemTime| moment.duration_since(now).unwrap_or_default();
     let since_1970 = |time: Duration| SystemTime::UNIX_EPOCH.checked_add(time).map(until);
@@ -362,7 +364,7 @@ mod tests {
             (200, r#"{"result":"success","data":[1]}"#, "page"),
             (200, "", "page"),
             (200, "<html>", "page"),
-            // Small as received, and large as a text.
+            // Small as received, but large as text.
             (200, &zeros, "page"),
             (204, "", "empty"),
             (503, "<html>busy</html>", "failed"),

@@ -1,11 +1,11 @@
-//! What is in a body: the text that it holds, whether it came as it is or compressed.
+//! The text of a body, whether it arrived plain or compressed.
 //!
-//! Compression is not asked for, but a proxy that opens TLS may compress all the same, with or
-//! without saying so in `Content-Encoding`. The bytes decide: gzip and zlib are told by how they
-//! begin, and a body that is a JSON object is one whatever the header says. Brotli and zstd are not
-//! read; a body of which only the header says what it is goes to a person as it came.
+//! We don't ask for compression, but a proxy that terminates TLS may compress all the same, with or
+//! without a `Content-Encoding`. The bytes decide, not the header: gzip and zlib are recognized by
+//! their first bytes, and a JSON object is one regardless of the header. Brotli and zstd are not
+//! supported; a body that only the header identifies goes to the dead letters as received.
 //!
-//! The journal and the pages topic keep the bytes as received; whoever reads them inflates them.
+//! The journal and the pages topic keep the bytes as received; each reader inflates them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,13 +22,13 @@ use crate::agora::LARGEST_BODY;
 use crate::model::Page;
 use crate::model::Wholeness;
 
-/// The largest text that is read of a compressed body, in bytes: what a plain one may have. A page of
-/// 1,000 events has about 200 KiB, so forty of them; a stream that exceeds it is a bomb. It must not
-/// become smaller: poller and publisher count the same elements, whichever version either has.
+/// Maximum size of the text that is read from a compressed body, in bytes: the same as for a plain
+/// one. A page of 1,000 events has about 200 KiB, so this is room for forty; a stream that exceeds
+/// it is a zip bomb. It must not be lowered: poller and publisher have to count the same elements,
+/// in any combination of versions.
 const LARGEST_TEXT: usize = LARGEST_BODY;
 
-/// Something compressed may be compressed again by the next one on the way, and so often it is
-/// inflated.
+/// Maximum number of times that a body is inflated: another proxy may compress it a second time.
 const LAYERS: usize = 2;
 
 /// The text in a body.
@@ -40,16 +40,16 @@ pub struct Contents<'a> {
     flaw: Option<Flaw<'a>>,
 }
 
-/// Why the text may not be all that the body holds.
+/// Why the text may not be everything that the body holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw<'a> {
-    /// The compressed stream breaks off.
+    /// The compressed stream ends early.
     Early,
-    /// The compressed stream is damaged, or something stands behind it.
+    /// The compressed stream is damaged, or followed by something else.
     Damaged,
-    /// It inflates to more than is read.
+    /// It inflates to more than the limit.
     TooLarge,
-    /// It is encoded in a way that is not read: what `Content-Encoding` says.
+    /// Its encoding is not supported; with the `Content-Encoding`.
     Foreign(&'a str),
 }
 
@@ -66,7 +66,7 @@ impl<'a> Contents<'a> {
         Self::read_at_most(body, encoding, wholeness, LARGEST_TEXT)
     }
 
-    /// The same, with another bound on what comes out.
+    /// The same, with another limit for the inflated size.
     pub(super) fn read_at_most(
         body: &'a [u8],
         encoding: Option<&'a str>,
@@ -96,17 +96,17 @@ impl<'a> Contents<'a> {
         contents
     }
 
-    /// The text: of a compressed body, as far as it could be inflated.
+    /// The text; of a compressed body, as much as could be inflated.
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// Why there may be more than the text.
+    /// Why the body may hold more than the text.
     pub fn flaw(&self) -> Option<Flaw<'a>> {
         self.flaw
     }
 
-    /// Whether it came as it is.
+    /// Whether the body was not compressed.
     pub fn is_as_received(&self) -> bool {
         matches!(self.text, Cow::Borrowed(_))
     }
@@ -114,14 +114,14 @@ impl<'a> Contents<'a> {
     /// Splits the text.
     pub fn split(&self) -> Split<'_> {
         let flaw = match self.flaw {
-            // It is read as a plain body that breaks off.
+            // Read like a plain body that was cut off.
             None | Some(Flaw::Early) => None,
             Some(flaw) => Some((flaw, self.received)),
         };
         Split { flaw, ..split(&self.text) }
     }
 
-    /// What a page of it tells the poller.
+    /// What the poller needs to know about a page.
     pub fn glance(&self) -> Glance {
         let is_all = self.flaw.is_none();
         glance(&self.split(), self.wholeness, is_all)
@@ -138,7 +138,7 @@ impl<'a> Contents<'a> {
         self.flaw = flaw.or(self.flaw);
     }
 
-    /// There is something, and it is not even the beginning of an object.
+    /// Whether there is text, but not even the beginning of an object.
     fn is_no_object(&self) -> bool {
         let is_blank = self.text.trim_ascii().is_empty();
         let split = split(&self.text);
@@ -157,7 +157,7 @@ impl fmt::Display for Flaw<'_> {
             Self::Foreign(encoding) => {
                 write!(
                     f,
-                    "the body has an encoding that is not read (Content-Encoding: {encoding})"
+                    "the body has an unsupported encoding (Content-Encoding: {encoding})"
                 )
             }
         }
@@ -174,7 +174,7 @@ mod tests {
 
     const PAGE: &str = r#"{"result":"success","events":[1,2]}"#;
 
-    /// Encoding, body, and what becomes of it: elements, what its dead letter says, shape.
+    /// Checks encoding and body against: number of elements, reason of the dead letter, shape.
     #[track_caller]
     fn check(
         encoding: Option<&str>,
@@ -186,7 +186,7 @@ mod tests {
         let split = contents.split();
         let leftover = split.leftover(wholeness);
         let reason = leftover.as_ref().map(|(reason, raw)| {
-            assert_eq!(*raw, body, "all of it goes to a person");
+            assert_eq!(*raw, body, "all of it is the dead letter");
             reason.as_ref()
         });
         let glance = contents.glance();
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_read_goes_to_a_person_with_the_reason() {
-        let foreign = "the body has an encoding that is not read (Content-Encoding: gzip, br)";
+        let foreign = "the body has an unsupported encoding (Content-Encoding: gzip, br)";
         let (alien, torn) = (Shape::Alien, Shape::Torn);
         check(Some("gzip, br"), b"\x1b\x03", Wholeness::Whole, (0, Some(foreign), alien));
         check(Some("gzip, br"), b"\x1b\x03", Wholeness::Cut, (0, Some(foreign), torn));

@@ -1,16 +1,16 @@
-//! How a request proves who asks.
+//! How requests authenticate.
 //!
-//! Three forms, told apart by Agora's documents: Basic auth with a customer's RESTful credentials;
-//! an AccessToken2 (prefix `007`) as `Authorization: agora token=…`; an AccessToken (`006`) as
-//! `x-agora-token` with the user that it was made for as `x-agora-uid`. A 007 token in
-//! `x-agora-token` is reported as rejected. Tokens come from elsewhere, or are made here.
+//! Agora's documents distinguish three forms: Basic auth with a customer's RESTful credentials; an
+//! AccessToken2 (prefix `007`) as `Authorization: agora token=…`; an AccessToken (`006`) as
+//! `x-agora-token`, with the user it was made for as `x-agora-uid`. A 007 token in `x-agora-token`
+//! is reported to be rejected. Tokens are supplied by the operator, or made here.
 //!
-//! Secrets change: a file is read for each request. While it can't be read, what was read last goes
-//! on being used: another program may just be rewriting it. Each change begins a new [`Edition`], so
-//! that the refusal of an old one is not held against its successor.
+//! Secrets change, so a file is read for each request. While it can't be read, the last value stays
+//! in use: another program may be in the middle of rewriting it. Each change begins a new
+//! [`Edition`], so that the refusal of an old one doesn't count against its successor.
 //!
-//! One host's refusal is not everybody's. A token that other hosts accept is renewed once or twice for
-//! the one that refuses it, and then it is that host's trouble and no longer the token's.
+//! A refusal by one host is not a refusal by all. A token that other hosts accept is renewed once
+//! or twice for the host that refuses it; after that the host is at fault and not the token.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -35,27 +35,27 @@ use crate::config::SecretError;
 use crate::model::AppId;
 use crate::model::Timestamp;
 
-/// Fresh tokens that a host may refuse in a row before they are not to blame: the first one may have
-/// been made by a clock that was wrong.
+/// Number of consecutive fresh tokens that a host may refuse before the tokens are not to blame.
+/// More than one, because the first may have been made by a clock that was wrong.
 const FRESH_REFUSALS: u32 = 2;
 
-/// A token made here is renewed after this share of its life, give or take [`JITTER`]: there is time
-/// for a host that is away, and apps that began together don't stay together.
+/// A token made here is renewed after this share of its life, give or take [`JITTER`]. This leaves
+/// time for an unavailable host, and spreads apps that started together.
 const RENEWED_AFTER: f64 = 0.6;
 
 const JITTER: f64 = 0.1;
 
-/// A token can't have been made so far in the future: a clock was set back.
+/// A token from further in the future than this means that a clock was set back.
 const FROM_THE_FUTURE: Duration = Duration::from_secs(30);
 
-/// Each token that was renewed in time is followed by one that may live longer by this factor: a
-/// single stray refusal must not shorten the life of all later ones for good.
+/// Factor by which the successor of a token that was renewed in time may live longer: a single
+/// stray refusal must not shorten the life of all later tokens for good.
 const LONGER: f64 = 1.01;
 
-/// No token is made more often than this because others were refused.
+/// Minimum interval between tokens that are made because others were refused.
 const SHORTEST_LIFE: Duration = Duration::from_secs(2);
 
-/// The credentials of an app, as they are now.
+/// The current credentials of an app.
 #[derive(Debug)]
 pub struct Credentials {
     app: AppId,
@@ -64,83 +64,83 @@ pub struct Credentials {
     known: Option<Known>,
     /// Since when the secret can't be read, and why.
     unreadable: Option<(Instant, NoCredentials)>,
-    /// How long a token that is made here proved to live.
+    /// How long a token made here has proved to live.
     life: Duration,
-    /// Fresh tokens that each host refused in a row.
+    /// Number of consecutive fresh tokens refused, by host.
     refusals: HashMap<String, u32>,
-    /// How many secrets were read that differed from the one before.
+    /// Number of times that a different secret was read.
     secrets: u64,
     random: StdRng,
 }
 
-/// Which state of the credentials a request carried. It changes with the secret, and with each token
-/// that is made.
+/// The state of the credentials that a request carried. It changes with the secret, and with each
+/// token made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Edition(u64);
 
-/// What a request has to carry.
+/// The authentication of a request.
 pub struct Proof {
     /// Headers: secrets.
     pub headers: Vec<(&'static str, String)>,
-    /// Of which state of the credentials they are.
+    /// The state of the credentials that they belong to.
     pub edition: Edition,
 }
 
-/// The time: by Agora's clock as far as it is known, and by the one that never steps.
+/// The time, by Agora's clock as far as it is known, and by the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// By Agora's clock. It may step, since it rests on ours.
+    /// By Agora's clock. It may jump, since it is based on ours.
     pub wall: Timestamp,
-    /// It doesn't count while the machine sleeps.
+    /// It doesn't advance while the machine sleeps.
     pub monotonic: Instant,
 }
 
 /// What to do after a 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Ask again: it was an outdated token that was refused, and there will be a new one.
+    /// Ask again: the refused token was outdated, and there will be a new one.
     Outdated,
-    /// A person is needed, or another program: nothing we have is accepted.
+    /// No credentials that we have are accepted. A person or another program has to act.
     ForGood,
 }
 
-/// When a token ends that requests carry.
+/// When the token that requests carry expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenEnd {
-    /// When; `None` where that can't be read out of it.
+    /// When it expires; `None` if that can't be read from the token.
     pub at: Option<Timestamp>,
-    /// How long it lives in all.
+    /// Its whole lifetime.
     pub life: Option<Duration>,
-    /// It is made here and renewed in time.
+    /// It is made here, and renewed in time.
     pub made_here: bool,
 }
 
-/// Why a request can't prove who asks.
+/// Why a request can't be authenticated.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NoCredentials {
-    /// The secret can't be had.
+    /// The secret can't be read.
     #[error("read {place}: {reason}")]
     Unreadable {
         /// Key and file.
         place: String,
-        /// Why, with causes.
+        /// The reason, with causes.
         reason: String,
     },
-    /// What was read can't be what Agora handed out.
+    /// The secret can't be one that Agora issued.
     #[error("use {place}: {reason}")]
     Malformed {
         /// Key and file.
         place: String,
-        /// Why, without any of it.
+        /// The reason, without any part of the secret.
         reason: String,
     },
 }
 
 /// What requests carry now.
 struct Known {
-    /// What was read: a password, a token, a certificate.
+    /// The secret that was read: a password, a token, a certificate.
     secret: String,
-    /// Why Agora is likely to refuse it. Nothing once Agora took it.
+    /// Why Agora is likely to refuse it. `None` once Agora has accepted it.
     suspicion: Option<String>,
     headers: Vec<(&'static str, String)>,
     token: Option<TokenEnd>,
@@ -149,7 +149,7 @@ struct Known {
     accepted_by: HashSet<String>,
 }
 
-/// A token that was made here.
+/// A token made here.
 #[derive(Clone, Copy, Debug)]
 struct Made {
     at: Moment,
@@ -159,7 +159,7 @@ struct Made {
 // === impl Credentials ===
 
 impl Credentials {
-    /// The credentials that were configured; the seed is for jitter.
+    /// The configured credentials; the seed is for jitter.
     pub fn new(app: AppId, auth: Auth, seed: u64) -> Self {
         let life = configured_life(&auth);
         Self {
@@ -175,7 +175,7 @@ impl Credentials {
         }
     }
 
-    /// What a request has to carry that leaves now.
+    /// The authentication for a request that leaves now.
     ///
     /// # Errors
     ///
@@ -200,7 +200,7 @@ impl Credentials {
         }
     }
 
-    /// Reads the secret again. Whether it is another one than before.
+    /// Reads the secret again. Returns whether it has changed.
     pub fn look(&mut self, now: Instant) -> bool {
         let revealed = self.secret().reveal();
         let revealed = revealed.map_err(|error| NoCredentials::unreadable(self.place(), &error));
@@ -234,7 +234,8 @@ impl Credentials {
         true
     }
 
-    /// Notes that a host took what a request of this edition carried. Whether that is the present one.
+    /// Records that a host accepted a request with this edition. Returns whether the edition is
+    /// current.
     pub fn accepted(&mut self, edition: Edition, host: &str) -> bool {
         if edition != self.edition {
             return false;
@@ -249,7 +250,7 @@ impl Credentials {
         true
     }
 
-    /// Notes that a host refused what a request of this edition carried.
+    /// Records that a host refused a request with this edition.
     pub fn refused(&mut self, edition: Edition, host: &str, now: Instant) -> Refused {
         if edition != self.edition {
             return Refused::Outdated;
@@ -257,7 +258,7 @@ impl Credentials {
         let Some(known) = &self.known else { return Refused::ForGood };
         let Some(made) = known.made else { return Refused::ForGood };
         if known.accepted_by.contains(host) {
-            // It ended before its time: the next ones are renewed before that.
+            // It expired early: the next tokens are renewed before this age.
             let lived = now.saturating_duration_since(made.at.monotonic);
             self.life = self.life.min(lived).max(SHORTEST_LIFE);
             self.renew();
@@ -273,7 +274,7 @@ impl Credentials {
         if may_be_the_token { Refused::Outdated } else { Refused::ForGood }
     }
 
-    /// How many secrets were read that differed from the one before.
+    /// Number of times that a different secret was read.
     pub fn secrets(&self) -> u64 {
         self.secrets
     }
@@ -288,13 +289,13 @@ impl Credentials {
         self.edition
     }
 
-    /// When the token ends that requests carry; `None` where they carry none.
+    /// When the token that requests carry expires; `None` if they carry none.
     pub fn token_end(&self) -> Option<TokenEnd> {
         self.known.as_ref().and_then(|known| known.token)
     }
 
-    /// Why Agora is likely to refuse the secret, with its place; `None` where nothing is odd about
-    /// it, or Agora took it.
+    /// Why Agora is likely to refuse the secret, with the secret's place; `None` if nothing is odd
+    /// about it, or Agora has accepted it.
     pub fn suspicion(&self) -> Option<String> {
         let suspicion = self.known.as_ref()?.suspicion.as_ref()?;
         Some(format!("{} {suspicion}", self.place()))
@@ -307,12 +308,12 @@ impl Credentials {
         }
         let place = self.place();
         match self.secret().file() {
-            Some(_) => format!("correct {place}; it is used as soon as it changes"),
-            None => format!("correct {place} and start again"),
+            Some(_) => format!("correct {place}; the bridge picks up the change without a restart"),
+            None => format!("correct {place} and restart"),
         }
     }
 
-    /// The key of the secret, and its file where there is one.
+    /// The key of the secret, with its file if there is one.
     pub fn place(&self) -> String {
         let name = match &self.auth {
             Auth::Basic { .. } => "customer_secret",
@@ -335,7 +336,7 @@ impl Credentials {
         }
     }
 
-    /// The next request needs another token.
+    /// Makes the next request use another token.
     fn renew(&mut self) {
         self.edition.0 += 1;
         if let Some(known) = &mut self.known {
@@ -349,7 +350,7 @@ impl Credentials {
 // === impl Known ===
 
 impl Known {
-    /// Puts together what requests carry from now on.
+    /// Builds what requests carry from now on.
     fn begin(
         &mut self,
         app: &AppId,
@@ -407,7 +408,8 @@ impl std::fmt::Debug for Known {
 // === impl Made ===
 
 impl Made {
-    /// Either clock may have been wrong: one steps, and one stands still while the machine sleeps.
+    /// Check both clocks, as either may be wrong: one jumps, the other stops while the machine
+    /// sleeps.
     fn is_due(&self, now: Moment) -> bool {
         let by_monotonic = now.monotonic.saturating_duration_since(self.at.monotonic);
         let by_wall = now.wall.since(self.at.wall);
@@ -428,7 +430,7 @@ impl std::fmt::Debug for Proof {
 
 impl NoCredentials {
     fn unreadable(place: String, error: &SecretError) -> Self {
-        // The file stands in `place` already.
+        // `place` contains the file already.
         let reason = match error {
             SecretError::Unreadable { cause, .. } => cause.to_string(),
             SecretError::NotAFile { .. } => "it is not a regular file".to_owned(),
@@ -450,7 +452,7 @@ fn configured_life(auth: &Auth) -> Duration {
     }
 }
 
-/// The headers of a token: its form decides. One of neither form goes as an old one does.
+/// The headers for a token, depending on its form. A token of neither form is sent like an old one.
 fn headers_of(token: &str, user_id: Option<&str>) -> Vec<(&'static str, String)> {
     if token.starts_with(token::PREFIX_007) {
         return vec![("authorization", format!("agora token={token}"))];

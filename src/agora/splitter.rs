@@ -1,13 +1,13 @@
-//! Finds the elements of the `events` array in a body, whole or cut, without parsing them.
+//! Finds the elements of the `events` array in a body, complete or cut off, without parsing them.
 //!
-//! One pass over bytes, aware of strings and nesting and of nothing else: an element is what
-//! stands between two commas of the array. Whether it is JSON, UTF-8 or an event is decided for
-//! each element alone ([`super::event`]), so that one bad byte costs one element and a body that
-//! broke off costs only its last one.
+//! One pass over the bytes that knows only strings and nesting: an element is anything between two
+//! commas of the array. Whether it is JSON, UTF-8 or an event is decided for each element
+//! separately ([`super::event`]), so one bad byte costs one element, and a body that was cut off
+//! costs only its last one.
 //!
-//! It accepts more than JSON does and never fails. An object without an element has to say itself
-//! that it is empty: `result` is `success`, or `events` is `[]` or `null`, and nowhere else is there a
-//! list or an object in which an event could be. Otherwise its ending names what it is.
+//! It accepts more than JSON and never fails. An object without elements must say that it is empty:
+//! `result` is `success`, or `events` is `[]` or `null`, and there is no list or object elsewhere
+//! that could hold an event. Otherwise its ending says what is wrong.
 
 use std::borrow::Cow;
 
@@ -18,14 +18,14 @@ use super::event;
 use crate::model::Timestamp;
 use crate::model::Wholeness;
 
-/// What stands in a body.
+/// The content of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split<'a> {
     /// The complete elements of every top-level `events` array, as received.
     pub elements: Vec<&'a [u8]>,
     /// How the body ends.
     pub ending: Ending<'a>,
-    /// The text of the top-level `result`, where it is a string.
+    /// The text of the top-level `result`, if it is a string.
     pub result: Option<&'a [u8]>,
     /// Why the body may hold more than this text, and the body as received.
     pub flaw: Option<(Flaw<'a>, &'a [u8])>,
@@ -34,24 +34,24 @@ pub struct Split<'a> {
 /// How a body ends, as far as its events are concerned.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending<'a> {
-    /// The object was closed: all elements are there, or it says itself that there are none.
+    /// The object was closed: all elements are there, or the object says that there are none.
     Closed,
-    /// The object was closed, holds no list and no object, and `result` says that Agora failed.
+    /// The object was closed, holds no list and no object, and `result` reports a failure.
     Failed,
-    /// The object was closed, holds no list and no object, and nothing says that it is empty: the
-    /// whole body.
+    /// The object was closed, holds no list and no object, and nothing says that it is empty.
+    /// Contains the whole body.
     Unproven(&'a [u8]),
-    /// The object was closed and holds no element, but a list or an object in another place than
-    /// `events`: the whole body.
+    /// The object was closed and holds no element, but a list or an object in a place other than
+    /// `events`. Contains the whole body.
     Elsewhere(&'a [u8]),
-    /// The body ends inside the `events` array. The bytes of the element that broke off; empty
-    /// where it broke off between two elements.
+    /// The body ends inside the `events` array. Contains the bytes of the incomplete element; empty
+    /// if the body ends between two elements.
     TornInEvents(&'a [u8]),
-    /// The body ends before the object was closed, outside of `events`.
+    /// The body ends outside of `events` before the object was closed.
     Torn,
-    /// `events` is there and neither an array nor `null`: its bytes.
+    /// `events` is neither an array nor `null`. Contains its bytes.
     NotAnArray(&'a [u8]),
-    /// This is no JSON object, or something stands behind it: the whole body.
+    /// Not a JSON object, or something follows it. Contains the whole body.
     NotAnObject(&'a [u8]),
 }
 
@@ -69,33 +69,32 @@ pub fn split(body: &[u8]) -> Split<'_> {
     split
 }
 
-/// What a committed page tells the poller.
+/// What the poller needs to know about a committed page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
-    /// How many elements it hands over, its leftover included: what the accounts call received.
+    /// Number of elements, including the leftover; the accounts' *received*.
     pub received: u64,
-    /// Whether it is what Agora sends.
+    /// Whether it looks like a page from Agora.
     pub shape: Shape,
-    /// When its first and its last complete event happened, as Agora states it. `None` where that
-    /// can't be read, runs backwards, or is known to the second only.
+    /// Times of its first and its last complete event, as stated by Agora. `None` if they can't be
+    /// read, run backwards, or are in whole seconds.
     pub times: Option<(Timestamp, Timestamp)>,
 }
 
-/// Whether a page is what Agora sends.
+/// Whether a page looks like one from Agora.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// A whole object.
     Sound,
     /// The beginning of one.
     Torn,
-    /// A whole object with which Agora reports success, and that holds something in a place that is
-    /// not known.
+    /// A complete object that reports success, and holds something in an unknown place.
     Strange,
-    /// Something else: a proxy's page, nothing at all.
+    /// Something else: a proxy's page, or nothing at all.
     Alien,
 }
 
-/// Looks at the text of a page that is durable.
+/// Inspects the text of a durable page.
 pub(super) fn glance(split: &Split<'_>, wholeness: Wholeness, is_all: bool) -> Glance {
     let leftover = split.leftover(wholeness).is_some();
     let shape = match split.ending {
@@ -126,7 +125,7 @@ fn times(elements: &[&[u8]]) -> Option<(Timestamp, Timestamp)> {
 // === impl Split ===
 
 impl<'a> Split<'a> {
-    /// Bytes that are no element and should have been, with the reason: one dead letter.
+    /// Bytes that should have been an element but aren't, with the reason: one dead letter.
     pub fn leftover(&self, wholeness: Wholeness) -> Option<(Cow<'static, str>, &'a [u8])> {
         if let Some((flaw, received)) = self.flaw {
             return Some((flaw.to_string().into(), received));
@@ -138,22 +137,22 @@ impl<'a> Split<'a> {
             }
             Ending::NotAnArray(raw) => ("`events` is not an array", raw),
             Ending::TornInEvents(raw) if whole && !raw.is_empty() => {
-                ("the body ends inside this element, although it came whole", raw)
+                ("the body was received in full, but ends inside this element", raw)
             }
             Ending::Unproven(body) => {
-                ("the body holds no event, and does not report success", body)
+                ("the body holds no event and does not report success", body)
             }
-            Ending::Elsewhere(body) => ("the body holds something, but not in `events`", body),
+            Ending::Elsewhere(body) => ("the body holds data, but not in `events`", body),
             _ => return None,
         };
         Some((Cow::Borrowed(reason), raw))
     }
 }
 
-/// What the fields of an object say beside the elements.
+/// What the fields of an object say apart from the elements.
 #[derive(Default)]
 struct Said<'a> {
-    /// `events` is neither an array nor `null`.
+    /// The value of `events`, if it is neither an array nor `null`.
     odd: Option<&'a [u8]>,
     /// `events` is an array or `null`.
     has_events: bool,
@@ -161,9 +160,9 @@ struct Said<'a> {
     succeeded: bool,
     /// `result` is something else.
     failed: bool,
-    /// `error` is something.
+    /// `error` is set.
     has_error: bool,
-    /// A field that is not `events` may hold an event.
+    /// A field other than `events` may hold an event.
     elsewhere: bool,
 }
 
@@ -186,7 +185,7 @@ impl<'a> Said<'a> {
         }
     }
 
-    /// How an object ends that was closed.
+    /// The ending of a closed object.
     fn ending(&self, body: &'a [u8], has_elements: bool) -> Ending<'a> {
         match self.odd {
             Some(odd) => Ending::NotAnArray(odd),
@@ -200,7 +199,7 @@ impl<'a> Said<'a> {
     }
 }
 
-/// A list or an object with something in it, or no JSON.
+/// Whether a value is a nonempty list or object, or not JSON.
 fn may_hold_an_event(value: &[u8]) -> bool {
     let within = |open: &[u8], close: &[u8]| value.strip_prefix(open)?.strip_suffix(close);
     match within(b"[", b"]").or_else(|| within(b"{", b"}")) {
@@ -216,7 +215,7 @@ fn read_object<'a>(reader: &mut Reader<'a>, split: &mut Split<'a>) -> Ending<'a>
             None => return Ending::Torn,
             Some(b'}') => {
                 reader.at += 1;
-                // What stands behind the object is in no place where it would be looked for.
+                // Nothing looks for events behind the object.
                 return match reader.next_token() {
                     Some(_) => Ending::NotAnObject(reader.body),
                     None => said.ending(reader.body, !split.elements.is_empty()),
@@ -254,7 +253,7 @@ fn read_object<'a>(reader: &mut Reader<'a>, split: &mut Split<'a>) -> Ending<'a>
     }
 }
 
-/// Reads to the end of the array; the torn bytes where the body ends before it does.
+/// Reads to the end of the array. Returns the incomplete bytes if the body ends first.
 fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> Option<&'a [u8]> {
     loop {
         match reader.next_token() {
@@ -264,7 +263,7 @@ fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> O
                 return None;
             }
             Some(b',') => reader.at += 1,
-            // It closes nothing. Left where it is, the reader would stand before it for ever.
+            // It closes nothing. If it isn't consumed, the reader stays in front of it forever.
             Some(b'}') => {
                 elements.push(reader.rest().get(..1).unwrap_or_default());
                 reader.at += 1;
@@ -280,7 +279,7 @@ fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> O
     }
 }
 
-/// Whether a key as written is this name: JSON may spell it with escapes.
+/// Whether a key as written is this name; JSON allows escapes in it.
 fn means(key: &[u8], name: &str) -> bool {
     let unescaped = || serde_json::from_slice(&[b"\"", key, b"\""].concat()).ok();
     key == name.as_bytes()
@@ -305,7 +304,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next byte that is not white space; it is not consumed.
+    /// The next byte that isn't whitespace, without consuming it.
     fn next_token(&mut self) -> Option<u8> {
         let rest = self.rest();
         self.at += rest.iter().position(|byte| !is_blank(*byte))?;
@@ -316,7 +315,7 @@ impl<'a> Reader<'a> {
         self.body.get(self.at..).unwrap_or_default()
     }
 
-    /// A string's content as written, escapes and all; `None` where the body ends inside it.
+    /// The content of a string as written, including escapes; `None` if the body ends inside it.
     fn string(&mut self) -> Option<&'a [u8]> {
         let start = self.at + 1;
         let end = end_of_string(self.body, start)?;
@@ -326,9 +325,10 @@ impl<'a> Reader<'a> {
 
     /// The bytes of a value, and whether it is complete.
     ///
-    /// An object, an array and a string end with their own last byte, whatever follows: Agora's
-    /// documents have an example without the comma between two. Anything else goes on up to the
-    /// next comma or bracket, and is complete only when one follows: a number may have more digits.
+    /// An object, an array and a string end with their own last byte, regardless of what follows:
+    /// Agora's documents have an example without the comma between two. Anything else extends to
+    /// the next comma or bracket, and is complete only if there is one: a number may have more
+    /// digits.
     fn value(&mut self) -> (&'a [u8], bool) {
         let start = self.at;
         let mut depth = 0_usize;
@@ -363,7 +363,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// White space as JSON has it. Rust's has the form feed, too: as an element, it would be empty.
+/// Whitespace as JSON defines it. Rust's definition includes the form feed, which would then make
+/// an empty element.
 fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
@@ -373,7 +374,7 @@ fn trim_end(value: &[u8]) -> &[u8] {
     value.get(..end).unwrap_or_default()
 }
 
-/// Where the string that began before `from` has its closing quote.
+/// The position of the closing quote of the string whose opening quote precedes `from`.
 fn end_of_string(body: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
@@ -432,7 +433,7 @@ mod tests {
         check(r#"{"events":nul"#, &[], Ending::Torn);
         check(r#"{"events":[1]"#, &["1"], Ending::Torn);
         check(r#"{"resu"#, &[], Ending::Torn);
-        // A bare number may have more digits to come: it is complete only when something follows.
+        // A bare number may have more digits: it is complete only if something follows.
         check(r#"{"events":[12"#, &[], Ending::TornInEvents(b"12"));
     }
 
@@ -460,7 +461,7 @@ mod tests {
             (r#"{"events":[],"Events":[1]}"#, "elsewhere"),
             (r#"{"events":null,"x":[[]]}"#, "elsewhere"),
             (r#"{"result":"failed","x":{"a":1}}"#, "elsewhere"),
-            // Whatever this is, it is no JSON.
+            // This is not JSON.
             (r#"{"events":[],"x":1{"a":1}}"#, "elsewhere"),
             (r#"{"events":[],"x":[}}"#, "elsewhere"),
         ] {
@@ -528,7 +529,7 @@ mod tests {
         check(r#"{"ms":1578027420761}"#, Some((early, early)));
         check(r#"{"ms":1578027420761},7,{"ts":"1578027420762"}"#, Some((early, late)));
         check(r#"{"ms":null,"ts":1578027420761},{"ms":1578027420762,"ts":5}"#, Some((early, late)));
-        // Whole seconds are times as good as any where they are stated in milliseconds.
+        // Whole seconds are fine if they are stated in milliseconds.
         check(
             r#"{"ms":1578027420000},{"ms":1578027421000}"#,
             Some((1_578_027_420_000, 1_578_027_421_000)),

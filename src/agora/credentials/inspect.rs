@@ -1,7 +1,8 @@
-//! What can be told of a secret before Agora has seen it.
+//! Checks a secret before Agora has seen it.
 //!
-//! White space around it is no part of it. What can't be one is refused with the reason; what could
-//! be one, and is more likely to be a slip, is used and suspected. No sentence shows any of it.
+//! Whitespace around it doesn't count. A secret that can't be valid is refused with the reason; one
+//! that could be valid but is more likely a mistake is used and suspected. No message shows any
+//! part of it.
 //!
 //! Pure: text in, text out.
 
@@ -13,20 +14,20 @@ use super::super::token;
 use crate::config::Auth;
 use crate::model::AppId;
 
-/// An App Certificate of Agora's has this many hexadecimal digits.
+/// Number of hexadecimal digits in an App Certificate of Agora's.
 const CERTIFICATE_DIGITS: usize = 32;
 
-/// A secret as it is used.
+/// A secret, ready for use.
 #[derive(PartialEq, Eq)]
 pub(super) struct Inspected {
     pub(super) secret: String,
-    /// Why it is likely to be refused: what follows its place in a sentence.
+    /// Why it is likely to be refused: a phrase that follows its place.
     pub(super) suspicion: Option<String>,
 }
 
-/// Looks at what was given. The error says why it can't be used: what follows `use PLACE: `.
+/// Inspects a configured secret. The error says why it can't be used, and follows `use PLACE: `.
 pub(super) fn inspect(app: &AppId, auth: &Auth, text: &str) -> Result<Inspected, String> {
-    // A byte order mark may also stand in a value.
+    // A byte order mark may also appear in a value.
     let secret = text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}');
     if secret.is_empty() {
         return Err("it is empty".to_owned());
@@ -36,7 +37,7 @@ pub(super) fn inspect(app: &AppId, auth: &Auth, text: &str) -> Result<Inspected,
         return Err(several(auth, &lines));
     }
     if secret.chars().any(char::is_control) {
-        return Err("it has control characters inside (a tab, or a break)".to_owned());
+        return Err("it contains control characters (a tab, or a line break)".to_owned());
     }
     let suspicion = match auth {
         Auth::Basic { customer_id, .. } => of_customer_secret(customer_id, secret),
@@ -52,7 +53,7 @@ fn several(auth: &Auth, lines: &[&str]) -> String {
         Auth::Basic { customer_id, .. } => {
             let holds_id = lines.iter().any(|line| line.contains(customer_id.as_str()));
             let id = if holds_id { ", and customer_id is in one of them" } else { "" };
-            format!("it has {count} lines{id}: leave the customer secret alone, in one line")
+            format!("it has {count} lines{id}: give only the customer secret, in one line")
         }
         Auth::Token { .. } => format!("it has {count} lines: a token is one line"),
         Auth::Minted { .. } => {
@@ -68,17 +69,17 @@ fn of_customer_secret(customer_id: &str, secret: &str) -> Option<String> {
     let pair = format!("{customer_id}:");
     if behind_scheme.is_some() || decoded.is_ok_and(|text| text.starts_with(pair.as_bytes())) {
         return Some(
-            "holds customer_id and the secret in base64, as a header has them: give the bare \
-             customer secret"
+            "holds customer_id and the secret in base64, as in a header: give only the customer \
+             secret"
                 .to_owned(),
         );
     }
     if secret == customer_id {
-        return Some("holds customer_id once more: give the customer secret".to_owned());
+        return Some("is the customer_id again: give the customer secret".to_owned());
     }
     if secret.starts_with(customer_id) || secret.contains(':') {
         return Some(
-            "has a colon or customer_id inside: give the customer secret alone, without customer_id"
+            "contains a colon or customer_id: give only the customer secret, without customer_id"
                 .to_owned(),
         );
     }
@@ -87,12 +88,12 @@ fn of_customer_secret(customer_id: &str, secret: &str) -> Option<String> {
 
 fn of_token(app: &AppId, secret: &str) -> Result<Option<String>, String> {
     if secret.starts_with(['{', '[']) {
-        return Err("it is JSON: give the token alone".to_owned());
+        return Err("it is JSON: give only the token".to_owned());
     }
     let lower = secret.to_ascii_lowercase();
     if lower.contains("agora token") || scheme(secret, "bearer").is_some() {
         return Err(
-            "it has the beginning of a header (`agora token=`): give the token alone".to_owned()
+            "it includes the beginning of a header (`agora token=`): give only the token".to_owned()
         );
     }
     if is_quoted(secret) {
@@ -103,11 +104,11 @@ fn of_token(app: &AppId, secret: &str) -> Result<Option<String>, String> {
     }
     match token::read(secret) {
         Some(token) if token.app_id != app.as_str() => {
-            Ok(Some("holds a token of another App ID: give one of this one".to_owned()))
+            Ok(Some("holds a token of another App ID: give one for this App ID".to_owned()))
         }
         Some(_) => Ok(None),
         None if secret.starts_with("007") || secret.starts_with("006") => {
-            Ok(Some("holds a token that can't be read: a part of it may be missing".to_owned()))
+            Ok(Some("holds a token that can't be read: part of it may be missing".to_owned()))
         }
         None => Ok(None),
     }
@@ -122,14 +123,14 @@ fn of_certificate(app: &AppId, secret: &str) -> Result<Option<String>, String> {
     }
     if secret == app.as_str() {
         return Ok(Some(
-            "holds the App ID: give the primary certificate of the project".to_owned(),
+            "is the App ID: give the project's primary certificate".to_owned(),
         ));
     }
     let is_usual =
         secret.len() == CERTIFICATE_DIGITS && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
     Ok((!is_usual).then(|| {
-        "is no App Certificate as Agora makes them, with 32 hexadecimal digits: compare it with the \
-         project's page in Agora's console"
+        "does not look like an App Certificate, which has 32 hexadecimal digits: compare it with \
+         the project's page in Agora's console"
             .to_owned()
     }))
 }
@@ -139,14 +140,14 @@ fn of_any(secret: &str) -> Option<String> {
         return Some("has quotes around it: Agora's secrets have none".to_owned());
     }
     if secret.starts_with('{') {
-        return Some("looks like JSON: give the customer secret alone".to_owned());
+        return Some("looks like JSON: give only the customer secret".to_owned());
     }
     if secret.contains(char::is_whitespace) {
-        return Some("has spaces inside: Agora's secrets have none".to_owned());
+        return Some("contains spaces: Agora's secrets have none".to_owned());
     }
     if !secret.is_ascii() {
         return Some(
-            "has characters that are not ASCII, perhaps invisible ones: type it again".to_owned(),
+            "contains non-ASCII characters, perhaps invisible ones: type it again".to_owned(),
         );
     }
     None
@@ -157,7 +158,7 @@ fn is_quoted(secret: &str) -> bool {
     secret.starts_with(quotes) || secret.ends_with(quotes)
 }
 
-/// What follows an authentication scheme.
+/// The text that follows an authentication scheme.
 fn scheme<'a>(secret: &'a str, name: &str) -> Option<&'a str> {
     let (first, rest) = secret.split_once(' ')?;
     first.trim_end_matches(':').eq_ignore_ascii_case(name).then(|| rest.trim_start())
@@ -190,7 +191,7 @@ mod tests {
         }
     }
 
-    /// What is said of it, and whether it is used.
+    /// What is reported about it, and whether it is used.
     fn said(auth: &Auth, text: &str) -> (bool, String) {
         match inspect(&AppId::new(APP), auth, text) {
             Ok(Inspected { suspicion, .. }) => (true, suspicion.unwrap_or_default()),
@@ -215,7 +216,7 @@ mod tests {
             ("\r\n ".to_owned(), "it is empty"),
             (format!("{ID}\n{SECRET}\n"), "2 lines, and customer_id is in one of them"),
             (format!("Key: {ID}\r\nSecret: {SECRET}\r\n"), "2 lines, and customer_id"),
-            (format!("{}\n{}", &SECRET[..16], &SECRET[16..]), "2 lines: leave the customer secret"),
+            (format!("{}\n{}", &SECRET[..16], &SECRET[16..]), "2 lines: give only the customer secret"),
             (format!("{ID}\t{SECRET}"), "control characters"),
             (format!("{}\r{}", &SECRET[..16], &SECRET[16..]), "control characters"),
         ] {
@@ -233,13 +234,13 @@ mod tests {
             (STANDARD_NO_PAD.encode(&pair), "in base64"),
             (format!("Basic {}", STANDARD.encode(&pair)), "in base64"),
             (pair, "without customer_id"),
-            (ID.to_owned(), "customer_id once more"),
+            (ID.to_owned(), "the customer_id again"),
             (format!("\"{SECRET}\""), "quotes around"),
             (format!("'{SECRET}"), "quotes around"),
             (format!("“{SECRET}”"), "quotes around"),
             (format!("{{\"secret\" {SECRET}"), "JSON"),
             (format!("{ID},{SECRET}"), "without customer_id"),
-            (format!("secret {SECRET}"), "spaces inside"),
+            (format!("secret {SECRET}"), "contains spaces"),
             (format!("{}\u{200b}{}", &SECRET[..4], &SECRET[4..]), "invisible"),
         ] {
             let (is_used, said) = said(&basic(), &text);
@@ -261,7 +262,7 @@ mod tests {
             ("\"007eJx\"", false, "quotes around"),
             ("007e Jx", false, "one word"),
             ("007e\nJx", false, "it has 2 lines"),
-            ("007eJx", true, "a part of it may be missing"),
+            ("007eJx", true, "part of it may be missing"),
             ("else", true, ""),
         ] {
             let (used, said) = said(&token(), text);
@@ -271,7 +272,7 @@ mod tests {
             ("5CFd2fd1755d40ecb72977518be15d3b", true, ""),
             ("5CFd2fd1755d40ecb72977518be15d3", true, "32 hexadecimal digits"),
             ("5CFd2fd1755d40ecb72977518be15d3g", true, "32 hexadecimal digits"),
-            (APP, true, "holds the App ID"),
+            (APP, true, "is the App ID"),
             ("'5CFd2fd1755d40ecb72977518be15d3b'", false, "quotes around"),
             ("5CFd2fd1755d40ec b72977518be15d3b", false, "one word"),
         ] {

@@ -148,7 +148,7 @@ fn a_second_fresh_token_that_is_refused_is_the_last() {
     };
     assert_eq!(refuse(&mut credentials), Refused::Outdated);
     assert_eq!(refuse(&mut credentials), Refused::ForGood);
-    assert_eq!(refuse(&mut credentials), Refused::ForGood, "a third one is no better");
+    assert_eq!(refuse(&mut credentials), Refused::ForGood, "a third token is no better");
     let edition = credentials.proof(time.0).unwrap().edition;
     assert!(credentials.accepted(edition, HOST));
     assert_eq!(refuse(&mut credentials), Refused::Outdated, "it was accepted in between");
@@ -169,8 +169,8 @@ fn what_was_made_elsewhere_is_refused_for_good_until_it_changes() {
     assert_eq!(credentials.proof(time.0).unwrap().headers[0].1, "second");
 }
 
-/// How Kubernetes rewrites a secret: a link to a folder is replaced, so that all files change at
-/// once.
+/// The way Kubernetes updates a secret: the link to a folder is replaced, so all files change at
+/// the same moment.
 fn swap(volume: &Path, version: &str, token: &str) {
     fs::create_dir(volume.join(version)).unwrap();
     fs::write(volume.join(version).join("token"), token).unwrap();
@@ -233,7 +233,7 @@ fn what_can_be_no_secret_is_not_sent_and_is_used_as_soon_as_it_is_corrected() {
     fs::write(&path, "\u{feff}one \r\n").unwrap();
     let first = credentials.proof(time.after(1)).unwrap();
     assert_eq!(first.headers[0].1, "one");
-    // A slip while it runs costs nothing as long as Agora takes the one before.
+    // A mistake at run time costs nothing while Agora still accepts the previous secret.
     fs::write(&path, "agora token=two").unwrap();
     assert_eq!(credentials.proof(time.after(2)).unwrap().edition, first.edition);
     let (since, error) = credentials.unreadable().unwrap();
@@ -264,7 +264,7 @@ fn a_secret_is_suspected_until_agora_takes_it_or_it_is_corrected() {
     let (_, said) = look("me:hunter2");
     let said = said.unwrap();
     assert!(said.starts_with("apps.auth.customer_secret_file (/"), "{said}");
-    assert!(said.ends_with(") has a colon or customer_id inside: give the customer secret alone, without customer_id"), "{said}");
+    assert!(said.ends_with(") contains a colon or customer_id: give only the customer secret, without customer_id"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
     assert_eq!(look("hunter2").1, None);
     let (edition, said) = look("hunt:er2");
@@ -300,7 +300,7 @@ fn a_remedy_names_key_and_file_and_a_token_of_another_app() {
         credentials.proof(Time::begin().0).unwrap();
         credentials.remedy()
     };
-    assert_eq!(value("t".to_owned()), "correct apps.auth.token and start again");
+    assert_eq!(value("t".to_owned()), "correct apps.auth.token and restart");
     let foreign = token::mint(token::Order {
         form: TokenForm::AccessToken2,
         app_id: "another",
@@ -313,7 +313,7 @@ fn a_remedy_names_key_and_file_and_a_token_of_another_app() {
     assert!(value(foreign).starts_with("apps.auth.token holds a token of another App ID"));
     assert_eq!(
         from_file(Path::new("/run/t")).remedy(),
-        "correct apps.auth.token_file (/run/t); it is used as soon as it changes"
+        "correct apps.auth.token_file (/run/t); the bridge picks up the change without a restart"
     );
 }
 
@@ -325,7 +325,7 @@ fn no_secret_is_shown() {
     assert!(!shown.contains(CERTIFICATE) && !shown.contains("agora token"), "{shown}");
 }
 
-/// Another host accepts what this one refuses: it is asked with fresh tokens twice, and then the token
+/// Another host accepts what this one refuses: this one gets two fresh tokens, and then the token
 /// is left alone.
 #[test]
 fn a_host_that_refuses_what_others_accept_does_not_use_up_tokens() {
@@ -360,6 +360,6 @@ fn a_life_that_one_refusal_cut_short_grows_again() {
         renewals += u32::from(edition != before);
         before = edition;
     }
-    // It is looked at each second: without growth there would be 500.
+    // One proof a second: without growth there would be 500 renewals.
     assert!(renewals < 300, "{renewals}");
 }
