@@ -1,12 +1,13 @@
-//! One element of a page, read as an event.
+//! Reads one element of a page as an event.
 //!
 //! An event is a JSON object with a string `user_id`, a string `type`, a time (`ms` or `ts`: an
-//! integer or a string of digits; under 100,000,000,000 it counts seconds) and, on the channel
-//! endpoint, a string `group_id` or `channel_id`. Agora's documents name the fields differently in
-//! different years; both forms decode, and where both are there `ms` and `group_id` win. `type` is
+//! integer or a string of digits; below 100,000,000,000 it is in seconds) and, on the channel
+//! endpoint, a string `group_id` or `channel_id`. Agora's documents of different years name the
+//! fields differently. Both forms decode; if both are present, `ms` and `group_id` win. `type` is
 //! an open set. Everything else is kept as received.
 //!
-//! What is not an event keeps its bytes and gets a reason: the caller makes a dead letter of it.
+//! An element that is not an event keeps its bytes and gets a reason: the caller makes a dead
+//! letter of it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,22 +19,22 @@ use serde_json::value::RawValue;
 use crate::model::Endpoint;
 use crate::model::Timestamp;
 
-/// Times under this count seconds (Agora's 2020 documents name seconds, their examples
-/// milliseconds); as milliseconds it would be March 1973.
+/// Times below this are in seconds (Agora's 2020 documents say seconds, their examples show
+/// milliseconds); in milliseconds it would be March 1973.
 const SECONDS_BELOW: i64 = 100_000_000_000;
 
 /// An event of Agora.
 #[derive(Debug)]
 pub struct Event<'a> {
-    /// The user who logged in or out, joined or left. Any string, the empty one included.
+    /// The user who logged in or out, joined or left. Any string, including the empty one.
     pub user_id: Cow<'a, str>,
-    /// What happened, as received: `Login`, `Logout`, `Join`, `Leave` or a word to come.
+    /// What happened, as received: `Login`, `Logout`, `Join`, `Leave` or a future word.
     pub kind: Cow<'a, str>,
-    /// The channel; on the channel endpoint only.
+    /// The channel; only on the channel endpoint.
     pub channel_id: Option<Cow<'a, str>>,
-    /// When, in milliseconds.
+    /// Time of the event, in milliseconds.
     pub time: Timestamp,
-    /// Every other field, in its order, as received.
+    /// Every other field, in its original order, as received.
     pub others: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
 
@@ -41,11 +42,11 @@ pub struct Event<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stated {
     pub(super) time: Timestamp,
-    /// It was stated in seconds: what happened within one can't be told apart.
+    /// The time was stated in seconds: events within one second can't be ordered by it.
     pub(super) in_seconds: bool,
 }
 
-/// Why an element is not an event. Names of fields only, never their contents.
+/// Why an element is not an event. Contains names of fields only, never their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnEvent {
     /// Some bytes are not UTF-8.
@@ -57,13 +58,13 @@ pub enum NotAnEvent {
     /// It is JSON, but not an object.
     #[error("not a JSON object")]
     NotAnObject,
-    /// A field that every event has is missing.
+    /// A required field is missing.
     #[error("no `{0}`")]
     Missing(&'static str),
-    /// A field that must be a string is something else, or a string that no text can hold.
+    /// A field that must be a string is something else, or contains an invalid character.
     #[error("`{0}` is not a string")]
     NotAString(&'static str),
-    /// The time is neither an integer nor a string of digits, or out of range.
+    /// The time is neither an integer nor a string of digits, or is out of range.
     #[error("`{0}` is not a time in whole milliseconds or seconds")]
     NotATime(&'static str),
 }
@@ -100,7 +101,7 @@ pub fn read(endpoint: Endpoint, element: &[u8]) -> Result<Event<'_>, NotAnEvent>
     Ok(Event { user_id, kind, channel_id, time: time.time, others })
 }
 
-/// Reads the time of an element and nothing else; `None` where there is none to read.
+/// Reads only the time of an element; `None` if it has no readable one.
 pub(super) fn read_time(element: &[u8]) -> Option<Stated> {
     #[derive(Deserialize)]
     struct Times<'a> {
@@ -110,7 +111,7 @@ pub(super) fn read_time(element: &[u8]) -> Option<Stated> {
         ts: Option<&'a RawValue>,
     }
 
-    // An array would do for serde, too.
+    // serde would accept an array, too.
     if !element.trim_ascii_start().starts_with(b"{") {
         return None;
     }
@@ -122,7 +123,7 @@ pub(super) fn read_time(element: &[u8]) -> Option<Stated> {
     .ok()
 }
 
-/// The values of the names that mean something, the first of each.
+/// The values of the known fields, the first of each.
 #[derive(Default)]
 struct Taken<'a> {
     user_id: Option<&'a RawValue>,
@@ -136,7 +137,7 @@ struct Taken<'a> {
 // === impl Taken ===
 
 impl<'a> Taken<'a> {
-    /// Takes a value that means something; hands back one that does not, or that comes twice.
+    /// Takes the value of a known field; returns it if the field is unknown or a duplicate.
     fn take(
         &mut self,
         endpoint: Endpoint,
@@ -152,7 +153,7 @@ impl<'a> Taken<'a> {
             ("ts", _) => &mut self.ts,
             _ => return Some(value),
         };
-        // `null` is as good as not there, so that the other name of a pair can stand in.
+        // `null` counts as missing, so that the other name of a pair can be used.
         if place.is_some() || value.get() == "null" {
             return Some(value);
         }
@@ -160,7 +161,7 @@ impl<'a> Taken<'a> {
         None
     }
 
-    /// Of a pair whose two names are both there, the loser is a field like any other.
+    /// If both names of a pair are present, the one that loses is an ordinary field.
     fn give_back(&mut self, others: &mut Vec<(Cow<'a, str>, &'a RawValue)>) {
         if self.group_id.is_some()
             && let Some(loser) = self.channel_id.take()
@@ -230,7 +231,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// A name that is borrowed where it has no escapes.
+/// A name, borrowed if it has no escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 

@@ -1,8 +1,8 @@
-//! The real transport: HTTP/1.1 by reqwest, TLS by rustls.
+//! The real transport: HTTP/1.1 with reqwest, TLS with rustls.
 //!
-//! Set up so that one call is one request: no redirects, no retries, no compression. hyper may send
-//! a request again that it never began to write; nothing else is allowed to. The body is read chunk
-//! by chunk, so that of a body that breaks off everything is kept that came.
+//! One call is one request: no redirects, no retries, no compression. hyper may resend a request
+//! that it never began to write; nothing else may be sent twice. The body is read chunk by chunk,
+//! so that everything received before a cut is kept.
 
 mod certificates;
 mod clients;
@@ -38,7 +38,8 @@ use crate::agora::TransportError;
 use crate::config::Agora;
 use crate::error::Chain;
 
-/// A host whose certificate is out of date is asked for the time no more often than this.
+/// Minimum interval between two requests for the time, to a host whose certificate is not valid by
+/// our clock.
 const ASK_THE_TIME: Duration = Duration::from_secs(60);
 
 /// reqwest behind the [`Transport`] seam. Cheap to clone.
@@ -52,7 +53,7 @@ pub struct Http {
 // === impl Http ===
 
 impl Http {
-    /// A transport with the operator's timeouts, certificates and proxy.
+    /// Creates a transport with the operator's timeouts, certificates and proxy.
     ///
     /// # Errors
     ///
@@ -69,8 +70,8 @@ impl Http {
         })
     }
 
-    /// Why certificates, keys or the proxy's password could not be read again, while that lasts. The
-    /// old ones stay in use meanwhile.
+    /// Why certificates, keys or the proxy's password can't be reloaded, while that is the case.
+    /// The old ones stay in use.
     pub fn stale(&self) -> impl Fn() -> Option<Stale> + Send + Sync + 'static {
         let clients = self.clients.clone();
         move || clients.stale()
@@ -103,7 +104,7 @@ impl Transport for Http {
         on_head(head_at);
         let mut body = BytesMut::with_capacity(room(&response));
         let cut = loop {
-            // A body that drips has an end, too: others wait for it, be it the stop.
+            // A body that drips has a deadline, too: the shutdown and others wait for it.
             let left = self.longest.saturating_sub(began.elapsed());
             match timeout(self.silence.min(left), response.chunk()).await {
                 Ok(Ok(None)) => break None,
@@ -142,13 +143,13 @@ impl Transport for Http {
 }
 
 impl Http {
-    /// What it means that no head of an answer came.
+    /// The reply for a request without the head of an answer.
     async fn failed(&self, lease: &Lease, error: reqwest::Error) -> Reply {
         if error.is_connect() || error.is_builder() {
             return Reply::NotSent(self.unreachable(lease, error).await);
         }
-        // In TLS 1.3 a server that wants to see our certificate says so after our part of the
-        // handshake, when the request is under way. It has not looked at that.
+        // In TLS 1.3 a server that requires a client certificate says so after our part of the
+        // handshake, when the request is already on its way. It hasn't looked at the request.
         if was_never_written(&error) || certificates::cause(&error).is_some_and(is_refusal) {
             return Reply::NotSent(self.unreachable(lease, error).await);
         }
@@ -159,7 +160,7 @@ impl Http {
         Reply::Lost(TransportError(format!("{text}: its connection had been idle for {idle:?}")))
     }
 
-    /// Why there is no connection, with a remedy where TLS is to blame.
+    /// Why there is no connection, with a remedy if TLS is the reason.
     async fn unreachable(&self, lease: &Lease, error: reqwest::Error) -> TransportError {
         let Some(cause) = certificates::cause(&error) else { return plain(error) };
         let ahead = match certificates::is_about_time(cause) {
@@ -168,14 +169,14 @@ impl Http {
         };
         let Some(said) = certificates::explain(cause, ahead) else { return plain(error) };
         let text = match self.clients.stale() {
-            Some(stale) => format!("{said} (an old one is in use: failed to {})", stale.reason),
+            Some(stale) => format!("{said} (old files are in use: failed to {})", stale.reason),
             None => said,
         };
         TransportError(text)
     }
 
-    /// How far the clock of a host is ahead of ours, in seconds. It is asked for its root, without
-    /// credentials, by a client that forgives the dates of its certificate and nothing else.
+    /// How far the clock of a host is ahead of ours, in seconds. Requests its root path, without
+    /// credentials, with a client that ignores the dates of its certificate and nothing else.
     async fn clock_of(&self, host: &str) -> Option<i64> {
         let now = Instant::now();
         let known = self.clients.clock(host);
@@ -199,25 +200,25 @@ impl Http {
 
     fn endless(&self) -> TransportError {
         let longest = self.longest;
-        TransportError(format!("not complete after {longest:?} (agora.silence_timeout and more)"))
+        TransportError(format!("not complete after {longest:?} (agora.silence_timeout + 4 s)"))
     }
 }
 
-/// How the body is encoded, in the order in which it was done.
+/// The encodings of the body, in the order in which they were applied.
 fn encodings(response: &reqwest::Response) -> Option<String> {
     let values = response.headers().get_all(CONTENT_ENCODING).iter();
     let names: Vec<_> = values.map(|it| String::from_utf8_lossy(it.as_bytes())).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// What the head announces, within reason.
+/// The announced size of the body, within reason.
 fn room(response: &reqwest::Response) -> usize {
     const USUAL: u64 = 256 * 1024;
     let announced = response.content_length().unwrap_or(0).min(USUAL);
     usize::try_from(announced).unwrap_or(0)
 }
 
-/// From one moment to another: negative where the other is earlier.
+/// Seconds from one moment to another; negative if the other is earlier.
 fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
     let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
     match to.duration_since(from) {
@@ -226,8 +227,8 @@ fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
     }
 }
 
-/// Whether a request came to its end before a byte of it was written: its connection was closed
-/// already. hyper gives it back then, and sends it by itself where the connection was a used one.
+/// Whether a request ended before a byte of it was written, because its connection was closed
+/// already. hyper then returns it, or resends it itself if the connection was a reused one.
 fn was_never_written(error: &reqwest::Error) -> bool {
     let mut next = error.source();
     while let Some(error) = next {
@@ -239,7 +240,7 @@ fn was_never_written(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The connection that an error is about, by its address here.
+/// The connection that an error is about, by its local address.
 fn connection(error: &reqwest::Error) -> Option<SocketAddr> {
     let mut next = error.source();
     while let Some(error) = next {
@@ -257,7 +258,7 @@ fn address(extensions: &Extensions) -> Option<SocketAddr> {
     extensions.get::<HttpInfo>().map(HttpInfo::local_addr)
 }
 
-/// The causes of an error, without the URL: it says nothing that the feed does not.
+/// The causes of an error, without the URL, which adds nothing to the feed.
 fn plain(error: reqwest::Error) -> TransportError {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,7 +1,7 @@
-//! Inflates what came compressed with gzip (RFC 1952) or zlib (RFC 1950), as far as it goes.
+//! Inflates gzip (RFC 1952) and zlib (RFC 1950) streams, as far as possible.
 //!
-//! A stream that breaks off, is damaged or too large still yields everything before that point, as a
-//! plain body does.
+//! A stream that ends early, is damaged or too large still yields everything before that point,
+//! like a plain body.
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::DecompressorOxide;
@@ -10,13 +10,13 @@ use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_COMPUTE_ADLER32;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 
-/// The first bytes of gzip with the only method there is.
+/// The first bytes of gzip with the only compression method there is.
 const GZIP: &[u8] = b"\x1f\x8b\x08";
 
-/// Room for what comes out at first, in bytes; it doubles until the bound.
+/// Initial buffer for the inflated text, in bytes; it doubles up to the limit.
 const FIRST_ROOM: usize = 4 * 1024;
 
-/// What came out.
+/// The inflated text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Inflated {
     pub(super) text: Vec<u8>,
@@ -26,17 +26,17 @@ pub(super) struct Inflated {
 /// How a compressed stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// As it should, with a checksum that holds.
+    /// Complete, with a correct checksum.
     Whole,
-    /// Too early.
+    /// The stream ends too early.
     Early,
-    /// With bytes that can't have been written.
+    /// The stream contains invalid bytes.
     Damaged,
-    /// More would come out than is wanted.
+    /// The text would exceed the limit.
     TooLarge,
 }
 
-/// Inflates what begins as gzip or zlib does, to at most `most` bytes. `None` where it is neither.
+/// Inflates a gzip or zlib stream to at most `most` bytes. `None` if it is neither.
 pub(super) fn inflate(packed: &[u8], most: usize) -> Option<Inflated> {
     let mut inflated = Inflated { text: Vec::new(), end: End::Whole };
     if packed.starts_with(GZIP) {
@@ -61,8 +61,8 @@ pub(super) fn inflate(packed: &[u8], most: usize) -> Option<Inflated> {
     (!is_text).then_some(inflated)
 }
 
-/// Inflates a stream that has neither head nor checksum, as some servers send `deflate`. `None` where
-/// it is none.
+/// Inflates a stream without header and checksum, which some servers send as `deflate`. `None` if
+/// it is not one.
 pub(super) fn inflate_raw(packed: &[u8], most: usize) -> Option<Inflated> {
     let mut inflated = Inflated { text: Vec::new(), end: End::Whole };
     let (end, used) = inflated.stream(packed, 0, most);
@@ -103,7 +103,7 @@ impl Inflated {
                 return End::Early;
             };
             let text = self.text.get(start..).unwrap_or_default();
-            // The length is stated modulo 2^32, which no text of ours reaches.
+            // The length is stated modulo 2^32, which none of our texts reaches.
             let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
             let [checksum, stated] = [crc32fast::hash(text), length].map(u32::to_le_bytes);
             if *trailer.as_slice() != [checksum, stated].concat() {
@@ -116,7 +116,7 @@ impl Inflated {
         }
     }
 
-    /// Appends what a stream inflates to. Tells how many bytes of it were read.
+    /// Appends the inflated stream. Returns how many bytes of the stream were read.
     fn stream(&mut self, packed: &[u8], flags: u32, most: usize) -> (End, usize) {
         let flags = flags | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         let mut state = Box::<DecompressorOxide>::default();
@@ -145,7 +145,7 @@ impl Inflated {
     }
 }
 
-/// What follows the head of a gzip member (RFC 1952, section 2.3).
+/// The bytes after the header of a gzip member (RFC 1952, section 2.3).
 fn head(packed: &[u8]) -> Result<&[u8], End> {
     const CHECKSUM: u8 = 2;
     const EXTRA: u8 = 4;
@@ -247,7 +247,7 @@ mod tests {
         let text: Vec<u8> =
             (0..2_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_769).to_le_bytes()).collect();
         let stored = compress_to_vec(&text[..4_000], 0);
-        // The last bit of a block is not set, and what follows is a block of a kind that is none.
+        // The last bit of the block is not set, and the next block has an invalid type.
         let mut open = stored.clone();
         open[0] &= !1;
         let packed = [HEAD, &open, b"\x07"].concat();
@@ -270,7 +270,7 @@ mod tests {
         for text in [&b""[..], b"{", b"{\"events\":[]}", b"\x1f\x8b", b"\x1f\x8b\x07", b"<html>"] {
             assert_eq!(inflate(text, MOST), None, "{}", text.escape_ascii());
         }
-        // It begins as zlib does.
+        // It begins like zlib.
         assert!(is_zlib(b"x^2"));
         assert_eq!(inflate(b"x^2 + y^2", MOST), None);
         assert_eq!(inflate(b"x^", MOST), None);

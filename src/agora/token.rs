@@ -1,11 +1,11 @@
-//! Agora's tokens: what one says, and how one is made.
+//! Agora's tokens: how to read one, and how to make one.
 //!
-//! Two forms. `007` (AccessToken2) lists services with privileges and is compressed; `006`
-//! (AccessToken) lists privileges only. Both are signed with the App Certificate, and both say when
-//! they end: what [`read`] finds out needs no certificate. Layouts are little-endian, as Agora's
-//! public builders write them; the tests hold them to Agora's public sample values.
+//! There are two forms. `007` (AccessToken2) lists services with privileges and is compressed;
+//! `006` (AccessToken) lists privileges only. Both are signed with the App Certificate, and both
+//! state when they expire: [`read`] needs no certificate. Layouts are little-endian, as Agora's
+//! public builders write them; the tests compare with Agora's public sample values.
 //!
-//! Pure: no clock, no randomness, no I/O. [`read`] takes any text and never panics.
+//! Pure: no clock, no randomness, no I/O. [`read`] accepts any text and never panics.
 
 mod mint;
 mod read;
@@ -22,7 +22,7 @@ pub use self::mint::mint;
 pub use self::read::read;
 pub use crate::config::TokenForm;
 
-/// Agora lets no token live longer, whatever it says.
+/// Maximum lifetime of a token. Agora accepts none for longer, regardless of what the token states.
 pub const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
 /// The prefix of a `007` token.
@@ -40,16 +40,16 @@ const LOGIN_007: u16 = 1;
 /// The privilege to log in to RTM, of a `006` token.
 const LOGIN_006: u16 = 1_000;
 
-/// What a token says. Nothing of it is proven before [`Token::is_signed_with`] says so.
+/// The contents of a token. They are unproven until [`Token::is_signed_with`] confirms them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// Its form.
     pub form: TokenForm,
-    /// The App ID that it opens.
+    /// The App ID that it gives access to.
     pub app_id: String,
-    /// When it was made. Of a `006` token an inference: Agora's builders write the day after.
+    /// When it was made. Inferred for a `006` token: Agora's builders write the time a day later.
     pub issued_at: Timestamp,
-    /// When it ends, where it says so.
+    /// When it expires, if stated.
     pub ends_at: Option<Timestamp>,
     holder: Holder,
     /// Whether it has the privilege to log in to RTM.
@@ -59,12 +59,12 @@ pub struct Token {
     salt: u32,
 }
 
-/// For whom a token was made.
+/// The user that a token was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Holder {
     /// A checksum of the name.
     Checksum(u32),
-    /// The name; `None` where there is no RTM service.
+    /// The name; `None` if there is no RTM service.
     Name(Option<Vec<u8>>),
 }
 
@@ -80,7 +80,7 @@ impl Token {
         is_holder && self.may_log_in
     }
 
-    /// The user it was made for, where it says so.
+    /// The user it was made for, if stated.
     pub fn user_id(&self) -> Option<&str> {
         match &self.holder {
             Holder::Name(Some(name)) => std::str::from_utf8(name).ok(),
@@ -104,7 +104,7 @@ impl Token {
 }
 
 impl fmt::Debug for Token {
-    /// Without what would let somebody in.
+    /// Omits everything that would grant access.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
             .field("form", &self.form)
@@ -125,12 +125,12 @@ fn key_007(certificate: &str, issued_at: u32, salt: u32) -> hmac::Key {
     key(hmac::sign(&key(&salt.to_le_bytes()), first.as_ref()).as_ref())
 }
 
-/// What is signed of a `006` token. RTM has no channel: the user stands in its place.
+/// The signed part of a `006` token. RTM has no channel: the user takes its place.
 fn message_006(app_id: &str, channel: &str, user_id: &str, content: &[u8]) -> Vec<u8> {
     [app_id.as_bytes(), channel.as_bytes(), user_id.as_bytes(), content].concat()
 }
 
-/// Whole seconds, as tokens count them: they end with the year 2106.
+/// Whole seconds, as counted in tokens: the range ends in 2106.
 fn seconds(moment: Timestamp) -> u32 {
     u32::try_from(moment.as_millis().max(0) / 1_000).unwrap_or(u32::MAX)
 }

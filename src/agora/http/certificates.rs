@@ -1,6 +1,6 @@
-//! Why the certificate of a host is not accepted, in words that lead to what has to be done.
+//! Explains why the certificate of a host is not accepted, with a remedy.
 //!
-//! Each sentence says what was seen and then, behind an arrow, the remedy.
+//! Each message states the problem and then, after an arrow, the remedy.
 
 use std::error::Error;
 use std::io;
@@ -15,13 +15,13 @@ use crate::model::Timestamp;
 
 const CLOCK: &str = "correct the clock of this machine (NTP)";
 
-const RENEW: &str = "whoever runs the host has to renew its certificate; where a proxy opens TLS on \
-                     the way, whoever runs the proxy";
+const RENEW: &str = "the operator of the host has to renew its certificate, or the operator of the \
+                     proxy if one intercepts TLS";
 
-const NOT_TRUSTED: &str = "if a proxy opens TLS on the way, name the CA that signed its certificate \
-                           as agora.ca_file; else this is not Agora";
+const NOT_TRUSTED: &str = "if a proxy intercepts TLS, name the CA that signed its certificate in \
+                           agora.ca_file; otherwise this is not Agora";
 
-/// The error of TLS at the bottom of another one.
+/// The TLS error at the bottom of another error.
 pub(super) fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -29,7 +29,7 @@ pub(super) fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::
             return Some(found);
         }
         next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            // Its `source` would pass over the error that it wraps.
+            // Its `source` would skip the error that it wraps.
             Some(wrapped) => Some(wrapped),
             None => error.source(),
         };
@@ -37,7 +37,7 @@ pub(super) fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::
     None
 }
 
-/// Whether the time decides, so that a wrong clock may be to blame.
+/// Whether the error depends on the time, so that a wrong clock may be to blame.
 pub(super) fn is_about_time(error: &rustls::Error) -> bool {
     matches!(
         error,
@@ -47,8 +47,8 @@ pub(super) fn is_about_time(error: &rustls::Error) -> bool {
     )
 }
 
-/// Whether a server ends the handshake because of the certificate that we show, or don't. A request
-/// that was written by then is not looked at.
+/// Whether a server ended the handshake because of our client certificate, or the lack of one. It
+/// has not looked at a request that was already written.
 pub(super) fn is_refusal(error: &rustls::Error) -> bool {
     matches!(
         error,
@@ -64,22 +64,22 @@ pub(super) fn is_refusal(error: &rustls::Error) -> bool {
     )
 }
 
-/// What it means, and what to do. `ahead` is how far the host's clock is ahead of ours in seconds,
-/// as far as that is known. `None` where TLS's own words have to do.
+/// The problem and the remedy. `ahead` is how far the host's clock is ahead of ours in seconds, if
+/// known. `None` if there is nothing to add to the TLS error.
 pub(super) fn explain(error: &rustls::Error, ahead: Option<i64>) -> Option<String> {
     match error {
         rustls::Error::InvalidCertificate(error) => Some(certificate(error, ahead)),
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some(
-            "the port does not speak TLS → check the host and its port; a proxy is agora.proxy"
+            "the port does not speak TLS → check the host and its port; set a proxy as agora.proxy"
                 .to_owned(),
         ),
         rustls::Error::AlertReceived(alert) if is_refusal(error) => Some(format!(
-            "the host refuses our certificate, or that there is none ({alert:?}) → name one that it \
-             trusts as agora.client_certificate_file"
+            "the host rejects our certificate, or the lack of one ({alert:?}) → set \
+             agora.client_certificate_file to a certificate that it trusts"
         )),
         rustls::Error::AlertReceived(alert) => Some(format!(
-            "the host ended the handshake ({alert:?}) → check the host and its port, and a proxy that \
-             opens TLS on the way"
+            "the host ended the handshake ({alert:?}) → check the host and its port, and any proxy \
+             that intercepts TLS"
         )),
         _ => None,
     }
@@ -89,20 +89,20 @@ fn certificate(error: &CertificateError, ahead: Option<i64>) -> String {
     match error {
         CertificateError::ExpiredContext { time, not_after } => {
             let (ours, end) = (moment(time.as_secs()), moment(not_after.as_secs()));
-            let seen = format!("the host's certificate ended at {end}");
+            let seen = format!("the host's certificate expired at {end}");
             by_the_clock(&seen, ours, ahead, |theirs| theirs <= end)
         }
         CertificateError::NotValidYetContext { time, not_before } => {
             let (ours, begin) = (moment(time.as_secs()), moment(not_before.as_secs()));
-            let seen = format!("the host's certificate begins at {begin}");
+            let seen = format!("the host's certificate is not valid before {begin}");
             by_the_clock(&seen, ours, ahead, |theirs| theirs >= begin)
         }
         CertificateError::UnknownIssuer => {
-            format!("no trusted authority signed the host's certificate → {NOT_TRUSTED}")
+            format!("the host's certificate is not signed by a trusted authority → {NOT_TRUSTED}")
         }
         CertificateError::BadSignature => format!(
             "the host's certificate names a trusted authority, but another key signed it → the \
-             authority may have a new certificate: renew agora.ca_file. Otherwise: {NOT_TRUSTED}"
+             authority may have a new certificate: update agora.ca_file. Otherwise: {NOT_TRUSTED}"
         ),
         CertificateError::NotValidForNameContext { expected, presented } => {
             let names = presented.join(", ");
@@ -114,29 +114,29 @@ fn certificate(error: &CertificateError, ahead: Option<i64>) -> String {
             )
         }
         CertificateError::BadEncoding => {
-            "the host's certificate can't be decoded → give the host another one".to_owned()
+            "the host's certificate can't be decoded → replace the host's certificate".to_owned()
         }
         CertificateError::Revoked => {
-            format!("the host's certificate is revoked → {RENEW}")
+            format!("the host's certificate has been revoked → {RENEW}")
         }
         CertificateError::Other(other) => by_its_words(&*other.0),
         other => format!("the host's certificate is not accepted: {other} → {RENEW}"),
     }
 }
 
-/// Errors that rustls passes on without a name of its own: webpki's `Display` is their name.
+/// Errors that rustls passes on without a variant of its own: webpki's `Display` names them.
 fn by_its_words(error: &(dyn Error + Send + Sync + 'static)) -> String {
     if error.is::<OwnCertificate>() {
-        return "agora.ca_file holds the host's own certificate, and another authority signed it → \
+        return "agora.ca_file contains the host's own certificate, which another authority signed → \
                 put the certificate of that authority (its issuer) into the file"
             .to_owned();
     }
     let name = error.to_string();
     match name.as_str() {
         "CaUsedAsEndEntity" => {
-            "the host shows the certificate of an authority (CA:TRUE) as its own, as a self-signed \
-             one often is → give the host a certificate that the authority has signed, or a \
-             self-signed one with basicConstraints CA:FALSE"
+            "the host presents the certificate of an authority (CA:TRUE) as its own, as \
+             self-signed ones often are → give the host a certificate signed by the authority, \
+             or a self-signed one with basicConstraints CA:FALSE"
                 .to_owned()
         }
         "UnsupportedCertVersion" => "the host's certificate is an X.509 certificate of version 1, \
@@ -147,7 +147,7 @@ fn by_its_words(error: &(dyn Error + Send + Sync + 'static)) -> String {
     }
 }
 
-/// A certificate that is not valid by our clock. By the host's it may be.
+/// Explains a certificate that is not valid by our clock. It may be valid by the host's clock.
 fn by_the_clock(
     seen: &str,
     ours: Timestamp,
@@ -172,7 +172,7 @@ fn by_the_clock(
     format!("{seen}, and it is {theirs} by the host's own clock → {RENEW}")
 }
 
-/// Whole days are exact enough where there is more than one.
+/// Rounds to days if there is more than one.
 fn rounded(seconds: u64) -> String {
     const DAY: u64 = 24 * 3_600;
     match (seconds + DAY / 2) / DAY {
@@ -210,7 +210,7 @@ mod tests {
             not_after: at("2026-04-01T00:00:00Z"),
         };
         let wrong_clock = said(expired(), Some(-60 * DAY - 3));
-        assert!(wrong_clock.contains("ended at 2026-04-01T00:00:00"), "{wrong_clock}");
+        assert!(wrong_clock.contains("expired at 2026-04-01T00:00:00"), "{wrong_clock}");
         assert!(wrong_clock.contains("it is 60 days ahead of the host's"), "{wrong_clock}");
         assert!(wrong_clock.ends_with(CLOCK), "{wrong_clock}");
         let ended = said(expired(), Some(2));
@@ -227,7 +227,7 @@ mod tests {
             not_before: at("2026-04-01T00:00:00Z"),
         };
         let said = said(early, Some(20_545 * DAY));
-        assert!(said.contains("begins at 2026-04-01T00:00:00"), "{said}");
+        assert!(said.contains("not valid before 2026-04-01T00:00:00"), "{said}");
         assert!(said.contains("behind the host's") && said.ends_with(CLOCK), "{said}");
     }
 

@@ -1,14 +1,14 @@
 //! The HTTP clients of each host, and their renewal.
 //!
-//! A client has its connections. One that is asked four times a second never falls idle, and would
-//! stay for months with an address that its name has long left: so each client is replaced after its
-//! life. Requests that are out end on the connections that they have.
+//! A client owns its connections. A connection that is used four times a second never becomes idle,
+//! and would keep an address for months after its name has moved. So each client is replaced after
+//! its lifetime; in-flight requests end on their existing connections.
 //!
-//! The apps of a host are spread over [`SHARDS`] clients, whose lives end one after the other: of a
-//! thousand apps, sixty connect again at a time. Certificates, keys and the password of the proxy are
-//! read again when a client is replaced; all clients share what was made of them.
+//! The apps of a host are spread over [`SHARDS`] clients, whose lifetimes end one after the other:
+//! of a thousand apps, sixty reconnect at a time. When a client is replaced, certificates, keys and
+//! the proxy's password are reloaded; all clients share the result.
 //!
-//! Hosts on this machine are never asked through a proxy, whoever names one.
+//! Hosts on this machine are never reached through a proxy, not even one from the environment.
 
 use std::collections::HashMap;
 use std::hash::DefaultHasher;
@@ -43,19 +43,20 @@ use crate::error::Chain;
 use crate::model::Clock;
 use crate::model::Timestamp;
 
-/// Connections live no longer. Operators move a name to another address within minutes, and the old
-/// one goes on answering for a while; a handshake for each connection every five minutes costs
+/// Maximum lifetime of connections. Operators move a name to another address within minutes, while
+/// the old one still answers for some time; a handshake per connection every five minutes costs
 /// nothing.
 pub(super) const LIFE: Duration = Duration::from_secs(300);
 
-/// Clients of a host. Each keeps connections of its own, so more of them would mean more idle ones.
+/// Number of clients per host. Each has its own connections, so more clients would mean more idle
+/// connections.
 const SHARDS: u8 = 16;
 
-/// An answer with more headers would be refused whole, and its events with it. hyper's own limit is
-/// a hundred.
+/// Maximum number of headers in an answer. An answer with more would be rejected as a whole, and
+/// its events lost. hyper's default is a hundred.
 const MOST_HEADERS: usize = 1_024;
 
-/// Cheap to clone; clones share.
+/// Cheap to clone; clones share their state.
 #[derive(Clone, Debug)]
 pub(super) struct Clients(Arc<Inner>);
 
@@ -73,20 +74,20 @@ struct State {
     hosts: HashMap<String, Host>,
 }
 
-/// What all clients are made of: secrets among it.
+/// The configuration that all clients are built from, including secrets.
 struct Material {
     files: Files,
     tls: Tls,
     proxy: Option<Proxy>,
-    /// When files were looked at last, and when all of it was made.
+    /// When the files were last checked, and when the rest was built from them.
     looked_at: Instant,
     made_at: Instant,
     stale: Option<Stale>,
-    /// When that was logged.
+    /// When that was last logged.
     told: Option<Instant>,
 }
 
-/// Certificates, keys or the proxy's password could not be read again; the old ones stay in use.
+/// Certificates, keys or the proxy's password couldn't be reloaded; the old ones stay in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stale {
     /// What went wrong.
@@ -101,7 +102,7 @@ struct Host {
     idle: IdleLimit,
     used: Used,
     clients: HashMap<u8, Made>,
-    /// How far its clock is ahead of ours in seconds, if it said so, and when it was asked.
+    /// How far its clock is ahead of ours in seconds, if it stated it, and when it was asked.
     clock: Option<(Option<i64>, Instant)>,
 }
 
@@ -112,7 +113,7 @@ struct Made {
     client: Client,
 }
 
-/// A client for one request, and what is learned from how that ends.
+/// A client for one request; learns from how the request ends.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) client: Client,
@@ -121,44 +122,44 @@ pub(super) struct Lease {
     asked: Instant,
 }
 
-/// Why no client can be made.
+/// Why no client can be built.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// A file of certificates or keys can't be read.
     #[error("read `{path}` ({key})")]
     File {
-        /// Which.
+        /// Path of the file.
         path: String,
-        /// Whose.
+        /// Its configuration key.
         key: &'static str,
         /// Why.
         #[source]
         cause: std::io::Error,
     },
-    /// A file holds no certificates.
+    /// A file contains no certificates.
     #[error("`{path}` ({key}) holds no certificate")]
     Empty {
-        /// Which.
+        /// Path of the file.
         path: String,
-        /// Whose.
+        /// Its configuration key.
         key: &'static str,
     },
-    /// A file holds certificates or keys that are none, or a proxy is not one.
+    /// A file contains invalid certificates or keys, or the proxy is invalid.
     #[error("use {key}")]
     Unusable {
-        /// Which key of the configuration.
+        /// The configuration key.
         key: &'static str,
         /// Why.
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The password of the proxy can't be had.
-    #[error("read the password of the proxy (agora.proxy_password)")]
+    /// The proxy's password can't be read.
+    #[error("read the proxy's password (agora.proxy_password)")]
     ProxyPassword(#[from] SecretError),
     /// TLS can't be set up.
     #[error("set up TLS")]
     Tls(#[source] rustls::Error),
-    /// No client can be made.
+    /// The HTTP client can't be built.
     #[error("set up the HTTP client")]
     Client(#[source] reqwest::Error),
 }
@@ -173,7 +174,7 @@ impl Clients {
         Ok(Self(Arc::new(Inner { settings, life, began, state })))
     }
 
-    /// A client for a request to a URL that leaves now.
+    /// The client for a request to a URL that leaves now.
     pub(super) fn lease(&self, url: &str) -> Result<Lease, HttpError> {
         let Inner { settings, life, began, .. } = &*self.0;
         let now = Instant::now();
@@ -208,7 +209,7 @@ impl Clients {
         Ok(lease)
     }
 
-    /// A client that trusts the certificate of a host whatever the time is.
+    /// A client that ignores the validity dates of a host's certificate.
     pub(super) fn timeless(&self, host: &str) -> Result<Client, HttpError> {
         let material = &self.lock().material;
         let config: ClientConfig = material.tls.timeless.clone();
@@ -216,18 +217,18 @@ impl Clients {
         material.proxied(builder, host).build().map_err(HttpError::Client)
     }
 
-    /// How far a host's clock is ahead of ours in seconds, as far as that is known, and when that was
-    /// asked; `None` where it never was.
+    /// How far a host's clock is ahead of ours in seconds, if known, and when it was asked; `None`
+    /// if it never was.
     pub(super) fn clock(&self, host: &str) -> Option<(Option<i64>, Instant)> {
         self.lock().hosts.get(host)?.clock
     }
 
-    /// Notes what came of asking for it.
+    /// Records the result of asking for it.
     pub(super) fn set_clock(&self, host: &str, ahead: Option<i64>, now: Instant) {
         self.lock().hosts.entry(host.to_owned()).or_default().clock = Some((ahead, now));
     }
 
-    /// Why certificates, keys or the proxy's password could not be read again, while that lasts.
+    /// Why certificates, keys or the proxy's password can't be reloaded, while that is the case.
     pub(super) fn stale(&self) -> Option<Stale> {
         self.lock().material.stale.clone()
     }
@@ -245,7 +246,7 @@ impl Lease {
         &self.host
     }
 
-    /// Notes that a connection has brought an answer and is idle from now on.
+    /// Records that a connection brought an answer and is idle from now on.
     pub(super) fn idle(&self, connection: Option<SocketAddr>, keep_alive: Option<&str>) {
         let now = Instant::now();
         let mut state = self.clients.lock();
@@ -258,8 +259,8 @@ impl Lease {
         }
     }
 
-    /// Notes that a connection died before it brought an answer. For how long it had been idle, where
-    /// it was not a fresh one.
+    /// Records that a connection died before it brought an answer. Returns how long it had been
+    /// idle; `None` if it was a new one.
     pub(super) fn died(&self, connection: SocketAddr) -> Option<Duration> {
         let mut state = self.clients.lock();
         let host = state.hosts.get_mut(&self.host)?;
@@ -279,9 +280,9 @@ impl Material {
         Ok(Self { files, tls, proxy, looked_at: now, made_at: now, stale: None, told: None })
     }
 
-    /// Reads again what may have changed. Where that fails, what there was is kept.
+    /// Reloads what may have changed. If that fails, the old state is kept.
     fn renew(&mut self, settings: &Agora, life: Duration, now: Instant) {
-        // Clients that are made at about the same time share one look at the files.
+        // Clients that are built at about the same time share one check of the files.
         let looked = now.saturating_duration_since(self.looked_at);
         if looked < life / u32::from(SHARDS) {
             return;
@@ -291,12 +292,12 @@ impl Material {
             Ok(()) => {
                 if self.stale.take().is_some() {
                     self.told = None;
-                    info!("certificates and keys for Agora are renewed again");
+                    info!("certificates and keys for Agora reloaded");
                 }
             }
             Err(error) => {
                 if self.told.is_none_or(|at| now.saturating_duration_since(at) >= life) {
-                    warn!(error = %Chain(&error), "certificates and keys for Agora can't be renewed");
+                    warn!(error = %Chain(&error), "can't reload certificates and keys for Agora");
                     self.told = Some(now);
                 }
                 let since = self.stale.take().map_or_else(|| Clock::system().now(), |it| it.since);
@@ -307,7 +308,7 @@ impl Material {
 
     fn look(&mut self, settings: &Agora, life: Duration, now: Instant) -> Result<(), HttpError> {
         let files = Files::read(settings)?;
-        // With it go the sessions that new connections resume.
+        // This also drops the sessions that new connections resume.
         let is_old = now.saturating_duration_since(self.made_at) >= life;
         if is_old || files != self.files {
             self.tls = Tls::new(settings, &files)?;
@@ -344,7 +345,7 @@ fn proxy(settings: &Agora) -> Result<Option<Proxy>, HttpError> {
     Ok(Some(proxy))
 }
 
-/// One call is one request, and an answer is taken as it comes: what it holds exists nowhere else.
+/// One call is one request, and answers are parsed leniently: their events exist nowhere else.
 fn builder(settings: &Agora, idle: Duration) -> ClientBuilder {
     let builder = Client::builder()
         .http1_only()
@@ -373,7 +374,7 @@ fn host_of(url: &str) -> &str {
     end.and_then(|end| url.get(..behind_scheme + end)).unwrap_or(url)
 }
 
-/// The same for the endpoints of an app, which share connections.
+/// The shard of a URL; the same for the endpoints of an app, which share connections.
 fn shard_of(url: &str) -> u8 {
     let mut hasher = DefaultHasher::new();
     url.rsplit_once('/').map_or(url, |(app, _)| app).hash(&mut hasher);
@@ -381,8 +382,8 @@ fn shard_of(url: &str) -> u8 {
     u8::try_from(shard).expect("a remainder is less than its divisor")
 }
 
-/// Which client of a shard is in force: the first, the second and so on. The lives of different
-/// shards end at different times. `None` where each request has its own.
+/// The number of a shard's current client, which increases with each replacement. Different shards
+/// replace theirs at different times. `None` if each request gets a client of its own.
 fn generation(elapsed: Duration, life: Duration, shard: u8) -> Option<u128> {
     let head_start = life * u32::from(shard) / u32::from(SHARDS);
     (elapsed + head_start).as_nanos().checked_div(life.as_nanos())

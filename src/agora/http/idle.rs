@@ -1,9 +1,9 @@
-//! How long a connection to a host may have been idle and still be used again.
+//! How long a connection to a host may have been idle and still be reused.
 //!
-//! Servers close idle connections after a time of their own. A request that is written at that
-//! moment gets no answer, and nothing tells whether it was served: that is a gap. So the limit stays
-//! below the server's time, which shows in two ways: `Keep-Alive: timeout=N`, and connections that
-//! died when they were used again.
+//! Servers close idle connections after a timeout of their own. A request that is written at that
+//! moment gets no answer, and nothing shows whether it was served: that is a gap. So our limit
+//! stays below the server's timeout, which we learn in two ways: from `Keep-Alive: timeout=N`, and
+//! from connections that died when they were reused.
 //!
 //! Pure: time is passed in.
 
@@ -13,44 +13,45 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The limit of a host of which nothing is known: idle connections are closed before a load balancer
+/// Limit for a host that nothing is known about: idle connections are closed before a load balancer
 /// does it (60 s and more are usual).
 pub(super) const LONGEST: Duration = Duration::from_secs(15);
 
-/// Below this no connection is kept: hardly any request would find one.
+/// Limit below which no connection is kept: hardly any request would find one.
 pub(super) const SHORTEST: Duration = Duration::from_millis(50);
 
-/// A connection that dies sooner was not idle for too long: the server restarts, or a balancer
-/// drops it. Without reuse a load that asks this often would pay two more round trips a request.
+/// A connection that dies after less idle time than this wasn't idle for too long: the server
+/// restarts, or a load balancer drops it. Without reuse, a load with requests this frequent would
+/// pay two more round trips per request.
 const SOONEST: Duration = Duration::from_millis(200);
 
-/// The share of the server's time that is used: its clock began with the last byte that it wrote,
-/// a round trip before ours.
+/// Share of the server's timeout that is used: its timer started with the last byte it wrote, a
+/// round trip before ours.
 const SHARE: f64 = 0.75;
 
-/// An announcement that is not repeated holds for this long. Any answer may come from another server
-/// behind the same name: the shortest of their announcements counts.
+/// Time for which an announcement holds if it isn't repeated. Any answer may come from another
+/// server behind the same name, so the shortest announcement counts.
 const HOLDS: Duration = Duration::from_secs(300);
 
-/// What a death taught is doubled after this time. Each further death doubles the wait, because each
-/// may be a gap …
+/// Time after which a limit learned from a death is doubled. Each further death doubles this time,
+/// because each may be a gap …
 const FIRST_WAIT: Duration = Duration::from_secs(600);
 
 /// … up to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3_600);
 
-/// What is known of one host.
+/// What is known about one host.
 #[derive(Debug, Default)]
 pub(super) struct IdleLimit {
-    /// The limit by announcement, and until when that holds.
+    /// The announced limit, and how long it holds.
     announced: Option<(Duration, Instant)>,
-    /// The limit by deaths, and when it is doubled.
+    /// The limit learned from deaths, and when it is doubled.
     learned: Option<(Duration, Instant)>,
-    /// Deaths since the limit was at its longest.
+    /// Number of deaths since the limit was last at its longest.
     deaths: u32,
 }
 
-/// When the connections of a host were used last, by their addresses here.
+/// When the connections of a host were last used, by their local addresses.
 #[derive(Debug, Default)]
 pub(super) struct Used {
     at: HashMap<SocketAddr, Instant>,
@@ -61,7 +62,7 @@ pub(super) struct Used {
 // === impl IdleLimit ===
 
 impl IdleLimit {
-    /// How long a connection may have been idle.
+    /// Maximum idle time of a connection that is reused.
     pub(super) fn limit(&mut self, now: Instant) -> Duration {
         while let Some((limit, due)) = self.learned.filter(|(_, due)| *due <= now) {
             if limit >= LONGEST {
@@ -77,7 +78,7 @@ impl IdleLimit {
         known.map(|(limit, _)| limit).min().unwrap_or(LONGEST).min(LONGEST)
     }
 
-    /// Notes what an answer says of the time after which the server closes an idle connection.
+    /// Records the idle timeout that the server announces in an answer.
     pub(super) fn announce(&mut self, timeout: Duration, now: Instant) {
         let limit = timeout.mul_f64(SHARE);
         let shortest = match self.announced {
@@ -87,7 +88,7 @@ impl IdleLimit {
         self.announced = Some((shortest, now + HOLDS));
     }
 
-    /// Notes that a connection died when it was used again after it had been idle this long.
+    /// Records that a connection died on reuse after it had been idle this long.
     pub(super) fn died(&mut self, idle: Duration, now: Instant) {
         if idle < SOONEST {
             return;
@@ -103,7 +104,7 @@ impl IdleLimit {
     }
 }
 
-/// The time in a `Keep-Alive` header (RFC 2068, section 19.7.1): `timeout=5, max=100`.
+/// The timeout in a `Keep-Alive` header (RFC 2068, section 19.7.1): `timeout=5, max=100`.
 pub(super) fn announced(header: &str) -> Option<Duration> {
     header.split(',').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
@@ -116,17 +117,18 @@ pub(super) fn announced(header: &str) -> Option<Duration> {
 // === impl Used ===
 
 impl Used {
-    /// Notes that a connection is idle from now on.
+    /// Records that a connection is idle from now on.
     pub(super) fn note(&mut self, connection: SocketAddr, now: Instant) {
         if self.at.len() >= self.trim_at {
-            // No pool keeps a connection this long; the second half is for clocks and schedulers.
+            // No pool keeps a connection this long; the factor of two allows for clocks and
+            // schedulers.
             self.at.retain(|_, at| now.saturating_duration_since(*at) < LONGEST * 2);
             self.trim_at = 64 + self.at.len() * 2;
         }
         self.at.insert(connection, now);
     }
 
-    /// How long a connection that died had been idle at `asked`; `None` where it was a fresh one.
+    /// How long a connection that died had been idle at `asked`; `None` if it was a new one.
     pub(super) fn forget(&mut self, connection: SocketAddr, asked: Instant) -> Option<Duration> {
         self.at.remove(&connection).map(|at| asked.saturating_duration_since(at))
     }
@@ -148,12 +150,12 @@ mod tests {
         assert_eq!(idle.limit(begin), LONGEST);
         idle.announce(2 * SECOND, begin);
         assert_eq!(idle.limit(begin), SECOND.mul_f64(1.5));
-        // Another server behind the same name has more patience.
+        // Another server behind the same name has a longer timeout.
         idle.announce(60 * SECOND, begin + SECOND);
         assert_eq!(idle.limit(begin + SECOND), SECOND.mul_f64(1.5));
         idle.announce(2 * SECOND, begin + minutes(4));
         assert_eq!(idle.limit(begin + minutes(8)), SECOND.mul_f64(1.5), "it was repeated");
-        assert_eq!(idle.limit(begin + minutes(9)), LONGEST, "it is not announced any more");
+        assert_eq!(idle.limit(begin + minutes(9)), LONGEST, "no longer announced");
         idle.announce(60 * SECOND, begin + minutes(9));
         assert_eq!(idle.limit(begin + minutes(9)), LONGEST, "ours is shorter");
     }
@@ -170,7 +172,7 @@ mod tests {
         idle.died(2 * SECOND, second);
         assert_eq!(idle.limit(second + minutes(19)), learned);
         assert_eq!(idle.limit(second + minutes(20)), learned * 2);
-        // A day with the server's time of 2 s and a request as often as that.
+        // A day with a server timeout of 2 s and requests at the same interval.
         let (mut deaths, mut now) = (2, second + minutes(20));
         while now < begin + minutes(24 * 60) {
             if idle.limit(now) > 2 * SECOND {

@@ -27,7 +27,7 @@ fn settings() -> Agora {
     }
 }
 
-/// How many connections three requests take that one would do for.
+/// Number of connections that three requests use where one would do.
 async fn connections(life: Duration) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -87,7 +87,7 @@ async fn a_compressed_body_is_kept_as_received_with_what_its_head_says() {
     assert_eq!(raw.encoding(), Some("br, gzip"));
 }
 
-/// Answers over TLS with a certificate that nobody else knows. Its address, and the certificate.
+/// A TLS server with a certificate that no system trusts. Returns its address and the certificate.
 async fn tls_server() -> (String, String, JoinSet<()>) {
     let names = vec!["127.0.0.1".to_owned()];
     let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(names).unwrap();
@@ -105,7 +105,7 @@ async fn tls_server() -> (String, String, JoinSet<()>) {
     tasks.spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            // A client that does not trust us leaves, here or below.
+            // A client that does not trust us disconnects, here or below.
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = [0; 4_096];
             if stream.read(&mut request).await.is_ok() {
@@ -133,15 +133,15 @@ async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() 
     assert!(matches!(reply, Reply::NotSent(_)), "it is not trusted: {reply:?}");
     fs::write(&file, &certificate).unwrap();
     let reply = ask().await;
-    assert!(matches!(reply, Reply::Answered(_)), "it was not read again: {reply:?}");
+    assert!(matches!(reply, Reply::Answered(_)), "it was not reloaded: {reply:?}");
     assert_eq!(stale(), None);
     fs::write(&file, "no certificate").unwrap();
     let reply = ask().await;
-    assert!(matches!(reply, Reply::Answered(_)), "what was known is not kept: {reply:?}");
+    assert!(matches!(reply, Reply::Answered(_)), "the old state was not kept: {reply:?}");
     let reply = http.ask(Request { url: strange, proof: Vec::new() }).await;
     let Reply::NotSent(error) = reply else { panic!("{reply:?}") };
     let (seen, remedy) = error.parts();
-    // Both servers' certificates have the same issuer's name.
+    // Both servers' certificates have the same issuer name.
     assert!(seen.contains("another key signed it"), "{error}");
     assert!(remedy.is_some_and(|it| it.contains("holds no certificate")), "{error}");
     assert!(stale().is_some_and(|it| it.reason.contains("holds no certificate")), "{:?}", stale());

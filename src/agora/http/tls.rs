@@ -1,7 +1,7 @@
-//! Whom connections to Agora trust, and what they show of themselves.
+//! Which certificates connections to Agora trust, and which one they present.
 //!
 //! One configuration serves all clients, so that certificates are in memory once, and a new
-//! connection resumes the session of an earlier one whichever client made that.
+//! connection can resume the session of an earlier one, even another client's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,36 +34,36 @@ const CA: &str = "agora.ca_file";
 const CERTIFICATE: &str = "agora.client_certificate_file";
 const KEY: &str = "agora.client_key_file";
 
-/// What lies in files: secrets among it.
+/// The contents of the files, including secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Files {
     authorities: Option<Vec<u8>>,
-    /// The client's certificate and its key.
+    /// The client certificate and its key.
     identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Two configurations that differ in one thing.
+/// Two configurations that differ in whether they check the time.
 #[derive(Clone, Debug)]
 pub(super) struct Tls {
     /// For requests.
     pub(super) config: ClientConfig,
-    /// Trusts a certificate whatever the time is, and shows none of our own: for a question about
-    /// the time that carries no secret, and whose answer nobody relies on.
+    /// Ignores validity dates, and presents no client certificate: for a question about the time
+    /// that carries no secret and whose answer is not relied on.
     pub(super) timeless: ClientConfig,
 }
 
-/// The file of authorities holds the certificate of the host itself, which another one signed.
+/// The CA file contains the host's own certificate, which another authority signed.
 #[derive(Debug, thiserror::Error)]
 #[error("the authority is the host's own certificate")]
 pub(super) struct OwnCertificate;
 
-/// Verifies as the inner one does, and says more.
+/// Verifies like the inner verifier, and explains more.
 #[derive(Debug)]
 struct Trust {
     inner: Arc<dyn ServerCertVerifier>,
-    /// The authorities that were named.
+    /// The authorities from `agora.ca_file`.
     named: Vec<CertificateDer<'static>>,
-    /// Whether a certificate is looked at as it was while it was valid.
+    /// Whether a certificate is checked as of a time within its validity.
     is_timeless: bool,
 }
 
@@ -151,7 +151,7 @@ fn authorities(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(found)
 }
 
-/// A certificate with those that vouch for it, and its key. Either may stand in either file.
+/// A certificate with its chain, and its key. Each may be in either file.
 fn identity(
     certificate: &[u8],
     key: &[u8],
@@ -206,7 +206,7 @@ impl ServerCertVerifier for Trust {
             }
             _ => return verified,
         };
-        // A certificate that would not be accepted at any time says so, whatever the time is.
+        // A certificate that is invalid at any time gets that error, and not one about the time.
         match at(valid_at) {
             Ok(_) if !self.is_timeless => verified,
             at_its_time => at_its_time,

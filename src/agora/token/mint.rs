@@ -24,22 +24,22 @@ use crate::model::Timestamp;
 /// zlib's own default.
 const COMPRESSION: u8 = 6;
 
-/// What token is to be made.
+/// The token to make.
 #[derive(Clone, Copy)]
 pub struct Order<'a> {
     /// Its form.
     pub form: TokenForm,
-    /// The App ID that it shall open; 32 characters for a `006` token.
+    /// The App ID that it gives access to; 32 characters for a `006` token.
     pub app_id: &'a str,
-    /// What it is signed with: a secret.
+    /// The certificate that signs it: a secret.
     pub certificate: &'a str,
-    /// Who logs in with it.
+    /// The user who logs in with it.
     pub user_id: &'a str,
     /// When it is made, by Agora's clock.
     pub issued_at: Timestamp,
-    /// How long it shall live.
+    /// Its lifetime.
     pub life: Duration,
-    /// Any number; different ones make different tokens.
+    /// Any number; different numbers make different tokens.
     pub salt: u32,
 }
 
@@ -80,7 +80,7 @@ fn mint_007(order: Order<'_>) -> String {
     format!("{PREFIX_007}{}", STANDARD.encode(compress_to_vec_zlib(&whole, COMPRESSION)))
 }
 
-/// What a `006` token grants.
+/// The privileges of a `006` token.
 pub(super) fn content_006(salt: u32, day_after: u32, privilege: u16, until: u32) -> Vec<u8> {
     let mut content = [salt.to_le_bytes(), day_after.to_le_bytes()].concat();
     content.extend(1_u16.to_le_bytes());
@@ -89,7 +89,7 @@ pub(super) fn content_006(salt: u32, day_after: u32, privilege: u16, until: u32)
     content
 }
 
-/// Signs and packs what a `006` token grants.
+/// Signs and packs the privileges of a `006` token.
 pub(super) fn pack_006(
     app_id: &str,
     certificate: &str,
@@ -104,7 +104,7 @@ pub(super) fn pack_006(
     format!("{PREFIX_006}{app_id}{}", STANDARD.encode(packed))
 }
 
-/// Bytes behind their length; a name has a few dozen.
+/// Bytes preceded by their length; a name has a few dozen.
 fn string(bytes: &[u8]) -> Vec<u8> {
     let kept = bytes.get(..usize::from(u16::MAX)).unwrap_or(bytes);
     let length = u16::try_from(kept.len()).unwrap_or(u16::MAX);

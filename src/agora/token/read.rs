@@ -1,7 +1,7 @@
-//! A token as text → what it says.
+//! Reads a token from text.
 //!
-//! Made for any text, hostile ones included: lengths are checked before anything is taken, and what
-//! a `007` token unpacks to is bounded.
+//! Accepts any text, including hostile ones: lengths are checked before anything is read, and the
+//! unpacked size of a `007` token is limited.
 
 use std::collections::BTreeMap;
 
@@ -21,19 +21,19 @@ use super::moment;
 use crate::config::TokenForm;
 use crate::model::Timestamp;
 
-/// A token unpacks to a few hundred bytes; what claims more is none.
+/// Maximum unpacked size of a token, in bytes. A real one has a few hundred.
 const LARGEST_BODY: usize = 16 * 1024;
 
-/// The App ID in a `006` token has no length of its own.
+/// The App ID in a `006` token has this fixed length, as it isn't preceded by one.
 const APP_ID_006: usize = 32;
 
-/// Takes a layout apart.
+/// Reads the fields of a layout.
 struct Reader<'a>(&'a [u8]);
 
-/// Privileges, and until when each is granted.
+/// Privileges, and when each expires.
 type Privileges = BTreeMap<u16, u32>;
 
-/// Reads a token. `None` where it is of neither form, or not whole.
+/// Reads a token. `None` if it has neither form, or is incomplete.
 pub fn read(text: &str) -> Option<Token> {
     if let Some(rest) = text.strip_prefix(PREFIX_007) {
         read_007(rest)
@@ -53,7 +53,7 @@ fn read_007(text: &str) -> Option<Token> {
     let rtm = reader.rtm_service();
     let (name, login) =
         rtm.map_or((None, None), |(user, granted)| (Some(user), granted.get(&LOGIN_007).copied()));
-    // Zero stands for "no bound of its own".
+    // Zero means "no limit of its own".
     let lasts = [Some(expire), login].into_iter().flatten().filter(|lasts| *lasts > 0);
     let lasts = lasts.map(|seconds| std::time::Duration::from_secs(seconds.into()));
     let lasts = lasts.chain([LONGEST_LIFE]).min().unwrap_or(LONGEST_LIFE);
@@ -80,7 +80,7 @@ fn read_006(text: &str) -> Option<Token> {
     let mut reader = Reader(&signed);
     let (salt, day_after) = (reader.u32()?, reader.u32()?);
     let login = reader.privileges()?.get(&LOGIN_006).copied();
-    // A privilege without an end is one that ends with the token.
+    // A privilege without an expiry ends with the token.
     let ends_at = login.map(|until| if until > 0 { until } else { day_after });
     Some(Token {
         form: TokenForm::AccessToken,
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
-    /// Bytes behind their length.
+    /// Bytes preceded by their length.
     fn string(&mut self) -> Option<&'a [u8]> {
         let length = self.u16()?;
         self.take(length.into())
@@ -127,8 +127,8 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| Some((self.u16()?, self.u32()?))).collect()
     }
 
-    /// The user and the privileges of the RTM service. What stands behind a service that we don't
-    /// know can't be found: nothing tells how long it is.
+    /// The user and the privileges of the RTM service. Anything after an unknown service is out of
+    /// reach: its length is not stated.
     fn rtm_service(&mut self) -> Option<(Vec<u8>, Privileges)> {
         for _ in 0..self.u16()? {
             let (service, granted) = (self.u16()?, self.privileges()?);

@@ -1,4 +1,4 @@
-//! Against Agora's public sample values, and against what nobody should send.
+//! Checks against Agora's public sample values, and with invalid tokens.
 
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ fn agoras_sample_of_a_007_token_is_read_and_made() {
         hex(&sample.signature),
         "0d9a1df8a4e60649a82d4a68fb1f49581fb4d227b8f0b65773b79f1c89e7eb7c"
     );
-    // Compression differs from one program to the next: what counts is what comes out.
+    // Compressed bytes differ between programs, so compare the contents.
     assert_eq!(read(&mint(order(TokenForm::AccessToken2))), Some(sample));
 }
 

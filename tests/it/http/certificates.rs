@@ -73,19 +73,19 @@ async fn a_certificate_out_of_its_time_is_told_from_a_clock_that_is_wrong() {
         };
         let past = "Date: Mon, 01 Jul 2019 00:00:00 GMT\r\n";
         let said = refusal(&trusted, valid(2019, 2020), past).await;
-        assert_says(&said, &["ended at 2020-01-01T00:00:00", " days ahead of the host's", CLOCK]);
+        assert_says(&said, &["expired at 2020-01-01T00:00:00", " days ahead of the host's", CLOCK]);
 
         let now = format!("Date: {}\r\n", httpdate::fmt_http_date(std::time::SystemTime::now()));
         let said = refusal(&trusted, valid(2019, 2020), &now).await;
-        assert_says(&said, &["ended at 2020-01-01", "by the host's own clock", "has to renew"]);
+        assert_says(&said, &["expired at 2020-01-01", "by the host's own clock", "has to renew"]);
         assert!(!said.contains(CLOCK), "{said}");
 
         let said = refusal(&trusted, valid(2019, 2020), "").await;
-        assert_says(&said, &["ended at 2020-01-01", "this machine's clock shows", "has to renew"]);
+        assert_says(&said, &["expired at 2020-01-01", "this machine's clock shows", "has to renew"]);
 
         let future = "Date: Fri, 01 Jul 2095 00:00:00 GMT\r\n";
         let said = refusal(&trusted, valid(2095, 2096), future).await;
-        assert_says(&said, &["begins at 2095-01-01", " days behind the host's", CLOCK]);
+        assert_says(&said, &["not valid before 2095-01-01", " days behind the host's", CLOCK]);
     }
 }
 
@@ -98,18 +98,18 @@ async fn a_host_that_is_not_trusted_is_not_asked_for_the_time() {
     }));
     let past = "Date: Mon, 01 Jul 2019 00:00:00 GMT\r\n";
     let said = refusal(&ours.trusted(false), ended, past).await;
-    assert_says(&said, &["no trusted authority", "agora.ca_file"]);
+    assert_says(&said, &["not signed by a trusted authority", "agora.ca_file"]);
 }
 
 #[tokio::test]
 async fn a_certificate_that_is_not_accepted_says_why_and_what_to_do() {
     let (ours, other) = (Authority::new(), Authority::new());
     let unknown = refusal(&ours.trusted(false), identity(other.signs_with(|_| {})), "").await;
-    assert_says(&unknown, &["no trusted authority signed", "name the CA that signed"]);
+    assert_says(&unknown, &["not signed by a trusted authority", "name the CA that signed"]);
 
     let (old, renewed) = (Authority::named("the same"), Authority::named("the same"));
     let said = refusal(&old.trusted(false), identity(renewed.signs_with(|_| {})), "").await;
-    assert_says(&said, &["another key signed it", "renew agora.ca_file"]);
+    assert_says(&said, &["another key signed it", "update agora.ca_file"]);
 
     // The host's own certificate in the place of its authority's.
     let (own, key) = other.signs_with(|_| {});
@@ -117,7 +117,7 @@ async fn a_certificate_that_is_not_accepted_says_why_and_what_to_do() {
     for system_certificates in [true, false] {
         let settings = ours.trusted(system_certificates);
         let said = refusal(&settings, identity((own.clone(), clone_of(&key))), "").await;
-        assert_says(&said, &["agora.ca_file holds the host's own certificate", "its issuer"]);
+        assert_says(&said, &["agora.ca_file contains the host's own certificate", "its issuer"]);
     }
 
     // What `openssl req -x509` makes: an authority that is its own host.

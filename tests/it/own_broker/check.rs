@@ -54,7 +54,7 @@ fn a_refused_proof_is_named_with_its_remedy() {
     let config = config.replace(&config[start..end], &host);
     let checked = check(&config, &["--no-console"]);
     let failed = checked.lines("FAILED");
-    assert!(failed[0].contains("no trusted authority signed"), "{}", checked.out);
+    assert!(failed[0].contains("not signed by a trusted authority"), "{}", checked.out);
     assert!(failed[0].contains("agora.ca_file"), "{}", checked.out);
 }
 
