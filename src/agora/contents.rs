@@ -1,7 +1,7 @@
 //! The text of a body, whether it arrived plain or compressed.
 //!
-//! We don't ask for compression, but a proxy that terminates TLS may compress all the same, with or
-//! without a `Content-Encoding`. The bytes decide, not the header: gzip and zlib are recognized by
+//! We don't ask for compression, but a proxy that terminates TLS may still compress, with or
+//! without a `Content-Encoding`. The bytes decide, not the header: gzip and zlib are recognised by
 //! their first bytes, and a JSON object is one regardless of the header. Brotli and zstd are not
 //! supported; a body that only the header identifies goes to the dead letters as received.
 //!
@@ -155,10 +155,7 @@ impl fmt::Display for Flaw<'_> {
             Self::Damaged => f.write_str("the compressed body is damaged"),
             Self::TooLarge => write!(f, "the body inflates to more than {LARGEST_TEXT} bytes"),
             Self::Foreign(encoding) => {
-                write!(
-                    f,
-                    "the body has an unsupported encoding (Content-Encoding: {encoding})"
-                )
+                write!(f, "the body has an unsupported encoding (Content-Encoding: {encoding})")
             }
         }
     }

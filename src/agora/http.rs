@@ -89,7 +89,7 @@ impl Transport for Http {
         for (name, value) in request.proof {
             let Ok(mut value) = HeaderValue::from_str(&value) else {
                 let reason =
-                    format!("the credential for `{name}` has characters no header can hold");
+                    format!("the credential for `{name}` has characters not allowed in a header");
                 return Reply::NotSent(TransportError(reason));
             };
             value.set_sensitive(true);
@@ -195,7 +195,7 @@ impl Http {
     }
 
     fn silent(&self) -> TransportError {
-        TransportError(format!("silent for {:?} (agora.silence_timeout)", self.silence))
+        TransportError(format!("no data for {:?} (agora.silence_timeout)", self.silence))
     }
 
     fn endless(&self) -> TransportError {

@@ -139,9 +139,7 @@ impl<'a> Split<'a> {
             Ending::TornInEvents(raw) if whole && !raw.is_empty() => {
                 ("the body was received in full, but ends inside this element", raw)
             }
-            Ending::Unproven(body) => {
-                ("the body holds no event and does not report success", body)
-            }
+            Ending::Unproven(body) => ("the body holds no event and does not report success", body),
             Ending::Elsewhere(body) => ("the body holds data, but not in `events`", body),
             _ => return None,
         };

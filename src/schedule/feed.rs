@@ -47,8 +47,8 @@ const SILENT_AT_A_HOST: usize = 2;
 /// second to share. Silent requests count until they end, and the other feeds need the rest.
 const MOST_SILENT: usize = 3;
 
-/// Requests hang because of the host, and not of a brief hiccup, if they still do this long after the
-/// second of them left.
+/// A host counts as silent, rather than briefly slow, this long after the second of its hanging
+/// requests left.
 const HOST_IS_SILENT: Duration = Duration::from_secs(2);
 
 /// Time that a host to which the feed has just moved gets for its first answer, including
@@ -75,7 +75,8 @@ const MOST_ABOVE_A_PAGE: f64 = 400.0;
 pub(super) const ERRORS_BELOW_THE_BUFFER: f64 = 2.0;
 
 /// A wall clock that advances this much more than the monotonic clock means that the machine slept.
-/// Less may be a correction of the wall clock, which is only exact to seconds.
+/// A smaller difference may come from the correction of the wall clock, which is only accurate to
+/// seconds.
 const SLEPT: Duration = Duration::from_secs(5);
 
 /// When the other feeds of an app have grown since a feed was last polled, that feed is assumed to

@@ -69,13 +69,13 @@ fn of_customer_secret(customer_id: &str, secret: &str) -> Option<String> {
     let pair = format!("{customer_id}:");
     if behind_scheme.is_some() || decoded.is_ok_and(|text| text.starts_with(pair.as_bytes())) {
         return Some(
-            "holds customer_id and the secret in base64, as in a header: give only the customer \
+            "contains customer_id and the secret in base64, as in a header: give only the customer \
              secret"
                 .to_owned(),
         );
     }
     if secret == customer_id {
-        return Some("is the customer_id again: give the customer secret".to_owned());
+        return Some("repeats customer_id: give the customer secret".to_owned());
     }
     if secret.starts_with(customer_id) || secret.contains(':') {
         return Some(
@@ -92,9 +92,8 @@ fn of_token(app: &AppId, secret: &str) -> Result<Option<String>, String> {
     }
     let lower = secret.to_ascii_lowercase();
     if lower.contains("agora token") || scheme(secret, "bearer").is_some() {
-        return Err(
-            "it includes the beginning of a header (`agora token=`): give only the token".to_owned()
-        );
+        return Err("it includes the beginning of a header (`agora token=`): give only the token"
+            .to_owned());
     }
     if is_quoted(secret) {
         return Err("it has quotes around it: a token has none".to_owned());
@@ -104,11 +103,11 @@ fn of_token(app: &AppId, secret: &str) -> Result<Option<String>, String> {
     }
     match token::read(secret) {
         Some(token) if token.app_id != app.as_str() => {
-            Ok(Some("holds a token of another App ID: give one for this App ID".to_owned()))
+            Ok(Some("contains a token for another App ID: give one for this App ID".to_owned()))
         }
         Some(_) => Ok(None),
         None if secret.starts_with("007") || secret.starts_with("006") => {
-            Ok(Some("holds a token that can't be read: part of it may be missing".to_owned()))
+            Ok(Some("contains a token that can't be read: part of it may be missing".to_owned()))
         }
         None => Ok(None),
     }
@@ -122,9 +121,7 @@ fn of_certificate(app: &AppId, secret: &str) -> Result<Option<String>, String> {
         return Err("an App Certificate is one word of 32 hexadecimal digits".to_owned());
     }
     if secret == app.as_str() {
-        return Ok(Some(
-            "is the App ID: give the project's primary certificate".to_owned(),
-        ));
+        return Ok(Some("contains the App ID: give the project's primary certificate".to_owned()));
     }
     let is_usual =
         secret.len() == CERTIFICATE_DIGITS && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -216,7 +213,10 @@ mod tests {
             ("\r\n ".to_owned(), "it is empty"),
             (format!("{ID}\n{SECRET}\n"), "2 lines, and customer_id is in one of them"),
             (format!("Key: {ID}\r\nSecret: {SECRET}\r\n"), "2 lines, and customer_id"),
-            (format!("{}\n{}", &SECRET[..16], &SECRET[16..]), "2 lines: give only the customer secret"),
+            (
+                format!("{}\n{}", &SECRET[..16], &SECRET[16..]),
+                "2 lines: give only the customer secret",
+            ),
             (format!("{ID}\t{SECRET}"), "control characters"),
             (format!("{}\r{}", &SECRET[..16], &SECRET[16..]), "control characters"),
         ] {
@@ -234,7 +234,7 @@ mod tests {
             (STANDARD_NO_PAD.encode(&pair), "in base64"),
             (format!("Basic {}", STANDARD.encode(&pair)), "in base64"),
             (pair, "without customer_id"),
-            (ID.to_owned(), "the customer_id again"),
+            (ID.to_owned(), "repeats customer_id"),
             (format!("\"{SECRET}\""), "quotes around"),
             (format!("'{SECRET}"), "quotes around"),
             (format!("“{SECRET}”"), "quotes around"),
@@ -272,7 +272,7 @@ mod tests {
             ("5CFd2fd1755d40ecb72977518be15d3b", true, ""),
             ("5CFd2fd1755d40ecb72977518be15d3", true, "32 hexadecimal digits"),
             ("5CFd2fd1755d40ecb72977518be15d3g", true, "32 hexadecimal digits"),
-            (APP, true, "is the App ID"),
+            (APP, true, "contains the App ID"),
             ("'5CFd2fd1755d40ecb72977518be15d3b'", false, "quotes around"),
             ("5CFd2fd1755d40ec b72977518be15d3b", false, "one word"),
         ] {

@@ -264,13 +264,18 @@ fn a_secret_is_suspected_until_agora_takes_it_or_it_is_corrected() {
     let (_, said) = look("me:hunter2");
     let said = said.unwrap();
     assert!(said.starts_with("apps.auth.customer_secret_file (/"), "{said}");
-    assert!(said.ends_with(") contains a colon or customer_id: give only the customer secret, without customer_id"), "{said}");
+    assert!(
+        said.ends_with(
+            ") contains a colon or customer_id: give only the customer secret, without customer_id"
+        ),
+        "{said}"
+    );
     assert!(!said.contains("hunter2"), "{said}");
     assert_eq!(look("hunter2").1, None);
     let (edition, said) = look("hunt:er2");
     assert!(said.is_some());
     assert!(credentials.accepted(edition, HOST));
-    assert_eq!(credentials.suspicion(), None, "Agora knows better");
+    assert_eq!(credentials.suspicion(), None, "Agora accepted it");
 }
 
 #[test]
@@ -310,7 +315,7 @@ fn a_remedy_names_key_and_file_and_a_token_of_another_app() {
         life: HOUR,
         salt: 1,
     });
-    assert!(value(foreign).starts_with("apps.auth.token holds a token of another App ID"));
+    assert!(value(foreign).starts_with("apps.auth.token contains a token for another App ID"));
     assert_eq!(
         from_file(Path::new("/run/t")).remedy(),
         "correct apps.auth.token_file (/run/t); the bridge picks up the change without a restart"

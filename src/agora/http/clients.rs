@@ -137,7 +137,7 @@ pub enum HttpError {
         cause: std::io::Error,
     },
     /// A file contains no certificates.
-    #[error("`{path}` ({key}) holds no certificate")]
+    #[error("`{path}` ({key}) contains no certificate")]
     Empty {
         /// Path of the file.
         path: String,

@@ -143,8 +143,12 @@ async fn certificates_are_read_again_and_a_file_that_is_wrong_changes_nothing() 
     let (seen, remedy) = error.parts();
     // Both servers' certificates have the same issuer name.
     assert!(seen.contains("another key signed it"), "{error}");
-    assert!(remedy.is_some_and(|it| it.contains("holds no certificate")), "{error}");
-    assert!(stale().is_some_and(|it| it.reason.contains("holds no certificate")), "{:?}", stale());
+    assert!(remedy.is_some_and(|it| it.contains("contains no certificate")), "{error}");
+    assert!(
+        stale().is_some_and(|it| it.reason.contains("contains no certificate")),
+        "{:?}",
+        stale()
+    );
     fs::write(&file, certificate).unwrap();
     ask().await;
     assert_eq!(stale(), None);

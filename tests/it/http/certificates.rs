@@ -81,7 +81,10 @@ async fn a_certificate_out_of_its_time_is_told_from_a_clock_that_is_wrong() {
         assert!(!said.contains(CLOCK), "{said}");
 
         let said = refusal(&trusted, valid(2019, 2020), "").await;
-        assert_says(&said, &["expired at 2020-01-01", "this machine's clock shows", "has to renew"]);
+        assert_says(
+            &said,
+            &["expired at 2020-01-01", "this machine's clock shows", "has to renew"],
+        );
 
         let future = "Date: Fri, 01 Jul 2095 00:00:00 GMT\r\n";
         let said = refusal(&trusted, valid(2095, 2096), future).await;
