@@ -1,12 +1,12 @@
 //! How many requests of an App ID may leave.
 //!
-//! The limit is on what the server counts: at most so many requests *arrive* within any second. We
-//! don't know when a request arrives, but it has arrived when its answer is here, and the answer
-//! took time to travel back. A request that was answered at `a` arrived no later than `a` minus the
-//! way back, and a new one arrives no earlier than now plus the way there. With the fastest round
-//! trip seen, a request therefore counts until `a` − fastest + one second. An in-flight request may
-//! arrive at any moment (connecting takes round trips, a packet is retransmitted), so it counts
-//! until it is answered.
+//! The limit applies to arrivals, as the server counts them: no more requests than that may
+//! *arrive* within any second. We don't know when a request arrives, but it has arrived when its
+//! answer is here, and the answer took time to travel back. A request that was answered at `a`
+//! arrived no later than `a` minus the way back, and a new one arrives no earlier than now plus the
+//! way there. With the fastest round trip seen, a request therefore counts until `a` − fastest +
+//! one second. An in-flight request may arrive at any moment (connecting takes round trips, a
+//! packet is retransmitted), so it counts until it is answered.
 //!
 //! On a path with constant latency this is the log of the last ten send times; on one with jitter
 //! it costs just the jitter that occurred. [`Fastest`] estimates how much faster than the fastest
@@ -112,8 +112,8 @@ impl Budget {
         }
     }
 
-    /// When the next request may leave for a host whose round trip is no shorter than `nearest`;
-    /// `None` if an answer has to arrive first.
+    /// Earliest time at which the next request may leave for a host whose round trip is no shorter
+    /// than `nearest`; `None` if an answer has to arrive first.
     pub(super) fn free_at(&self, nearest: Duration) -> Option<Instant> {
         if self.probing && self.spent.iter().any(|it| it.there_by.is_none()) {
             return None;
@@ -128,11 +128,11 @@ impl Budget {
         Some(end.max(self.apart_from_last(too_many, nearest)))
     }
 
-    /// When a request that relies on the fastest round trip may leave, in case the path has become
-    /// faster since: late enough that it and the last one can't both be too many. Such a request
-    /// arrives early by half of the reduction in the round trip, so two of them are spaced by half
-    /// of a fastest round trip, but by no more than [`STEP`] of the mean distance, or a distant
-    /// host would get fewer requests.
+    /// Earliest time for a request that relies on the fastest round trip, in case the path has
+    /// become faster since: late enough that it and the last one can't both be too many. Such a
+    /// request arrives early by half of the reduction in the round trip, so two of them are spaced
+    /// by half of a fastest round trip, but by no more than [`STEP`] of the mean distance, or a
+    /// distant host would get fewer requests.
     fn apart_from_last(&self, too_many: usize, nearest: Duration) -> Instant {
         let Some(last) = self.spent.iter().max_by_key(|it| it.sent) else { return self.not_before };
         let most = Duration::from_secs_f64(STEP / self.dared as f64);
@@ -146,7 +146,7 @@ impl Budget {
         unbelieving.get(too_many).map_or(apart, |certain| apart.min(*certain))
     }
 
-    /// When the next request may leave that keeps in step. If the budget is used up, the requests
+    /// Earliest time for a next request that keeps in step. If the budget is used up, the requests
     /// of one second repeat a second later with the same spacing, so bunches would persist forever.
     /// Keeping in step stops them from bunching.
     pub(super) fn next_in_step(&self) -> Instant {
@@ -154,14 +154,14 @@ impl Budget {
         last + self.counts_for.mul_f64(STEP / self.dared as f64)
     }
 
-    /// When the next request may leave that keeps in step with this many a second.
+    /// Earliest time for a next request that keeps in step at this many requests a second.
     pub(super) fn in_step(&self, per_second: f64) -> Instant {
         let last = self.spent.iter().map(|it| it.sent).max().unwrap_or(self.not_before);
         last + Duration::from_secs_f64(STEP / per_second.max(0.1))
     }
 
-    /// If a request leaves now: when the next one may leave, at the latest. An in-flight request is
-    /// assumed to count for the mean time.
+    /// If a request leaves now, the latest time at which the next one may leave. An in-flight
+    /// request is assumed to count for the mean time.
     pub(super) fn free_after(&self, now: Instant, nearest: Duration) -> Instant {
         let Some(too_many) = (self.spent.len() + 1).checked_sub(self.dared) else { return now };
         let mut ends: Vec<Instant> = self

@@ -10,17 +10,17 @@
 //! reaches beyond the arrival, by as many events as are missing between the two pages. But the last
 //! arrival of such a row shows an overflow, and it also convicts the full pages of the second
 //! before it. A row that lasts a second, with a hole before each page comparable to the part that
-//! reaches beyond, is treated as an overflow as it is.
+//! reaches beyond, is treated as an overflow without further proof.
 //!
 //! All this needs a calibrated [`Skew`] and readable times. Without them, two full pages in a row
 //! are suspected if the rate before them can't have filled the second one in the time between them,
-//! and so is a row of [`LONG_ROW`] full pages, at any rate. This errs on the side of
+//! and so is a row of [`LONG_ROW`] full pages, however high the rate. This errs on the side of
 //! suspicion. It does miss an overload that begins slowly and ends before that row.
 //!
-//! The arrival of a request is only known within limits. If the buffer was full at the likely
-//! arrival, it is suspected; if it was full only at an earlier possible arrival, a hole in the
-//! times or a burst has to confirm it. So a healthy feed near the ceiling is not suspected, and a
-//! loss of no more events than happen within those limits can be missed.
+//! The arrival time of a request is uncertain. If the buffer was full at the likely arrival, it is
+//! suspected; if it was full only at an earlier possible arrival, a hole in the times or a burst
+//! has to confirm it. So a healthy feed near the ceiling is not suspected, and a loss of no more
+//! events than happen within that uncertainty can be missed.
 //!
 //! A buffer that held exactly 2,000 events lost nothing and is suspected all the same. The loss of
 //! one event leaves no hole that could be distinguished from chance, so the absence of a hole
@@ -43,8 +43,9 @@ const MARGIN: i64 = 10;
 /// assumed, and an event may get into the buffer late. Bounds are widened by this.
 const LATE: Duration = Duration::from_millis(500);
 
-/// How long a row of doubtful pages is watched before it is accepted, how far back a full buffer
-/// convicts pages that look fine, and how often a long overflow is reported; in milliseconds.
+/// How long a row of doubtful pages is watched before it counts as an overflow, how far back a full
+/// buffer convicts pages that look fine, and how often a long overflow is reported; in
+/// milliseconds.
 const PATIENCE: i64 = 1_000;
 
 /// How far back a full buffer convicts pages that are doubtful or behind a hole, in milliseconds:

@@ -6,7 +6,7 @@
 //!
 //! The pages show which reading is true. All events that happened before a request arrived, and
 //! were returned by it or later, were in the buffers at that moment. If there are clearly more than
-//! 2,000 of them, each endpoint has its own buffer, and this module is no longer needed. If there
+//! 2,000 of them, each endpoint has its own buffer, and nothing here applies any more. If there
 //! are 2,000 and never more, the shared buffer was full, and each endpoint may have lost events:
 //! which ones were the oldest is unknown.
 //!
