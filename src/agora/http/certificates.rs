@@ -127,7 +127,7 @@ fn certificate(error: &CertificateError, ahead: Option<i64>) -> String {
 /// Errors that rustls passes on without a variant of its own: webpki's `Display` names them.
 fn by_its_words(error: &(dyn Error + Send + Sync + 'static)) -> String {
     if error.is::<OwnCertificate>() {
-        return "agora.ca_file contains the host's own certificate, which another authority signed → \
+        return "agora.ca_file contains the host's own certificate, signed by another authority → \
                 put the certificate of that authority (its issuer) into the file"
             .to_owned();
     }
