@@ -1,13 +1,13 @@
-//! The loop that drains: reserve, ask, commit.
+//! The drain loop: reserve, request, commit.
 //!
-//! One task for each App ID asks its [`Schedule`](crate::schedule::Schedule) what to do
-//! ([`app`]); one short task for each request takes it to its end ([`request`]). A request that was
-//! sent is never cancelled: not by the stop, not by an error beside it. It ends by an answer, an
-//! error of the connection, or silence, and then its ticket is settled in the journal. Only after
-//! that does anybody look into the page, and only to count and for its times.
+//! One task per App ID asks its [`Schedule`](crate::schedule::Schedule) what to do ([`app`]); one
+//! short task per request sees it through to its end ([`request`]). Once sent, a request is never
+//! cancelled, neither by a stop nor by an error elsewhere. It ends with an answer, a connection
+//! error, or silence, and then its ticket is settled in the journal. Only after that is the page
+//! looked into, and only to count its events and read their times.
 //!
 //! Requests to one feed may overlap; [`order`] puts their pages in the order in which Agora handed
-//! them over, before anybody can read them.
+//! them over before they become readable.
 
 mod access;
 mod app;
@@ -59,56 +59,56 @@ pub struct Poller<T> {
     pub feeds: Vec<Target>,
     /// The partition of the pages topic that the app belongs to.
     pub partition: i32,
-    /// How its requests prove who asks.
+    /// How its requests authenticate.
     pub credentials: Credentials,
-    /// What the operator decided.
+    /// The limits that the operator configured.
     pub limits: Limits,
-    /// Requests of a former process that still count.
+    /// Requests of a previous process that still count against the limit.
     pub former: Former,
-    /// Pages of its feeds that a former process held back.
+    /// Pages of its feeds that a previous process left held.
     pub held: Vec<(Held, Page)>,
-    /// For jitter.
+    /// Seed for jitter.
     pub seed: u64,
-    /// What it works with.
+    /// Shared resources.
     pub tools: Tools<T>,
 }
 
-/// What every poller works with. Cheap to clone.
+/// Resources that all pollers share. Cheap to clone.
 #[derive(Debug)]
 pub struct Tools<T> {
-    /// The way to Agora.
+    /// Sends requests to Agora.
     pub transport: Arc<T>,
     /// Where pages become durable.
     pub journal: Journal,
     /// The wall clock.
     pub clock: Clock,
-    /// What became of the events.
+    /// Counts what happened to the events.
     pub accounts: Accounts,
-    /// Whether all is well.
+    /// Reports conditions to `/ready`.
     pub health: Health,
     /// Counters.
     pub metrics: PollerMetrics,
-    /// Where requests run, so that the stop waits for them.
+    /// Tracks requests, so that the stop waits for them.
     pub tracker: TaskTracker,
 }
 
-/// A feed and where to ask for it.
+/// A feed and the URLs to poll it at.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The feed.
     pub feed: Feed,
-    /// The place of its region in the app's configuration.
+    /// Index of its region in the app's configuration.
     pub region: usize,
-    /// A URL for each host, in the order of failover.
+    /// One URL per host, in failover order.
     pub urls: Vec<String>,
-    /// When the feed was last known to hold nothing.
+    /// When the feed was last known to be empty.
     pub empty_at: Option<Timestamp>,
-    /// What a former process knew of its pace, and how long ago.
+    /// The pace that a previous process recorded, and how long ago.
     pub pace: Option<(Pace, Duration)>,
 }
 
-/// Puts pages that a former process held back in order, and lets them be read. It has to be done for
-/// every feed that the journal knows, polled or not: nobody else will.
+/// Puts pages that a previous process left held in order and releases them. Must be called for
+/// every feed in the journal, polled or not: nothing else releases them.
 pub async fn release_held(journal: &Journal, held: Vec<(Held, Page)>) {
     let mut feeds: Vec<(Feed, Vec<_>)> = Vec::new();
     for (held, page) in held {
@@ -127,12 +127,12 @@ pub async fn release_held(journal: &Journal, held: Vec<(Held, Page)>) {
 // === impl Poller ===
 
 impl<T: Transport> Poller<T> {
-    /// Drains until `stop`, and then until every request that is out has its end and no page is held
-    /// back any more.
+    /// Drains until `stop`, then waits until every request in flight has ended and no page is held
+    /// any longer.
     pub async fn run(mut self, stop: CancellationToken) {
         release_held(&self.tools.journal, std::mem::take(&mut self.held)).await;
         let most = usize::try_from(self.limits.requests_per_second.get()).unwrap_or(usize::MAX);
-        // Each request tells of its head and of its end.
+        // Each request sends two messages: one for the head of the answer, one for its end.
         let (sender, mut news) = mpsc::channel(2 * most);
         let mut app = App::begin(self);
         loop {

@@ -1,9 +1,9 @@
-//! Whether an app's credentials are good, and what Agora says to them.
+//! Whether an app's credentials are good, and how Agora answers them.
 //!
-//! Which host is asked in spite of a refusal (401), and when, the schedule decides: a refusal is held
-//! against a host. Here is what belongs to the App ID: its secret, and the reason that a person reads
-//! while every host refuses it. A file is looked at each second meanwhile, so that a corrected one is
-//! used at once. Other apps have an `Access` of their own.
+//! The schedule decides which host to ask despite a refusal (401), and when: refusals are counted
+//! per host. This module covers what belongs to the App ID: its secret, and the reason shown to the
+//! operator while every host refuses it. During that time the secret's file is read every second,
+//! so that a corrected one is used at once. Each app has its own `Access`.
 
 use std::time::Duration;
 
@@ -22,33 +22,33 @@ use crate::model::Timestamp;
 use crate::observe::health::Condition;
 use crate::observe::health::Health;
 
-/// How often the secret of an app is looked at while every host refuses it.
+/// Interval at which an app's secret is read while every host refuses it.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A file that can't be read for so long is not just being rewritten.
+/// A file that stays unreadable for longer is not just being rewritten.
 const REWRITING: Duration = Duration::from_secs(2);
 
-/// A token that others have to renew is a reason not to be ready so long before its end …
+/// An externally renewed token makes `/ready` fail this long before it expires …
 const SOON: Duration = Duration::from_secs(3_600);
 
-/// … or after all but this share of its life, if that comes later.
+/// … or in the last quarter (1/4) of its lifetime, if that starts later.
 const SOON_SHARE: u32 = 4;
 
-/// The right of an app to ask.
+/// The credentials of an app, and whether they work.
 pub(super) struct Access {
     app: AppId,
     credentials: Credentials,
-    /// Secrets that were read, as far as the schedule knows.
+    /// Number of secrets read, as last reported to the schedule.
     secrets: u64,
-    /// Every host refused the secret, and none has accepted it or another one since.
+    /// Every host refused the secret, and none has accepted it or a newer one since.
     is_locked_out: bool,
-    /// When the secret of a refused app is looked at next.
+    /// When the secret of a refused app is read next.
     look_at: Instant,
     /// The edition whose token is shown.
     shown: Edition,
     /// Whether the credentials are good.
     condition: Condition,
-    /// Whether the token ends soon.
+    /// Whether the token expires soon.
     ending: Condition,
     tokens: Tokens,
 }
@@ -75,7 +75,7 @@ impl Access {
         }
     }
 
-    /// Looks at the secret of an app that every host refuses, once a second.
+    /// Reads the secret of an app that every host refuses, at most once a second.
     pub(super) fn look(&mut self, now: Instant) {
         if now >= self.look_at {
             self.look_at = now + LOOK;
@@ -83,18 +83,19 @@ impl Access {
         }
     }
 
-    /// When the secret is looked at next.
+    /// When the secret is read next.
     pub(super) fn look_at(&self) -> Instant {
         self.look_at
     }
 
-    /// Whether there is another secret than at the last call: refusals of the former no longer count.
+    /// Whether the secret changed since the last call, so that refusals of the old one no longer
+    /// count.
     pub(super) fn has_changed(&mut self) -> bool {
         let before = std::mem::replace(&mut self.secrets, self.credentials.secrets());
         before != self.secrets
     }
 
-    /// What a request has to carry that leaves now.
+    /// The credentials for a request that leaves now.
     pub(super) fn proof(&mut self, now: Moment) -> Result<Proof, NoCredentials> {
         let proof = self.credentials.proof(now);
         match (&proof, self.credentials.unreadable()) {
@@ -103,7 +104,7 @@ impl Access {
                 let kept = "what was read last is used as long as it is accepted";
                 self.condition.failing(format_args!("{error}; {kept}"));
             }
-            // The reason of a lockout says it, too.
+            // The reason for a lockout includes it.
             (Ok(_), _) if !self.is_locked_out => {
                 if let Some(suspicion) = self.credentials.suspicion() {
                     self.condition.failing(suspicion);
@@ -115,7 +116,7 @@ impl Access {
         proof
     }
 
-    /// Notes that a host took what a request of this edition carried.
+    /// A host accepted a request with credentials of this edition.
     pub(super) fn accepted(&mut self, edition: Edition, host: &str) {
         if self.credentials.accepted(edition, host) {
             self.is_locked_out = false;
@@ -125,13 +126,13 @@ impl Access {
         }
     }
 
-    /// Notes that a host refused what a request of this edition carried. Whether the next request
-    /// carries something else.
+    /// A host refused a request with credentials of this edition. Returns whether the next request
+    /// carries different ones.
     pub(super) fn refused(&mut self, edition: Edition, host: &str, now: Instant) -> Refused {
         self.credentials.refused(edition, host, now)
     }
 
-    /// Says that every host refuses the credentials, and with what words the last one did.
+    /// Reports that every host refuses the credentials, with the text of the last refusal.
     pub(super) fn locked_out(&mut self, host: &str, said: &str, now: Instant) {
         self.is_locked_out = true;
         let remedy = self.credentials.remedy();
@@ -141,7 +142,7 @@ impl Access {
         self.look_at = now + LOOK;
     }
 
-    /// Shows when the token ends, and says so when that is soon.
+    /// Shows when the token expires, and reports it when that is soon.
     fn show(&mut self, now: Timestamp) {
         let end = self.credentials.token_end();
         if self.shown != self.credentials.edition() {

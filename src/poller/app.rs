@@ -1,4 +1,4 @@
-//! An App ID while it is being drained: what its loop remembers, and what it does with an answer.
+//! The state of an App ID that is being drained, and what happens with each answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,26 +40,25 @@ use crate::schedule::Schedule;
 use crate::schedule::Seen;
 use crate::schedule::Suspected;
 
-/// How long a feed waits for the journal to have room again.
+/// Delay before a feed retries after the journal could not reserve room.
 const WAIT_FOR_JOURNAL: Duration = Duration::from_secs(1);
 
-/// How long a feed waits for a secret that can't be read.
+/// Delay before a feed retries after its secret could not be read.
 const WAIT_FOR_SECRET: Duration = Duration::from_secs(1);
 
-/// Failures in a row that make a feed a reason not to be ready.
+/// Consecutive failures after which a feed makes `/ready` fail.
 const FAILURES_TO_TELL: u32 = 2;
 
-/// A feed or app that is left alone for longer is a reason not to be ready: 2,000 events may gather
-/// meanwhile.
+/// A feed or app that pauses for longer makes `/ready` fail: meanwhile 2,000 events may gather.
 const REST_TO_TELL: Duration = Duration::from_secs(10);
 
-/// The journal learns a feed's pace so often, if it changed.
+/// Minimum interval between two records of a feed's pace in the journal; only changes are recorded.
 const PACE_EVERY: Duration = Duration::from_secs(10);
 
-/// Refusals for too many requests that lie closer than this are one episode.
+/// 429s less than this apart belong to the same episode, which is logged once.
 const EPISODE: Duration = Duration::from_secs(300);
 
-/// An App ID while it is being drained.
+/// An App ID that is being drained.
 pub(super) struct App<T> {
     states: Vec<State>,
     partition: i32,
@@ -67,29 +66,29 @@ pub(super) struct App<T> {
     schedule: Schedule,
     gate: Gate,
     journal_condition: Condition,
-    /// Whether Agora keeps the whole app waiting.
+    /// Whether Agora has asked for a pause of the whole app (`Retry-After`).
     throttled: Condition,
-    /// Requests that have no end yet.
+    /// Requests in flight.
     out: usize,
-    /// The last time that Agora refused a request as one too many.
+    /// When Agora last answered with a 429.
     throttled_at: Option<Instant>,
     tools: Tools<T>,
 }
 
-/// What the loop remembers of a feed beside the schedule.
+/// State of a feed that the schedule doesn't keep.
 struct State {
     target: Target,
-    /// The request that found it empty last.
+    /// The last request that found it empty.
     emptied_by: Option<Ticket>,
     failures: u32,
     condition: Condition,
-    /// The requests of the feed too ask it whether their pages may be seen.
+    /// Shared with the feed's requests, which ask it whether their pages may become visible.
     order: Arc<Mutex<Order<Held>>>,
-    /// When a page that waits for others will have waited too long.
+    /// When the first held page will have waited too long.
     overdue: Option<Instant>,
-    /// What the journal knows of the pace, and since when.
+    /// The pace that the journal has, and since when.
     kept: (Pace, Instant),
-    /// The place of the host that served it last, in the order of failover.
+    /// Index of the host that served it last, in failover order.
     served_by: usize,
 }
 
@@ -128,7 +127,7 @@ impl<T: Transport> App<T> {
         }
     }
 
-    /// What to do at `now`.
+    /// Decides what to do at `now`.
     pub(super) fn decide(&mut self, now: Instant) -> Decision {
         if self.schedule.is_locked_out() {
             self.access.look(now);
@@ -139,27 +138,27 @@ impl<T: Transport> App<T> {
         self.schedule.next(now)
     }
 
-    /// When the secret is looked at again; `None` unless every host refuses it.
+    /// When the secret is checked again; `None` unless every host refuses it.
     pub(super) fn looks_at(&self) -> Option<Instant> {
         self.schedule.is_locked_out().then(|| self.access.look_at())
     }
 
-    /// Whether a request is out.
+    /// Whether a request is in flight.
     pub(super) fn is_asking(&self) -> bool {
         self.out > 0
     }
 
-    /// Whether nothing is out, and nothing is held back.
+    /// Whether no request is in flight and no page is held.
     pub(super) fn is_at_rest(&self) -> bool {
         self.out == 0 && self.overdue().is_none()
     }
 
-    /// When a page that waits for others will have waited too long.
+    /// When the first held page will have waited too long.
     pub(super) fn overdue(&self) -> Option<Instant> {
         self.states.iter().filter_map(|state| state.overdue).min()
     }
 
-    /// Sends a request to a feed, or postpones it where that is not possible.
+    /// Sends a request to a feed, or postpones it where that isn't possible.
     pub(super) async fn ask(&mut self, feed: usize, host: usize, sender: &mpsc::Sender<News>) {
         let state = self.states.get(feed).expect("the schedule knows our feeds");
         let url = state.target.urls.get(host).expect("the schedule knows our hosts");
@@ -181,7 +180,10 @@ impl<T: Transport> App<T> {
         self.journal_condition.ok();
         if !self.gate.opens() {
             self.tools.metrics.gate_refusals.inc();
-            error!(feed = %state.target.feed, "a request was held back by the last gate: a defect");
+            error!(
+                feed = %state.target.feed,
+                "the rate-limit guard blocked a request that the schedule allowed: this is a bug"
+            );
             reservation.close().await;
             self.schedule.postponed(feed, Instant::now() + WAIT_FOR_JOURNAL);
             return;
@@ -210,7 +212,7 @@ impl<T: Transport> App<T> {
         });
     }
 
-    /// Takes in what a request tells.
+    /// Processes a message from a request.
     pub(super) async fn learn(&mut self, news: News) {
         match news {
             News::Head { asked, at } => self.schedule.heard(asked, at),
@@ -218,7 +220,7 @@ impl<T: Transport> App<T> {
         }
     }
 
-    /// Takes in how a request ended.
+    /// Processes the end of a request.
     async fn learn_end(&mut self, mut done: Done) {
         self.out -= 1;
         let now = Instant::now();
@@ -273,7 +275,7 @@ impl<T: Transport> App<T> {
         }
     }
 
-    /// Leaves to the next process what is worth to be known.
+    /// Records for the next process what it needs: suspected overflows and paces.
     pub(super) async fn end(mut self) {
         let now = Instant::now();
         for index in 0..self.states.len() {
@@ -287,7 +289,7 @@ impl<T: Transport> App<T> {
         }
     }
 
-    /// Shows how near the feed is to overflow.
+    /// Updates the metrics that show how close the feed is to overflow.
     fn show(&self, index: usize, seen: Seen, now: Instant) {
         let state = self.states.get(index).expect("the schedule knows our feeds");
         let found = seen.events as f64 + self.schedule.level(index, now).unwrap_or(0.0);
@@ -301,15 +303,15 @@ impl<T: Transport> App<T> {
             let app = self.states.first().map(|state| &state.target.feed.app);
             warn!(
                 app = app.map(tracing::field::display),
-                "Agora refuses requests as too many although we keep within the limit: somebody \
-                 else may be asking for this App ID, or requests_per_second is too high for it"
+                "Agora answers 429 although we keep within the limit: another client may be \
+                 polling this App ID, or requests_per_second is too high for it"
             );
         }
         if rest > REST_TO_TELL {
             let (host, said) = (&done.host, done.trouble.as_deref().unwrap_or_default());
             let until = self.tools.clock.now().after(rest);
             self.throttled.failing(format_args!(
-                "{host} asks for a pause (Retry-After): no request of this app before {until}: \
+                "{host} asked for a pause (Retry-After): no request of this app before {until}: \
                  {said}"
             ));
         }
@@ -322,7 +324,7 @@ impl<T: Transport> App<T> {
         if begins {
             error!(
                 %feed, from = from.map(tracing::field::display), %to,
-                "Agora's buffer was found full; events may have been overwritten there"
+                "Agora's buffer was full; events may have been overwritten there"
             );
         }
         let gap = Gap {
@@ -356,7 +358,7 @@ impl<T: Transport> App<T> {
 impl State {
     async fn learn<T>(&mut self, tools: &Tools<T>, done: Done, rest: Duration, locked_out: bool) {
         let mut order = self.order.lock().await;
-        // The lock is kept until the journal has it: what is released comes before whatever is next.
+        // Hold the lock until the journal has released them: they precede all later pages.
         let released = order.settled(done.ticket, done.ended);
         if !released.is_empty() {
             tools.journal.release(released).await;
@@ -365,8 +367,8 @@ impl State {
         drop(order);
         if let Some(emptied_at) = done.emptied_at {
             let emptied_at = emptied_at.before(CLOCK_MARGIN);
-            // The latest request knows best. By the times alone nothing would be known for an hour
-            // after a clock was set back by one.
+            // The request with the highest ticket decides. Comparing times instead would ignore all
+            // answers for an hour after a clock was set back by an hour.
             if self.emptied_by.is_none_or(|ticket| ticket < done.ticket) {
                 self.emptied_by = Some(done.ticket);
                 self.target.empty_at = Some(emptied_at);
@@ -379,10 +381,10 @@ impl State {
             return;
         };
         let tell_at = match done.outcome {
-            // The app's trouble, and not the feed's.
+            // A problem of the app, not of the feed.
             Outcome::Outdated => return,
             Outcome::Refused { refusal: Refusal::Credentials, .. } if locked_out => return,
-            // Others may accept them, or be about to refuse them, too.
+            // Other hosts may accept them, or be about to refuse them too.
             Outcome::Refused { refusal: Refusal::Credentials, .. } => FAILURES_TO_TELL,
             Outcome::Refused { refusal: Refusal::Request, .. } => 1,
             Outcome::Events(_) | Outcome::Failed { .. } if rest > REST_TO_TELL => 1,
@@ -396,21 +398,21 @@ impl State {
         }
         let refuses = match done.outcome {
             Outcome::Refused { refusal: Refusal::Credentials, .. } => {
-                " refuses the credentials of this app, and other hosts do not"
+                " refuses the credentials of this app; other hosts accept them"
             }
             _ => "",
         };
         let host = &done.host;
         if rest > REST_TO_TELL {
             let until = tools.clock.now().after(rest);
-            let next = format_args!("the feed is asked again at {until}");
+            let next = format_args!("next request of this feed at {until}");
             self.condition.failing(format_args!("{host}{refuses}: {trouble}; {next}"));
         } else {
             self.condition.failing(format_args!("{host}{refuses}: {trouble}"));
         }
     }
 
-    /// Shows which host serves the feed.
+    /// Updates which host serves the feed, and logs a change.
     fn show_host<T>(&mut self, tools: &Tools<T>, place: usize, host: &str) {
         if place == self.served_by {
             return;
@@ -419,13 +421,13 @@ impl State {
         let feed = &self.target.feed;
         tools.metrics.failover(feed, place);
         match place {
-            0 => info!(%feed, host, "the preferred host serves the feed again"),
-            _ => warn!(%feed, host, "another host than the preferred one serves the feed"),
+            0 => info!(%feed, host, "feed is back on its preferred host"),
+            _ => warn!(%feed, host, "feed failed over to another host"),
         }
     }
 }
 
-/// Whether the next process would do something else.
+/// Whether the difference is large enough for the next process to act differently.
 fn differs(kept: Pace, pace: Pace) -> bool {
     let apart = |one: f64, other: f64| (one - other).abs() > 1.0 + 0.1 * one.max(other);
     apart(kept.events_per_second, pace.events_per_second) || apart(kept.burst, pace.burst)

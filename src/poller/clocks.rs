@@ -1,13 +1,13 @@
-//! How far the clocks of Agora's hosts and ours are apart, by the `Date` of their answers.
+//! How far the clocks of Agora's hosts are from ours, by the `Date` header of their answers.
 //!
-//! A `Date` counts whole seconds, and any single one may be wild: a cache's, or of a machine behind a
-//! balancer that nobody maintains. So a difference is the median of the latest [`SAMPLES`], taken a
-//! second apart: to mislead it, most of the answers of several seconds have to be wrong alike.
-//! Where our own wall clock jumps against the monotonic one (it was set, or the machine slept), all
-//! samples are of another time and forgotten.
+//! A `Date` has a resolution of one second, and any single one may be wrong: it may come from a
+//! cache or from an unmaintained machine behind a load balancer. So the difference is the median of
+//! the latest [`SAMPLES`], taken a second apart: a wrong result takes several seconds in which most
+//! answers are wrong by the same amount. If our wall clock jumps relative to the monotonic one (it
+//! was set, or the machine slept), all samples are obsolete and discarded.
 //!
-//! Tokens are made by Agora's clock, and times that are compared with those of events are stated in
-//! it. A difference of seconds is left alone: it is within the bounds that gaps have anyway.
+//! Tokens are issued by Agora's clock, and times that are compared with those of events are stated
+//! in it. A difference of at most [`NOTHING`] is ignored: the bounds of gaps allow for it anyway.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -30,25 +30,27 @@ use tracing::warn;
 use crate::agora::Moment;
 use crate::model::Timestamp;
 
-/// An odd number has a middle.
+/// Number of samples per host; odd, so that there is a middle one.
 const SAMPLES: usize = 9;
 
-/// So many agree before a difference is believed enough to be told.
+/// Number of samples from which a difference is trusted enough to be reported.
 const TRUSTED: usize = 3;
 
-/// Samples are taken so far apart, once there are [`TRUSTED`].
+/// Interval between samples, once there are [`TRUSTED`].
 const APART: Duration = Duration::from_secs(1);
 
-/// What differs more between two clocks of this machine is a jump.
+/// Milliseconds by which our wall clock and the monotonic one may drift apart between two samples;
+/// more is a jump.
 const JUMP: i64 = 1_000;
 
-/// Less is what a `Date` can't tell, and what the way takes.
+/// Milliseconds within which a difference counts as none: the resolution of `Date` and the network
+/// delay.
 const NOTHING: i64 = 2_500;
 
-/// A person is told of a difference beyond this …
+/// Milliseconds of difference from which a warning is logged …
 const TOO_FAR: i64 = 60_000;
 
-/// … until it is less than this again.
+/// … until it drops below this again.
 const NEAR_AGAIN: i64 = 50_000;
 
 /// The clocks of all hosts. Cheap to clone; clones share.
@@ -58,7 +60,7 @@ pub struct Clocks(Arc<Mutex<BTreeMap<String, Host>>>);
 /// One of Agora's hosts.
 #[derive(Debug, Default)]
 struct Host {
-    /// Its clock less ours, in milliseconds.
+    /// Its clock minus ours, in milliseconds.
     samples: VecDeque<i64>,
     seen: Option<Moment>,
     sampled_at: Option<Instant>,
@@ -68,7 +70,7 @@ struct Host {
 // === impl Clocks ===
 
 impl Clocks {
-    /// Notes what a host's clock showed when ours showed `now`.
+    /// Records what a host's clock showed when ours showed `now`.
     pub(super) fn observe(&self, host: &str, date: Timestamp, now: Moment) {
         let mut hosts = self.lock();
         if !hosts.contains_key(host) {
@@ -81,7 +83,7 @@ impl Clocks {
             Some((true, difference)) => warn!(
                 host,
                 seconds = seconds(difference),
-                "Agora's clock and ours are far apart: correct the clock of this machine (NTP)"
+                "Agora's clock and ours are far apart: correct this machine's clock (NTP)"
             ),
             Some((false, difference)) => {
                 info!(host, seconds = seconds(difference), "Agora's clock and ours agree again");
@@ -90,13 +92,13 @@ impl Clocks {
         }
     }
 
-    /// A moment of our clock by that of a host, as far as that is known.
+    /// Converts a time of our clock to the host's, as far as the difference is known.
     pub(super) fn by_host(&self, host: &str, ours: Timestamp) -> Timestamp {
         let difference = self.difference(host);
         Timestamp::from_millis(ours.as_millis().saturating_add(difference))
     }
 
-    /// A moment of a host's clock by ours.
+    /// Converts a time of the host's clock to ours.
     pub(super) fn by_us(&self, host: &str, theirs: Timestamp) -> Timestamp {
         let difference = self.difference(host);
         Timestamp::from_millis(theirs.as_millis().saturating_sub(difference))
@@ -106,7 +108,7 @@ impl Clocks {
         self.lock().get(host).map_or(0, Host::difference)
     }
 
-    /// Seconds that each host is ahead of us, where that is known.
+    /// Seconds by which each host is ahead of us, where that is known.
     pub fn snapshot(&self) -> BTreeMap<String, f64> {
         let hosts = self.lock();
         let known = hosts.iter().filter(|(_, it)| it.is_trusted());
@@ -114,7 +116,7 @@ impl Clocks {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Host>> {
-        // The map is whole after every step, also after one that panicked.
+        // The map is consistent after every step, even one that panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -122,7 +124,7 @@ impl Clocks {
 impl Collector for Clocks {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let name = "agora_clock_ahead_seconds";
-        let help = "By how much the clock of one of Agora's hosts is ahead of ours.";
+        let help = "How far the clock of an Agora host is ahead of ours.";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (host, seconds) in self.snapshot() {
             ConstGauge::new(seconds).encode(family.encode_family(&[("host", host.as_str())])?)?;
@@ -134,7 +136,7 @@ impl Collector for Clocks {
 // === impl Host ===
 
 impl Host {
-    /// Whether the clocks begin or cease to be too far apart, and by how much.
+    /// Returns whether the clocks are too far apart, and by how much, when that changes.
     fn observe(&mut self, date: Timestamp, now: Moment) -> Option<(bool, i64)> {
         if self.seen.replace(now).is_some_and(|before| jumped(before, now)) {
             self.samples.clear();
@@ -144,7 +146,7 @@ impl Host {
             return None;
         }
         self.sampled_at = Some(now.monotonic);
-        // In the middle of the second that it names.
+        // The middle of the second that it names.
         let date = date.as_millis().saturating_add(500);
         self.samples.push_back(date.saturating_sub(now.wall.as_millis()));
         while self.samples.len() > SAMPLES {
@@ -165,14 +167,14 @@ impl Host {
         self.samples.len() >= TRUSTED
     }
 
-    /// What is to be reckoned with. The first one after a jump counts, too: it is more likely to be
-    /// right than nothing, and the next ones correct it.
+    /// The difference to apply. Even a single sample after a jump counts: it is more likely to be
+    /// right than assuming none, and the next ones correct it.
     fn difference(&self) -> i64 {
         let median = self.median();
         if median.saturating_abs() <= NOTHING { 0 } else { median }
     }
 
-    /// The middle one; of two that of the smaller difference.
+    /// The median; with an even number of samples, the smaller difference of the middle two.
     fn median(&self) -> i64 {
         let mut sorted: Vec<i64> = self.samples.iter().copied().collect();
         sorted.sort_unstable();
@@ -182,7 +184,7 @@ impl Host {
     }
 }
 
-/// Whether the wall clock went another way than the monotonic one.
+/// Whether the wall clock moved differently from the monotonic one.
 fn jumped(before: Moment, now: Moment) -> bool {
     let monotonic = now.monotonic.saturating_duration_since(before.monotonic);
     let monotonic = i64::try_from(monotonic.as_millis()).unwrap_or(i64::MAX);
@@ -190,7 +192,7 @@ fn jumped(before: Moment, now: Moment) -> bool {
     wall.saturating_sub(monotonic).saturating_abs() > JUMP
 }
 
-/// The host of a URL with its scheme, as it was configured.
+/// The scheme and host of a URL, as configured.
 pub(super) fn host_of(url: &str) -> &str {
     let behind_scheme = url.find("://").map_or(0, |at| at + 3);
     let end = url.get(behind_scheme..).and_then(|rest| rest.find('/'));

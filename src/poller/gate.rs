@@ -1,8 +1,8 @@
-//! The last gate in front of the socket.
+//! The rate-limit guard: the last check before a request leaves.
 //!
-//! The schedule's own rule is stricter; this one is somebody else's code and stands there in case
-//! ours is wrong. It is sized so that it never refuses what the rule allows, so a refusal is a
-//! defect.
+//! The schedule's own rule is stricter. This guard uses an independent implementation (`governor`),
+//! in case ours is wrong. It is sized to allow everything that the rule allows, so a refusal is a
+//! bug.
 
 use std::num::NonZeroU32;
 
@@ -15,13 +15,13 @@ use governor::state::InMemoryState;
 use governor::state::NotKeyed;
 use tokio::time::Instant;
 
-/// Lets a second's worth of requests pass at once, and goes on at that rate.
+/// Lets one second's worth of requests pass at once, and then that many per second.
 #[derive(Debug)]
 pub(super) struct Gate {
     limiter: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Nanos>>,
 }
 
-/// tokio's clock: governor's own ones go on while a test has paused the time.
+/// tokio's clock. governor's own clocks keep running while a test has paused the time.
 #[derive(Clone, Debug)]
 struct TokioClock {
     origin: Instant,

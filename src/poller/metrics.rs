@@ -1,4 +1,4 @@
-//! What the poller counts.
+//! Metrics of the poller.
 
 use std::sync::atomic::AtomicU64;
 
@@ -19,44 +19,44 @@ use crate::model::BUFFER_LIMIT;
 use crate::model::Feed;
 use crate::observe::metrics::FeedLabels;
 
-/// Counters of all apps together. Cheap to clone; clones share.
+/// Metrics of all apps together. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub struct PollerMetrics {
-    /// Requests that have come to their end, by what came.
+    /// Completed requests, by outcome.
     pub requests: Family<RequestLabels, Counter>,
-    /// From sending to the last byte.
+    /// From sending the request to the last byte of its answer.
     pub request_duration: Histogram,
     /// Pages that are durable in the journal.
     pub pages_committed: Counter,
     /// Bytes of pages.
     pub page_bytes: Counter,
-    /// Requests that the last gate held back: defects.
+    /// Requests that the rate-limit guard blocked; each is a bug.
     pub gate_refusals: Counter,
-    /// Pages that waited for others of their feed before anybody could read them.
+    /// Pages that had to wait for others of their feed before they became readable.
     pub pages_held: Counter,
-    /// Pages that were released although an earlier request had no end yet.
+    /// Pages that were released although an earlier request had not ended.
     pub pages_released_late: Counter,
-    /// How much of Agora's buffer the last request found full.
+    /// Fill level of Agora's buffer at the last request.
     pub buffer_fill: Family<FeedLabels, Gauge<f64, AtomicU64>>,
-    /// Events a second, as forecast.
+    /// Forecast events per second.
     pub feed_rate: Family<FeedLabels, Gauge<f64, AtomicU64>>,
-    /// Place of the host that served a feed last, in the order of failover.
+    /// Index of the host that served a feed last, in failover order.
     pub failover_host: Family<FeedLabels, Gauge>,
-    /// Gaps that were published because a buffer was found full.
+    /// Gaps that were published because a buffer was full.
     pub overflows_suspected: Family<FeedLabels, Counter>,
-    /// When tokens end.
+    /// When tokens expire.
     pub tokens: Tokens,
-    /// How far clocks are apart.
+    /// How far the clocks are apart.
     pub clocks: Clocks,
 }
 
 /// Labels of [`PollerMetrics::requests`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// Of which feed.
+    /// The feed.
     #[prometheus(flatten)]
     pub feed: FeedLabels,
-    /// What came.
+    /// What the request returned.
     pub outcome: &'static str,
 }
 
@@ -82,7 +82,7 @@ impl PollerMetrics {
         }
     }
 
-    /// Shows how many events the last request found in a buffer, and how fast it fills.
+    /// Records how many events the last request found in a buffer, and how fast it fills.
     pub fn show_feed(&self, feed: &Feed, found: f64, rate: f64) {
         let labels = FeedLabels::of(feed);
         let fill = (found / BUFFER_LIMIT as f64).min(1.0);
@@ -90,7 +90,7 @@ impl PollerMetrics {
         self.feed_rate.get_or_create(&labels).set(rate);
     }
 
-    /// Shows which host serves a feed.
+    /// Records which host serves a feed.
     pub fn failover(&self, feed: &Feed, place: usize) {
         let place = i64::try_from(place).unwrap_or(i64::MAX);
         self.failover_host.get_or_create(&FeedLabels::of(feed)).set(place);
@@ -105,7 +105,7 @@ impl PollerMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "requests",
-            "Requests to Agora that have come to their end, by what came",
+            "Completed requests to Agora, by outcome",
             self.requests.clone(),
         );
         registry.register_with_unit(
@@ -127,39 +127,39 @@ impl PollerMetrics {
         );
         registry.register(
             "gate_refusals",
-            "Requests that the last gate held back; each is a defect of the schedule",
+            "Requests that the rate-limit guard blocked; each is a bug in the schedule",
             self.gate_refusals.clone(),
         );
         registry.register(
             "pages_held",
-            "Pages that waited for others of their feed before anybody could read them",
+            "Pages that had to wait for others of their feed before they became readable",
             self.pages_held.clone(),
         );
         registry.register(
             "pages_released_late",
-            "Pages that were released although an earlier request had no end yet",
+            "Pages that were released although an earlier request had not ended",
             self.pages_released_late.clone(),
         );
         registry.register_with_unit(
             "buffer_fill",
-            "How much of Agora's buffer of 2,000 events the last request found full",
+            "Fill level of Agora's buffer of 2,000 events at the last request",
             Unit::Other("ratio".to_owned()),
             self.buffer_fill.clone(),
         );
         registry.register(
             "feed_events_per_second",
-            "How fast Agora's buffer fills, as forecast",
+            "Forecast rate at which Agora's buffer fills",
             self.feed_rate.clone(),
         );
         registry.register(
             "failover_host",
-            "Place of the host that served the feed last, in the order of failover; 0 is the \
-             preferred one",
+            "Index of the host that served the feed last, in failover order; 0 is the \
+             preferred host",
             self.failover_host.clone(),
         );
         registry.register(
             "overflows_suspected",
-            "Gaps that were published because Agora's buffer was found full",
+            "Gaps that were published because Agora's buffer was full",
             self.overflows_suspected.clone(),
         );
         registry.register_collector(Box::new(self.tokens.clone()));

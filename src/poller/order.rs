@@ -1,21 +1,23 @@
-//! The order in which the pages of a feed are published: that in which Agora handed them over.
+//! The order in which the pages of a feed are published: the order in which Agora handed them over.
 //!
-//! Several requests to a feed may be out at the same time, and answers come in any order. Agora
-//! hands over when a request *arrives*, and nobody tells us when that was: a request that was sent
-//! at `s`, with the head of its answer here at `h`, arrived no earlier than `s` and the way there,
-//! and no later than `h` less the way back. With the way there taken from both ends that is the
-//! span from `s` to `h − fastest`, where `fastest` is the fastest round trip; as long as the request
-//! is out, the span has no end. If the spans of two requests do not meet, the earlier one arrived
-//! first. If they do, the two are *ambiguous*. Between requests to two hosts the fastest way is taken
-//! for zero: how much nearer one of them is, either way, is not known.
+//! Several requests to a feed may be in flight at once, and their answers come in any order. Agora
+//! hands a page over when a request *arrives*, and the answer does not say when that was. A request
+//! sent at `s` whose answer's head was received at `h` arrived no earlier than `s` plus the time to
+//! the server, and no later than `h` minus the time back. Subtracting the time to the server from
+//! both ends gives a span from `s` to `h − fastest`, where `fastest` is the fastest round trip;
+//! while the request is in flight, the span is open-ended. If the spans of two requests don't meet,
+//! the earlier one arrived first. If they do, the two are *ambiguous*. Between requests to two
+//! different hosts, `fastest` is taken as zero, because the difference in distance between the
+//! hosts is unknown.
 //!
-//! Tickets grow in the order of sending, so they never contradict what is certain. Among ambiguous
-//! pages the times of their events decide, since a buffer is handed over oldest first; where times
-//! do not tell (pages that overlap, no times, times against what is certain), the tickets do.
+//! Tickets grow in sending order, so they never contradict an order that is certain. Ambiguous
+//! pages are ordered by the times of their events, since Agora hands a buffer over oldest first;
+//! where the times don't decide (pages that overlap, no times, times that contradict a certain
+//! order), the tickets do.
 //!
-//! A page is published at once if every other request arrived later for certain. Else it is held
-//! until all are settled that may have arrived before it, or before a page that it precedes; but
-//! not longer than a request can be out. Pure: no I/O, no clock.
+//! A page is published at once if all other requests certainly arrived later. Otherwise it is held
+//! until every request is settled that may have arrived before it, or before a page that it
+//! precedes, but no longer than a request can be in flight. Pure: no I/O, no clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,20 +28,20 @@ use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// A request that has come to its end has to be settled, too.
+/// Added to the longest request: after its end, the request must also be settled.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// The times of the first and the last event of a page.
 pub(super) type Times = (Timestamp, Timestamp);
 
-/// Puts the pages of one feed in order. `H` is what is held: it stands for a page.
+/// Orders the pages of one feed. `H` is the handle of a held page.
 #[derive(Debug)]
 pub(super) struct Order<H> {
     /// Requests that are not settled.
     out: BTreeMap<Ticket, Span>,
-    /// Pages that wait, in the order of publishing as far as it is known.
+    /// Held pages, in publishing order as far as it is known.
     held: Vec<Waiting<H>>,
-    /// A page waits no longer.
+    /// Maximum time that a page is held.
     patience: Duration,
 }
 
@@ -47,32 +49,33 @@ pub(super) struct Order<H> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Turn {
-    /// It is next, whatever it holds: it may be visible at once.
+    /// It is next in any case: it may become visible at once.
     Now,
-    /// Others may precede it: it has to be held, and [`Order::settled`] tells when its turn is.
+    /// Others may precede it: hold it until [`Order::settled`] returns it.
     Later,
 }
 
 /// How a request ended.
 #[derive(Debug)]
 pub(super) enum Ended<H> {
-    /// Nothing is to be put in order: no page, or one that was visible at once.
+    /// Nothing to put in order: no page, or one that became visible at once.
     Done,
-    /// With a page that is held.
+    /// With a held page.
     Held {
-        /// What stands for it.
+        /// The handle of the page.
         held: H,
-        /// Its times, where they can be read.
+        /// The times of its first and last event, where they can be read.
         times: Option<Times>,
     },
 }
 
-/// When a request may have arrived, in units of sending.
+/// When a request may have arrived, shifted to the time of sending (see the module's
+/// documentation).
 #[derive(Clone, Copy, Debug)]
 struct Span {
     sent: Instant,
     host: usize,
-    /// `None` while nothing is known.
+    /// `None` until the head of the answer has arrived.
     latest: Option<Instant>,
     /// When its page began to wait.
     waits_since: Instant,
@@ -89,24 +92,25 @@ struct Waiting<H> {
 // === impl Order ===
 
 impl<H> Order<H> {
-    /// Nothing is out. No request may be out for longer than `longest`: whatever a page waits for
-    /// has left before the head of its own answer came, so it has come to its end by then.
+    /// Starts with nothing in flight. No request may be in flight for longer than `longest`:
+    /// everything that a page waits for left before the head of its own answer came, so it has
+    /// ended by then.
     pub(super) fn new(longest: Duration) -> Self {
         Self { out: BTreeMap::new(), held: Vec::new(), patience: longest + MARGIN }
     }
 
-    /// A request is about to leave for a host. Tickets have to grow in the order of sending.
+    /// A request is about to leave for a host. Tickets must grow in sending order.
     pub(super) fn begin(&mut self, ticket: Ticket, sent: Instant, host: usize) {
         self.out.insert(ticket, Span { sent, host, latest: None, waits_since: sent });
     }
 
-    /// The answer to a request is there, and nobody has looked into it. `fastest` is the fastest
-    /// round trip to its host that is known: not longer than that of any request to it that is out.
+    /// The answer to a request has arrived and nothing has looked into it yet. `fastest` is the
+    /// fastest known round trip to its host, no longer than that of any request to it in flight.
     pub(super) fn arrived(&mut self, ticket: Ticket, head_at: Instant, fastest: Duration) -> Turn {
         let span = *self.out.get(&ticket).expect("a request begins before it is answered");
         let others = self.out.iter().filter(|(other, _)| **other != ticket).map(|(_, it)| it);
         let others = others.chain(self.held.iter().map(|it| &it.span));
-        // A request that leaves from now on arrives later, whichever host it asks.
+        // A request that leaves from now on arrives later, at any host.
         let alone = others.clone().all(|other| other.host == span.host);
         let fastest = if alone { fastest } else { Duration::ZERO };
         let latest = head_at.checked_sub(fastest).map_or(span.sent, |it| it.max(span.sent));
@@ -115,8 +119,8 @@ impl<H> Order<H> {
         if is_next { Turn::Now } else { Turn::Later }
     }
 
-    /// A request has its end, and its page, if there is one, is durable. Gives what is to be
-    /// released, in order, and before anything else of this feed becomes visible.
+    /// A request has ended, and its page, if there is one, is durable. Returns the pages to
+    /// release, in order, before anything else of this feed becomes visible.
     #[must_use]
     pub(super) fn settled(&mut self, ticket: Ticket, end: Ended<H>) -> Vec<H> {
         let span = self.out.remove(&ticket).expect("a request begins before it is settled");
@@ -125,32 +129,33 @@ impl<H> Order<H> {
             arrange(&mut self.held);
         }
         let earliest = self.out.values().map(|it| it.sent).min();
-        // A page precedes those behind it, so what arrived after one of them arrived after it.
+        // A page precedes those behind it, so a request that arrived after one of them arrived
+        // after it.
         self.release_up_to(|page| earliest.is_none_or(|earliest| page.span.is_before(earliest)))
     }
 
-    /// When a page will have waited too long.
+    /// When the first page will have waited too long.
     pub(super) fn overdue(&self) -> Option<Instant> {
         self.held.iter().map(|it| it.span.waits_since + self.patience).min()
     }
 
-    /// What has waited too long, and what precedes that: to be released, in order, although others
-    /// may still come that belong before it.
+    /// Pages that have waited too long and those that precede them: to be released, in order,
+    /// although pages that belong before them may still come.
     #[must_use]
     pub(super) fn give_up(&mut self, now: Instant) -> Vec<H> {
         let patience = self.patience;
         self.release_up_to(|page| page.span.waits_since + patience <= now)
     }
 
-    /// Releases the last page that is `ready`, and all before it.
+    /// Releases the last page that is `ready` and all pages before it.
     fn release_up_to(&mut self, ready: impl Fn(&Waiting<H>) -> bool) -> Vec<H> {
         let pages = self.held.iter().rposition(ready).map_or(0, |last| last + 1);
         self.held.drain(..pages).map(|it| it.held).collect()
     }
 }
 
-/// Puts pages of a former process in order; they are given in the order of settling. Nothing is
-/// known of their arrivals, so all of an incarnation are taken as ambiguous.
+/// Orders pages of a previous process, which are given in settling order. Their arrival times are
+/// unknown, so all pages of an incarnation are ambiguous.
 pub(super) fn recovered<H>(mut pages: Vec<(PageId, Option<Times>, H)>) -> Vec<H> {
     for pages in pages.chunk_by_mut(|(a, ..), (b, ..)| a.incarnation == b.incarnation) {
         pages.sort_by_key(|(id, times, _)| (*times, id.ticket));
@@ -161,19 +166,19 @@ pub(super) fn recovered<H>(mut pages: Vec<(PageId, Option<Times>, H)>) -> Vec<H>
     pages.into_iter().map(|(.., held)| held).collect()
 }
 
-/// Brings pages into the order of publishing: what is certain first of all.
+/// Sorts pages into publishing order: first by certain arrival order.
 fn arrange<H>(pages: &mut [Waiting<H>]) {
     pages.sort_by_key(|it| (it.span.sent, it.ticket));
     let mut latest = None;
     let groups = pages.chunk_by_mut(|page, next| {
-        // The span of a page may meet that of one far behind it.
+        // The span of a page may overlap that of a page far behind it.
         latest = latest.max(page.span.latest);
         next.span.sent <= latest.expect("a page that is held was answered")
     });
     groups.for_each(arrange_group);
 }
 
-/// Brings pages into order of which each is ambiguous with another.
+/// Sorts a group of pages that are linked by ambiguity: each is ambiguous with at least one other.
 fn arrange_group<H>(pages: &mut [Waiting<H>]) {
     pages.sort_by_key(|it| (it.times, it.ticket));
     let mut latest_sent = None;
@@ -186,7 +191,7 @@ fn arrange_group<H>(pages: &mut [Waiting<H>]) {
     }
 }
 
-/// Whether all have times, and none begins before the one before it ends.
+/// Whether all pages have times and none begins before the previous one ends.
 fn in_line(pages: impl Iterator<Item = Option<Times>>) -> bool {
     let mut end = None;
     let mut pages = pages;
@@ -201,7 +206,7 @@ fn in_line(pages: impl Iterator<Item = Option<Times>>) -> bool {
 // === impl Span ===
 
 impl Span {
-    /// Whether the request arrived before one that was sent at `sent`, for certain.
+    /// Whether the request certainly arrived before one that was sent at `sent`.
     fn is_before(&self, sent: Instant) -> bool {
         self.latest.is_some_and(|latest| latest < sent)
     }

@@ -1,4 +1,4 @@
-//! One request, from the ticket to its end.
+//! One request, from the ticket until it is settled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,69 +49,69 @@ use crate::schedule::Outcome;
 use crate::schedule::Refusal;
 use crate::schedule::Seen;
 
-/// What a request has to do, and for whom.
+/// A request that is about to be sent.
 #[derive(Debug)]
 pub(super) struct Errand {
     /// Index of the feed.
     pub(super) index: usize,
-    /// The schedule's name of the request.
+    /// The schedule's id of the request.
     pub(super) asked: Asked,
-    /// Which credentials it carries.
+    /// Which edition of the credentials it carries.
     pub(super) edition: Edition,
-    /// The place of the host in the order of failover.
+    /// Index of the host, in failover order.
     pub(super) place: usize,
     /// The feed.
     pub(super) target: Target,
-    /// Whether its page may be seen before others.
+    /// Decides whether its page may become visible before others.
     pub(super) order: Arc<Mutex<Order<Held>>>,
-    /// The fastest round trip to the host when it left.
+    /// The fastest round trip to the host, as known when the request left.
     pub(super) fastest: Duration,
 }
 
-/// What a request tells its app.
+/// A message from a request to its app.
 #[derive(Debug)]
 pub(super) enum News {
-    /// The head of an answer is there; the body may take long.
+    /// The head of an answer has arrived; the body may still take long.
     Head {
-        /// The schedule's name of the request.
+        /// The schedule's id of the request.
         asked: Asked,
-        /// When that was.
+        /// When it arrived.
         at: Instant,
     },
-    /// The request has come to its end.
+    /// The request has ended.
     End(Box<Done>),
 }
 
-/// A request that has come to its end.
+/// A request that has ended.
 #[derive(Debug)]
 pub(super) struct Done {
     /// Index of the feed.
     pub(super) index: usize,
-    /// The schedule's name of the request.
+    /// The schedule's id of the request.
     pub(super) asked: Asked,
-    /// Which credentials it carried.
+    /// Which edition of the credentials it carried.
     pub(super) edition: Edition,
-    /// The journal's.
+    /// The journal's number of the request.
     pub(super) ticket: Ticket,
-    /// When the head of the answer was there.
+    /// When the head of the answer arrived.
     pub(super) head_at: Option<Instant>,
-    /// The place of the host that it asked in the order of failover.
+    /// Index of the host that it asked, in failover order.
     pub(super) place: usize,
     /// The name of that host.
     pub(super) host: String,
-    /// For the schedule.
+    /// The result, for the schedule.
     pub(super) outcome: Outcome,
-    /// For the order of pages.
+    /// The result, for the order of pages.
     pub(super) ended: Ended<Held>,
-    /// The answer proves that the feed was empty when it was asked.
+    /// The request's time, if its answer proves that the feed was then empty.
     pub(super) emptied_at: Option<Timestamp>,
-    /// For a person.
+    /// What went wrong, for the operator.
     pub(super) trouble: Option<String>,
-    /// Whether the journal took what there was.
+    /// Whether the journal stored the result.
     pub(super) stored: Result<(), JournalError>,
 }
 
-/// Why a request can't leave: there is no room, or no database.
+/// Why a request can't be sent: the journal has no room, or no database.
 #[derive(Debug, thiserror::Error)]
 #[error("reserve room for an answer")]
 pub(super) struct NotAsked(#[from] JournalError);
@@ -119,7 +119,7 @@ pub(super) struct NotAsked(#[from] JournalError);
 // === impl Errand ===
 
 impl Errand {
-    /// Takes a request to its end. From the answer on a page is in our hands and nowhere else: no
+    /// Sees a request through to its end. From the answer on, we hold the only copy of a page: no
     /// select and no timeout around it.
     pub(super) async fn run<T: Transport>(
         self,
@@ -135,14 +135,16 @@ impl Errand {
         let sent = Instant::now();
         let asked = self.asked;
         let on_head = |at| {
-            // There is room for two from each request. Were there none, the end would tell.
+            // The channel has room for two messages per request. If it were full, the end would
+            // report it too.
             drop(news.try_send(News::Head { asked, at }));
         };
         let reply = tools.transport.ask_with(request, on_head).await;
         let head_at = reply.head_at();
         tools.learn_time(&host, &reply);
         let answered_at = tools.agora_now(&host);
-        // A clock may have been set while the request was out, and a machine may have slept.
+        // Our clock may have been set while the request was in flight, or the machine may have
+        // slept.
         let asked_at = asked_at.min(answered_at.before(sent.elapsed()));
         let since = self.target.empty_at.filter(|at| *at <= asked_at);
         tools.metrics.request_duration.observe(sent.elapsed().as_secs_f64());
@@ -152,7 +154,10 @@ impl Errand {
         match answer {
             Answer::Page { status, cut, body, content_encoding, ids, trouble } => {
                 if let Some(error) = &cut {
-                    warn!(%feed, %ticket, %error, %ids, "answer broke off; what came is kept");
+                    warn!(
+                        %feed, %ticket, %error, %ids,
+                        "answer was cut off; keeping the received part"
+                    );
                 }
                 let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
                 let page = Page {
@@ -180,7 +185,7 @@ impl Errand {
                 done.fail_with(Some(trouble));
             }
             Answer::Lost(error) => {
-                error!(%feed, %ticket, %error, "answer lost; a page may be gone");
+                error!(%feed, %ticket, %error, "answer lost; a page may be lost with it");
                 let gap = Gap {
                     feed: feed.clone(),
                     cause: GapCause::AnswerLost,
@@ -199,7 +204,7 @@ impl Errand {
         done
     }
 
-    /// Makes a page durable, and only then looks at it.
+    /// Makes a page durable, and only then looks into it.
     async fn commit<T>(
         &self,
         tools: &Tools<T>,
@@ -242,20 +247,20 @@ impl Errand {
                 done.outcome = Outcome::Events(Seen { events: received, times, torn });
             }
             Shape::Strange => {
-                // Agora goes on handing over, so the feed is asked at its usual pace.
+                // Agora is still handing events over, so keep polling at the usual pace.
                 done.outcome = Outcome::Events(Seen { events: received, ..Seen::default() });
                 done.trouble = Some(format!(
-                    "Agora reports success and hands over something, but not in `events` ({ids}): \
-                     a newer release of the bridge may read it; it is kept in the pages topic and \
-                     the dead-letter topic"
+                    "Agora reports success and sent data, but not in `events` ({ids}): it is kept \
+                     in the pages topic and the dead-letter topic; a newer release of the bridge \
+                     may be able to read it"
                 ));
             }
             Shape::Alien => {
                 let encoding = encoding.map(|it| format!(", Content-Encoding {it}"));
                 let encoding = encoding.unwrap_or_default();
                 done.trouble = Some(format!(
-                    "the answer is not what Agora sends (status {status}, {ids}{encoding}): check \
-                     the hosts of the app and the proxy"
+                    "the answer doesn't look like Agora's (status {status}, {ids}{encoding}): \
+                     check the hosts of the app and the proxy"
                 ));
             }
         }
@@ -269,7 +274,7 @@ impl Errand {
 // === impl Tools ===
 
 impl<T> Tools<T> {
-    /// Learns from the head of an answer what the host's clock shows.
+    /// Reads the host's clock from the head of an answer.
     fn learn_time(&self, host: &str, reply: &Reply) {
         let (Some(head_at), Some(date)) = (reply.head_at(), reply.date()) else { return };
         let wall = self.clock.now().before(head_at.elapsed());
@@ -278,13 +283,13 @@ impl<T> Tools<T> {
         self.metrics.clocks.observe(host, Timestamp::default().after(date), now);
     }
 
-    /// The time by the clock of one of Agora's hosts, as far as that is known. Times of events are
-    /// by that clock, so what is compared with them is.
+    /// The time by the clock of an Agora host, as far as it is known. Times of events are by that
+    /// clock, so everything compared with them must be too.
     pub(super) fn agora_now(&self, host: &str) -> Timestamp {
         self.metrics.clocks.by_host(host, self.clock.now())
     }
 
-    /// A ticket, and room for the answer.
+    /// Reserves a ticket, and room for the answer.
     pub(super) async fn prepare(
         &self,
         target: &Target,
@@ -292,7 +297,7 @@ impl<T> Tools<T> {
         partition: i32,
     ) -> Result<Reservation, NotAsked> {
         let url = target.urls.get(host).expect("the schedule knows our hosts");
-        // The next process knows nothing of Agora's clock: what is for it, is by ours.
+        // The next process doesn't know Agora's clock, so the times it reads are by ours.
         let by_us = |at| self.metrics.clocks.by_us(host_of(url), at);
         let (now, empty_at) = (self.clock.now(), target.empty_at.map(by_us));
         Ok(self.journal.reserve(&target.feed, partition, empty_at, now).await?)
@@ -302,7 +307,7 @@ impl<T> Tools<T> {
 // === impl Done ===
 
 impl Done {
-    /// A request that failed, unless something better is known of it.
+    /// A failed request, until more is known.
     fn new(errand: &Errand, ticket: Ticket, head_at: Option<Instant>, host: &str) -> Self {
         Self {
             index: errand.index,
@@ -324,7 +329,7 @@ impl Done {
         let Some(trouble) = trouble else { return };
         let (outcome, text) = match trouble {
             Trouble::NotSent(error) => {
-                (Outcome::Failed { retry_after: None }, format!("not reached: {error}"))
+                (Outcome::Failed { retry_after: None }, format!("could not reach Agora: {error}"))
             }
             Trouble::Throttled(said) => {
                 (Outcome::Throttled { retry_after: said.retry_after }, explained(&said))
@@ -336,7 +341,7 @@ impl Done {
                 let retry_after = said.retry_after;
                 let refused = |refusal| Outcome::Refused { refusal, retry_after };
                 match said.status {
-                    // What to do about it the app's credentials know.
+                    // The app's credentials know the remedy.
                     401 => (refused(Refusal::Credentials), said.to_string()),
                     _ => (refused(Refusal::Request), explained(&said)),
                 }
@@ -351,7 +356,7 @@ fn explained(said: &Said) -> String {
     format!("{said}: {}", said.meaning())
 }
 
-/// The wall clock for `Retry-After`.
+/// The wall clock, to evaluate `Retry-After`.
 fn system_time(moment: Timestamp) -> SystemTime {
     UNIX_EPOCH + moment.since(Timestamp::default())
 }

@@ -1,4 +1,4 @@
-//! When the tokens of apps end, for people and for programs.
+//! When the apps' tokens expire, for `/status.json` and the metrics.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Tokens(Arc<Mutex<BTreeMap<AppId, Shown>>>);
 #[derive(Clone, Copy, Debug)]
 struct Shown {
     end: TokenEnd,
-    /// How many there were before this one.
+    /// How many tokens the app had before this one.
     renewals: u64,
 }
 
@@ -33,7 +33,7 @@ struct Shown {
 #[derive(Debug, Serialize)]
 struct Row {
     app_id: String,
-    /// `null` where it can't be read out of the token.
+    /// `null` where the token doesn't reveal it.
     ends_at: Option<String>,
     made_here: bool,
     renewals: u64,
@@ -42,7 +42,7 @@ struct Row {
 // === impl Tokens ===
 
 impl Tokens {
-    /// An app has another token from now on, or none.
+    /// The app's token was replaced, or removed if `end` is `None`.
     pub(super) fn show(&self, app: &AppId, end: Option<TokenEnd>) {
         let mut tokens = self.lock();
         let renewals = tokens.get(app).map_or(0, |shown| shown.renewals + 1);
@@ -52,7 +52,7 @@ impl Tokens {
         }
     }
 
-    /// For `/status.json`.
+    /// The rows for `/status.json`.
     pub fn snapshot(&self) -> impl Serialize {
         let rows = |(app, shown): (&AppId, &Shown)| Row {
             app_id: app.to_string(),
@@ -64,7 +64,7 @@ impl Tokens {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AppId, Shown>> {
-        // The map is whole after every step, also after one that panicked.
+        // The map is consistent after every step, even one that panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,7 +72,7 @@ impl Tokens {
 impl Collector for Tokens {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let tokens = self.lock();
-        let help = "When the token of the app ends, counted from 1970.";
+        let help = "When the app's token expires, as a Unix timestamp.";
         let mut family = encoder.encode_descriptor(
             "token_end_timestamp_seconds",
             help,
@@ -84,7 +84,7 @@ impl Collector for Tokens {
             let labels = [("app_id", app.as_str())];
             ConstGauge::new(at.as_millis() / 1_000).encode(family.encode_family(&labels)?)?;
         }
-        let help = "Tokens of the app that were replaced by another one.";
+        let help = "Replacements of the app's token.";
         let mut family =
             encoder.encode_descriptor("token_renewals", help, None, MetricType::Counter)?;
         for (app, shown) in tokens.iter() {

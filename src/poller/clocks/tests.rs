@@ -1,4 +1,4 @@
-//! Clocks that are wrong, that jump, and that lie once.
+//! Clocks that are wrong, that jump, and that report one wrong time.
 
 use super::*;
 use crate::observe::logs::Format;
@@ -11,7 +11,7 @@ const NOON: i64 = 1_700_000_000_000;
 /// Our clocks.
 struct Ours {
     began: Instant,
-    /// How far the wall clock was set.
+    /// How far the wall clock has been set forward.
     set: i64,
     slept: i64,
     clocks: Clocks,
@@ -28,14 +28,14 @@ impl Ours {
         Moment { wall, monotonic: self.began + since }
     }
 
-    /// An answer comes whose `Date` is wrong by so much.
+    /// An answer arrives whose `Date` is wrong by `wrong_by` milliseconds.
     fn hear(&self, seconds: u64, wrong_by: i64) {
         let true_time = NOON + self.slept + i64::try_from(seconds).unwrap() * 1_000 + 500;
         let date = Timestamp::from_millis((true_time + wrong_by) / 1_000 * 1_000);
         self.clocks.observe(HOST, date, self.at(seconds));
     }
 
-    /// How far a moment by the host's clock is from ours, in seconds.
+    /// How far the host's clock is ahead of ours, in seconds.
     fn ahead(&self, seconds: u64) -> i64 {
         let ours = self.at(seconds).wall;
         let millis = self.clocks.by_host(HOST, ours).as_millis() - ours.as_millis();
@@ -99,7 +99,7 @@ fn a_person_is_told_once_of_clocks_that_are_far_apart() {
         let mut ours = Ours::new();
         (0..50).for_each(|second| ours.hear(second, 59_000));
         (50..100).for_each(|second| ours.hear(second, 70_000));
-        // Near the bound it is still the same episode.
+        // Near the limit it is still the same episode.
         (100..150).for_each(|second| ours.hear(second, 55_000));
         (150..200).for_each(|second| ours.hear(second, 70_000));
         (200..250).for_each(|second| ours.hear(second, 0));

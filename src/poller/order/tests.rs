@@ -17,7 +17,7 @@ fn times((first, last): (i64, i64)) -> Option<Times> {
     Some((Timestamp::from_millis(first), Timestamp::from_millis(last)))
 }
 
-/// An order, and the moment from which a test counts milliseconds.
+/// An order under test, and the instant from which times in milliseconds count.
 struct Bench {
     order: Order<u64>,
     origin: Instant,
@@ -149,10 +149,10 @@ fn what_a_former_process_held_is_in_the_order_of_times_or_else_of_tickets() {
     assert_eq!(recovered(pages), expected);
 }
 
-/// A request as fate has it, in milliseconds.
+/// What happens to one request, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Fate {
-    /// After the one before it.
+    /// Since the previous one.
     sent: u64,
     there: u64,
     back: u64,
@@ -171,7 +171,7 @@ enum Brings {
     Silence,
 }
 
-/// What happens to a request; at the same moment in this order.
+/// The events of a request. The variants are in the order in which simultaneous ones happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Head,
@@ -194,16 +194,16 @@ impl Fate {
     }
 }
 
-/// Requests that take their course, in milliseconds; each has the ticket behind its index.
+/// A run of several requests, in milliseconds; the ticket of each is its index plus one.
 struct Course {
     bench: Bench,
     fates: Vec<Fate>,
     sent: Vec<u64>,
-    /// Tickets with a page, in the order of arrival.
+    /// Tickets with a page, in order of arrival.
     handed_over: Vec<u64>,
     out: Vec<u64>,
     turns: BTreeMap<u64, Turn>,
-    /// Tickets, with the latest arrival of each in units of sending.
+    /// Tickets, with the latest possible arrival of each, shifted to the time of sending.
     held: Vec<(u64, u64)>,
     published: Vec<u64>,
     given_up: usize,
@@ -212,7 +212,7 @@ struct Course {
 // === impl Course ===
 
 impl Course {
-    /// Takes all requests to their end.
+    /// Runs all requests to their end.
     fn run(fates: Vec<Fate>) -> Self {
         let sent: Vec<u64> = fates
             .iter()
@@ -226,7 +226,7 @@ impl Course {
             .filter(|(_, (_, fate))| fate.is_page())
             .map(|(ticket, (sent, fate))| (sent + fate.there, ticket))
             .collect();
-        // Of those that arrive together the last is served first.
+        // Of those that arrive at the same time, the last is served first.
         arrivals.sort_by_key(|(arrival, ticket)| (*arrival, u64::MAX - ticket));
         let mut course = Self {
             bench: Bench::sent(&[]),
@@ -274,7 +274,7 @@ impl Course {
         (self.sent[index], self.fates[index])
     }
 
-    /// A page waits exactly where another may have arrived before it.
+    /// A page must wait exactly if another may have arrived before it.
     fn head(&mut self, ticket: u64, at: u64) {
         let turn = self.bench.arrived(ticket, at);
         let latest = at - 40;
@@ -298,7 +298,7 @@ impl Course {
                 self.bench.held(ticket, times((first, first + 10)).filter(|_| known))
             }
             turn => {
-                // It was visible at once.
+                // It became visible at once.
                 self.published.extend(turn.filter(|_| fate.is_page()).map(|_| ticket));
                 self.bench.done(ticket)
             }
@@ -307,14 +307,14 @@ impl Course {
         self.published.extend(released);
         for (ticket, latest) in &self.held {
             let reason = self.out.iter().any(|other| self.fate(*other).0 <= *latest);
-            assert!(reason, "ticket {ticket} is held and nothing can precede it");
+            assert!(reason, "ticket {ticket} is held although nothing can precede it");
         }
     }
 
     fn give_up(&mut self) {
         while let Some(due) = self.bench.order.overdue() {
             let released = self.bench.order.give_up(due);
-            assert!(!released.is_empty(), "overdue and not given up");
+            assert!(!released.is_empty(), "overdue but not released");
             self.given_up += released.len();
             self.published.extend(released);
         }

@@ -83,7 +83,7 @@ pub(crate) struct Past {
     pub(crate) disk_lost: bool,
     /// It was not stopped in order.
     pub(crate) killed: bool,
-    /// Requests that the last gate held back.
+    /// Requests that the rate-limit guard blocked.
     pub(crate) gate_refusals: u64,
     /// What its orderly stop left for the next one.
     pub(crate) left: Option<Waiting>,
