@@ -1,14 +1,14 @@
 //! An Agora that behaves as documented, for developers and for this project's own tests.
 //!
-//! The core is [`World`]: pure, deterministic by the seed of its [`Script`], told the time. It is
-//! asked directly where time is simulated. Its [`Ledger`] knows the fate of each event, so that a
-//! consumer can be judged: what is delivered there, and nothing else, has to come out at the other
-//! end, once. [`serve`] puts a thin HTTP face on it, in real time. Where only numbers matter,
-//! [`Counted`] plays the same script without names, bodies and ledger.
+//! The core is [`World`]: pure, deterministic by the seed of its [`Script`], with time passed in.
+//! Tests in simulated time call it directly. Its [`Ledger`] knows what became of each event, so
+//! that a consumer can be judged: it must publish each event that the ledger counts as delivered
+//! exactly once, and no other. [`serve`] exposes the world over HTTP, in real time. Where only
+//! numbers matter, [`Counted`] plays the same script without names, bodies and ledger.
 //!
-//! It promises to be at least as strict as the documents: where they leave a choice, the script
-//! has a switch. It does not promise to be Agora: nothing here was measured against the real
-//! service.
+//! It promises to be at least as strict as Agora's documentation; where the documentation is
+//! ambiguous, the script has a switch. It does not promise to be Agora: nothing here was measured
+//! against the real service.
 
 mod body;
 mod buffer;

@@ -7,14 +7,15 @@ use super::event::Event;
 use super::event::Style;
 use super::script::Empty;
 
-/// A body and, for each of its elements, how many bytes a reader needs to have it whole.
+/// A body and, for each of its elements, how many of its bytes a reader needs to have the whole
+/// element.
 #[derive(Debug)]
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) ends: Vec<usize>,
 }
 
-/// What an answer is free to choose: neither order of keys nor white space means anything.
+/// Freedoms of the encoder: the order of keys and white space carry no meaning.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     order: [Part; 3],
@@ -28,8 +29,8 @@ enum Part {
     Events,
 }
 
-/// The body of an answer that hands over nothing because something failed: every way of saying so in
-/// turn, by the number of the answer.
+/// The body of an answer that hands over no events because something failed. The number of the
+/// answer selects one of the ways to say so, in turn.
 pub(super) fn failed(number: u64, request_id: &str) -> Vec<u8> {
     match number % 4 {
         0 => format!(r#"{{"result":"failed","request_id":"{request_id}"}}"#),
@@ -40,7 +41,7 @@ pub(super) fn failed(number: u64, request_id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The page that a proxy shows in place of an answer.
+/// An error page from a proxy instead of an answer.
 pub(super) fn html(title: &str) -> Vec<u8> {
     format!(
         "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1>\
@@ -127,11 +128,11 @@ fn write_list<'a>(
 // === impl Layout ===
 
 impl Layout {
-    /// As the documents print it, without white space.
+    /// As the documentation prints it, without white space.
     pub(super) const PLAIN: Self =
         Self { order: [Part::Result, Part::RequestId, Part::Events], space: "" };
 
-    /// Any other.
+    /// In any other form.
     pub(super) fn drawn(rng: &mut StdRng) -> Self {
         use Part::Events;
         use Part::RequestId;

@@ -1,5 +1,5 @@
-//! What one region keeps of one endpoint of one App ID: the newest 2,000 events, or its share of them
-//! where the endpoints have 2,000 together.
+//! The events that one region keeps for one endpoint of one App ID: the newest 2,000, or fewer
+//! where both endpoints share a buffer of 2,000.
 
 use std::collections::VecDeque;
 
@@ -22,34 +22,34 @@ pub(super) struct Buffer {
 pub(super) struct Copied {
     /// The number of the event. Events are numbered in the order in which they happen.
     pub(super) seq: u64,
-    /// Where the ledger wrote it down.
+    /// Index of its line in the ledger.
     pub(super) line: u32,
 }
 
 // === impl Buffer ===
 
 impl Buffer {
-    /// Takes an event in; [`make_room`] has to follow.
+    /// Adds an event; the caller must call [`make_room`] next.
     ///
-    /// A copy may arrive after newer events; it is put where it belongs.
+    /// A copy may arrive after newer events; it is inserted in order.
     pub(super) fn put(&mut self, event: Copied) {
         let newer = self.waiting.iter().rev().take_while(|it| it.seq > event.seq).count();
         self.waiting.insert(self.waiting.len() - newer, event);
     }
 
-    /// Hands over the oldest events, as many as fit an answer, and forgets them.
+    /// Hands over the oldest events, as many as fit into an answer, and removes them.
     pub(super) fn take(&mut self) -> impl Iterator<Item = Copied> {
         self.waiting.drain(..self.waiting.len().min(HANDS_OVER))
     }
 
-    /// How many events wait.
+    /// Number of waiting events.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 }
 
-/// Says which event has to leave after another was put into one of these buffers, which have the room
-/// of one together. A copy that comes too late into a full buffer of newer events leaves itself.
+/// Removes the oldest event if these buffers, which share the capacity of one, are over it. A copy
+/// that arrives late into a buffer full of newer events is itself the one removed.
 pub(super) fn make_room(buffers: &mut [Buffer]) -> Option<Copied> {
     if buffers.iter().map(Buffer::len).sum::<usize>() <= KEEPS {
         return None;
@@ -68,7 +68,7 @@ mod tests {
         Copied { seq, line: 0 }
     }
 
-    /// Puts it into a buffer of its own.
+    /// Adds an event to a buffer that is not shared.
     fn put(buffer: &mut Buffer, event: Copied) -> Option<Copied> {
         buffer.put(event);
         make_room(std::slice::from_mut(buffer))

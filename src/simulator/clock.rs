@@ -1,8 +1,8 @@
 //! When the events of one endpoint of one App ID happen: its rate, its ramp, its bursts.
 //!
-//! A clock has randomness of its own, so that its times depend on nothing but the script: neither on
-//! who moves (`load.rs`) nor on who asks. So whoever only counts events (`counted.rs`) counts just
-//! those that the [`World`](super::World) writes out.
+//! Each clock has its own random generator, so that its times depend only on the script, not on
+//! which users act (`load.rs`) or on the requests. This lets `counted.rs` count exactly the events
+//! that the [`World`](super::World) writes out.
 
 use std::time::Duration;
 
@@ -16,20 +16,20 @@ use super::script::RandomBursts;
 use super::script::Script;
 use crate::model::Endpoint;
 
-/// When events happen.
+/// Generates the times of events.
 #[derive(Debug)]
 pub(super) struct Clock {
     rng: StdRng,
     pace: Pace,
-    /// When the rate makes its next event.
+    /// When the rate produces its next event.
     regular: Duration,
-    /// When the next event of a burst is due, or the beginning of a random one.
+    /// When the next event of a burst is due, or the start of a random burst.
     irregular: Duration,
     bursts: Vec<Running>,
     random_bursts: Option<(Duration, RandomBursts)>,
 }
 
-/// A rate that changes in straight lines.
+/// A rate that changes linearly between points.
 #[derive(Debug)]
 struct Pace {
     even: bool,
@@ -37,7 +37,7 @@ struct Pace {
     points: Vec<(f64, f64)>,
 }
 
-/// A burst that has begun or will.
+/// A burst, running or scheduled.
 #[derive(Debug)]
 struct Running {
     next: Duration,
@@ -45,16 +45,16 @@ struct Running {
     left: u32,
 }
 
-/// Randomness for one purpose, so that one purpose's draws never shift another's.
+/// A random generator for one purpose, so that draws for one purpose never affect another's.
 pub(super) fn randomness(seed: u64, purpose: u64) -> StdRng {
-    // The golden ratio's bits: neighbouring purposes of neighbouring seeds stay apart.
+    // The bits of the golden ratio keep neighbouring purposes of neighbouring seeds apart.
     StdRng::seed_from_u64(seed ^ purpose.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 // === impl Clock ===
 
 impl Clock {
-    /// The clock of one endpoint of the script's App ID with this number.
+    /// The clock of one endpoint of the App ID with this index in the script.
     pub(super) fn new(script: &Script, app: usize, endpoint: Endpoint) -> Self {
         let purpose = 1_000 + 2 * app as u64 + u64::from(endpoint == Endpoint::Channel);
         let mut rng = randomness(script.seed, purpose);
@@ -71,13 +71,13 @@ impl Clock {
         clock
     }
 
-    /// When something is due: an event, or the beginning of a random burst.
+    /// When the next step is due: an event, or the start of a random burst.
     pub(super) fn due(&self) -> Duration {
         self.regular.min(self.irregular)
     }
 
-    /// Moves on what is due, and says whether an event happens: the beginning of a random burst is
-    /// none yet.
+    /// Performs the step that is due and returns whether an event happens; the start of a random
+    /// burst is not an event yet.
     pub(super) fn step(&mut self) -> bool {
         if self.regular <= self.irregular {
             self.regular = self.pace.next(self.regular, &mut self.rng);
@@ -88,7 +88,7 @@ impl Clock {
         happens
     }
 
-    /// The next event that happens until `now`.
+    /// The next event no later than `now`.
     pub(super) fn next_until(&mut self, now: Duration) -> Option<Duration> {
         loop {
             let at = self.due();
@@ -101,7 +101,7 @@ impl Clock {
         }
     }
 
-    /// So many events at `now`, on top of the script.
+    /// Adds a burst of `events` at `now`, on top of the script.
     pub(super) fn burst(&mut self, now: Duration, events: u32) {
         self.bursts.push(Running { next: now, gap: Duration::ZERO, left: events });
         self.irregular = self.next_irregular();
@@ -139,13 +139,13 @@ impl Pace {
         Self { even: load.even, points: std::iter::once((0.0, load.rate)).chain(ramp).collect() }
     }
 
-    /// When the next event happens, if the last one did at `after`.
+    /// When the next event happens after the one at `after`.
     fn next(&self, after: Duration, rng: &mut StdRng) -> Duration {
         let work = if self.even { 1.0 } else { exponential(rng) };
         seconds(self.reach(after.as_secs_f64(), work))
     }
 
-    /// When the rate, added up from `at` on, has done so much work; infinity if it never does.
+    /// When the integral of the rate from `at` on reaches `work`; infinity if it never does.
     fn reach(&self, mut at: f64, mut work: f64) -> f64 {
         for (start, end) in self.points.iter().zip(self.points.iter().skip(1)) {
             if end.0 <= at {
@@ -155,7 +155,7 @@ impl Pace {
             let rate = start.1 + slope * (at - start.0);
             let whole = (rate + end.1) / 2.0 * (end.0 - at);
             if work < whole {
-                // The root of rate·x + slope·x²/2 = work, in the form that survives slope = 0.
+                // The root of rate·x + slope·x²/2 = work, in the form that is stable at slope = 0.
                 return at
                     + 2.0 * work / (rate + (rate * rate + 2.0 * slope * work).max(0.0).sqrt());
             }
@@ -187,7 +187,7 @@ fn exponential(rng: &mut StdRng) -> f64 {
     -(1.0 - rng.random::<f64>()).ln()
 }
 
-/// Seconds as a duration; what is too long to be one is forever.
+/// Seconds as a duration; values that don't fit become the maximum.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
@@ -203,7 +203,7 @@ mod tests {
         Clock::new(&Script { apps: vec![app], ..Script::default() }, 0, Endpoint::User)
     }
 
-    /// How many events happen until then.
+    /// Number of events until `end`.
     fn count(clock: &mut Clock, end: Duration) -> usize {
         std::iter::from_fn(|| clock.next_until(end)).count()
     }
@@ -253,6 +253,6 @@ mod tests {
         assert_eq!(count(&mut clock, millis(1_050)), 10);
         clock.burst(millis(1_050), 3);
         assert_eq!(count(&mut clock, millis(1_050)), 3);
-        assert_eq!(count(&mut clock, millis(2_050)), 10, "the rate goes on as if nothing had been");
+        assert_eq!(count(&mut clock, millis(2_050)), 10, "the rate continues unchanged");
     }
 }

@@ -1,13 +1,14 @@
-//! One App ID of a simulated Agora, counted instead of written: when events happen, what the
-//! buffers hold and forget, what the rate limit refuses. No names, no bodies, no ledger.
+//! One App ID of a simulated Agora in which events are counted but not written out: when events
+//! happen, what the buffers hold and overwrite, which requests the rate limit refuses. No names, no
+//! bodies, no ledger.
 //!
-//! For the same script and the same requests it hands over and overwrites just as many events as a
-//! [`World`](super::World) does, and draws the same round trips; a test holds the two against each
-//! other. What a script says of regions, faults, credentials and bodies means nothing here: there
-//! is one region, and nothing fails but by the limit.
+//! For the same script and the same requests it hands over and overwrites exactly as many events as
+//! a [`World`](super::World) does, and draws the same round trips; a test compares the two. It
+//! ignores the script's regions, faults, credentials and bodies: there is one region, and no
+//! request fails except by the rate limit.
 //!
-//! It is fast (about 30 ns an event), because no event is worth more than its time: each feed's
-//! clock runs ahead alone up to the moment of a request.
+//! It is fast (about 30 ns per event), because it keeps only the time of each event: each feed's
+//! clock runs ahead independently up to the next request.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -35,11 +36,11 @@ const HANDS_OVER: usize = PAGE_LIMIT as usize;
 #[derive(Debug)]
 pub struct Counted {
     now: Duration,
-    /// Users', channels'.
+    /// User events, channel events.
     feeds: [Feed; 2],
     window: Window,
     limit: RateLimit,
-    /// Both feeds have the room of one.
+    /// Whether both feeds share the capacity of one buffer.
     shared: bool,
     requests: Requests,
     first_request: Option<Duration>,
@@ -49,38 +50,39 @@ pub struct Counted {
     in_seconds: bool,
 }
 
-/// What a request took.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// How many events waited.
+    /// How many events were waiting.
     pub waited: u64,
-    /// The number of the first event that it took; events of a feed are numbered as they happen.
+    /// The number of the first event taken; the events of a feed are numbered as they happen.
     pub first: u64,
-    /// When the events happened that it took, oldest first.
+    /// When the events taken happened, oldest first.
     pub happened: Vec<Duration>,
-    /// The times of the first and the last event as Agora states them; `None` of an empty page and
-    /// where Agora states only seconds.
+    /// The times of the first and the last event as Agora states them; `None` for an empty page,
+    /// and where Agora states whole seconds only.
     pub stated: Option<(Timestamp, Timestamp)>,
 }
 
-/// What became of the events of a feed, or of several.
+/// What became of the events of one feed or several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Events that happened.
     pub made: u64,
-    /// Those that were handed over.
+    /// Events that were handed over.
     pub taken: u64,
-    /// Those that newer ones replaced.
+    /// Events that newer ones replaced.
     pub overwritten: u64,
-    /// Those among the overwritten that were so after the App ID's first request.
+    /// Overwritten events that were overwritten after the App ID's first request.
     pub overwritten_once_asked: u64,
-    /// Those among the overwritten that happened after the App ID's first request.
+    /// Overwritten events that happened after the App ID's first request.
     pub overwritten_of_later: u64,
-    /// The most that ever waited when the feed was asked; of both feeds, where they share a buffer.
+    /// The highest number of events waiting at any request; for both feeds together where they
+    /// share a buffer.
     pub fullest: u64,
 }
 
-/// A buffer and what fills it.
+/// A buffer and the clock that fills it.
 #[derive(Debug)]
 struct Feed {
     clock: Clock,
@@ -92,7 +94,7 @@ struct Feed {
 // === impl Counted ===
 
 impl Counted {
-    /// The App ID with this number in the script; one that is not there is quiet.
+    /// The App ID with this index in the script; if there is none, it has no events.
     pub fn new(script: &Script, app: usize) -> Self {
         Self {
             now: Duration::ZERO,
@@ -109,8 +111,8 @@ impl Counted {
         }
     }
 
-    /// When everything happens at an endpoint until then, whoever asks: for those who may see the
-    /// future.
+    /// The times of all events at an endpoint until `end`, independent of requests: for pollers
+    /// that may know the future.
     pub fn foresee(
         script: &Script,
         app: usize,
@@ -122,24 +124,24 @@ impl Counted {
         std::iter::from_fn(|| clock.next_until(end)).collect()
     }
 
-    /// How long a request is on its way and how long its answer will be.
+    /// Draws the time that a request takes to arrive, and the time that its answer takes.
     pub fn round_trip(&mut self) -> (Duration, Duration) {
         self.network.round_trip(&mut self.ways)
     }
 
-    /// How long the body of a page with so many events takes from its first byte to its last.
+    /// Time from the first to the last byte of the body of a page with `events` events.
     pub fn body_time(&self, events: u64) -> Duration {
         self.network.body_time(events)
     }
 
-    /// Answers a request that arrives `now`; `None` if it is one too many.
+    /// Answers a request that arrives at `now`; `None` if it exceeds the rate limit.
     pub fn answer(&mut self, now: Duration, endpoint: Endpoint) -> Option<Taken> {
         self.now = self.now.max(now);
         let now = self.now;
         let in_this_second = self.window.arrive(now);
         self.requests.asked += 1;
         self.requests.most_in_a_second = self.requests.most_in_a_second.max(in_this_second);
-        // What happened until now did so before the first request.
+        // Events until now happened before this request, which may be the first.
         self.advance(now);
         self.first_request.get_or_insert(now);
         if in_this_second > u64::from(self.limit.requests_per_second) {
@@ -155,7 +157,7 @@ impl Counted {
         Some(Taken { stated: self.stated(&taken.happened), ..taken })
     }
 
-    /// Lets happen what happens until `now`.
+    /// Advances to `now`: all events until then happen.
     pub fn advance(&mut self, now: Duration) {
         self.now = self.now.max(now);
         if self.shared {
@@ -172,7 +174,7 @@ impl Counted {
         }
     }
 
-    /// The same where both feeds have the room of one: what happens first goes first.
+    /// The same for feeds that share a buffer: events are added in order of time.
     fn advance_together(&mut self) {
         let mut next = self.feeds.each_mut().map(|feed| feed.next_until(self.now));
         loop {
@@ -197,7 +199,7 @@ impl Counted {
         }
     }
 
-    /// What became of the events of one feed.
+    /// Counts of one feed.
     pub fn counts(&self, endpoint: Endpoint) -> Counts {
         let [user, channel] = &self.feeds;
         match endpoint {
@@ -206,7 +208,7 @@ impl Counted {
         }
     }
 
-    /// The requests, as the server counts them.
+    /// Request counts, as the server sees them.
     pub fn requests(&self) -> Requests {
         self.requests
     }
@@ -228,7 +230,7 @@ impl Counted {
 // === impl Counts ===
 
 impl Counts {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -254,14 +256,14 @@ impl Feed {
         }
     }
 
-    /// The next event that happens until `now`, counted.
+    /// The next event no later than `now`, counted.
     fn next_until(&mut self, now: Duration) -> Option<Duration> {
         let at = self.clock.next_until(now).filter(|at| *at < self.quiet_from)?;
         self.counts.made += 1;
         Some(at)
     }
 
-    /// A newer event replaces the oldest.
+    /// Drops the oldest event to make room for a newer one.
     fn forget(&mut self, first_request: Option<Duration>) {
         let Some(oldest) = self.waiting.pop_front() else { return };
         self.counts.overwritten += 1;
@@ -270,7 +272,7 @@ impl Feed {
         self.counts.overwritten_of_later += u64::from(is_later);
     }
 
-    /// Hands over the oldest events; their times are not stated yet.
+    /// Hands over the oldest events; the stated times are filled in by the caller.
     fn take(&mut self) -> Taken {
         let waited = self.waiting.len() as u64;
         let first = self.counts.made - waited;
@@ -324,7 +326,7 @@ mod tests {
             .header("x-agora-token", "good")
     }
 
-    /// Asks both at the same times, at up to 12 a second, so that some are one too many.
+    /// Polls both at the same times, at up to 12 requests a second, so that some exceed the limit.
     fn check(script: &Script) {
         let mut world = World::new(script.clone());
         let mut counted = Counted::new(script, 0);
@@ -351,10 +353,10 @@ mod tests {
             assert_eq!(counts.made, totals.made);
             assert_eq!(counts.taken, totals.delivered);
             assert_eq!(counts.overwritten, totals.overwritten);
-            assert!(counts.overwritten > 0, "the script is one in which buffers run over");
+            assert!(counts.overwritten > 0, "the script makes buffers overflow");
         }
         assert_eq!(counted.requests(), world.ledger().requests(0));
-        assert!(counted.requests().over_limit > 0, "some were one too many");
+        assert!(counted.requests().over_limit > 0, "some exceeded the limit");
     }
 
     #[test]

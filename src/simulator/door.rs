@@ -1,4 +1,4 @@
-//! Who is asked for, who asks, and how often: path, credentials, rate limit.
+//! Checks on a request: path, credentials, rate limit.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,21 +12,21 @@ use crate::model::AppId;
 use crate::model::Endpoint;
 use crate::model::Timestamp;
 
-/// What a path names.
+/// The resource that a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target<'a> {
     /// An endpoint of an App ID.
     Feed(&'a str, Endpoint),
     /// The Console's list of projects, which takes no events.
     Projects,
-    /// Nothing there is.
+    /// An unknown path.
     Nothing,
 }
 
-/// The credentials that open an App ID.
+/// The credentials that an App ID accepts.
 #[derive(Clone)]
 pub(super) struct Lock {
-    /// What follows `Basic `.
+    /// The value after `Basic `.
     basic: String,
     tokens: Vec<TokenScript>,
     app_id: AppId,
@@ -34,7 +34,8 @@ pub(super) struct Lock {
     token_life: Option<Duration>,
 }
 
-/// A token that claims to be made further in the future was not made by an honest clock.
+/// A token that claims to be issued further in the future than this was not issued by a correct
+/// clock.
 const FROM_THE_FUTURE: Duration = Duration::from_secs(60);
 
 /// The requests of the last second.
@@ -46,7 +47,7 @@ pub(super) struct Window {
 // === impl Target ===
 
 impl<'a> Target<'a> {
-    /// URLs are case-sensitive; a query means nothing.
+    /// URLs are case-sensitive; the query is ignored.
     pub(super) fn of(path: &'a str) -> Self {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
         if path == "/dev/v1/projects" {
@@ -54,7 +55,7 @@ impl<'a> Target<'a> {
         }
         let parts: Vec<&str> = path.split('/').collect();
         match parts.as_slice() {
-            // Some old pages print `hook` for the channel events.
+            // Some old documents print `hook` for the channel events.
             ["", "dev", "v2", "project", app_id, "rtm", "hook", "channel_events"] => {
                 Self::Feed(app_id, Endpoint::Channel)
             }
@@ -81,14 +82,14 @@ impl Lock {
         }
     }
 
-    /// Whether the request carries one of the three forms of credentials, at that moment.
+    /// Whether the request carries one of the three forms of credentials, valid at that moment.
     pub(super) fn opens(&self, request: &Request, now: Duration, wall: Timestamp) -> bool {
         self.opens_with_basic(request)
             || self.tokens.iter().filter(|it| it.is_good(now)).any(|it| it.opens(request))
             || self.opens_with_signature(request, wall)
     }
 
-    /// A 007 token tells its user, a 006 token has to be told.
+    /// A 007 token contains its user; a 006 token needs it in a header.
     fn opens_with_signature(&self, request: &Request, wall: Timestamp) -> bool {
         if let Some(("agora", value)) = authorization(request) {
             let text = value.strip_prefix("token=").filter(|it| it.starts_with("007"));
@@ -152,10 +153,10 @@ fn authorization(request: &Request) -> Option<(&str, &str)> {
 // === impl Window ===
 
 impl Window {
-    /// Counts a request in, and says how many arrived in the second that ends with it.
+    /// Records a request and returns how many arrived in the second that ends with it.
     ///
-    /// What arrived exactly a second ago is out. What was refused counts too: who keeps knocking
-    /// stays out, who slows down to the limit gets in again.
+    /// A request exactly one second ago no longer counts. Refused requests count too: a client that
+    /// keeps sending too fast stays blocked, one that slows down to the limit is served again.
     pub(super) fn arrive(&mut self, now: Duration) -> u64 {
         let second = Duration::from_secs(1);
         while self.arrivals.front().is_some_and(|at| *at + second <= now) {
@@ -166,7 +167,7 @@ impl Window {
     }
 }
 
-/// Base64 with padding, as Basic authentication has it.
+/// Base64 with padding, as for Basic authentication.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
@@ -262,7 +263,7 @@ mod tests {
         }
     }
 
-    /// A token that is good, and what its user is called.
+    /// A valid token, and the name of its user.
     fn order(app: &AppScript, form: TokenForm) -> token::Order<'_> {
         token::Order {
             form,
@@ -294,7 +295,7 @@ mod tests {
                 Lock::of(app).opens(&request, Duration::ZERO, wall)
             };
             assert!(opens(good, "me", &app, 0) && opens(good, "me", &app, 599), "{form:?}");
-            assert!(!opens(good, "me", &app, 600), "{form:?}: it is over");
+            assert!(!opens(good, "me", &app, 600), "{form:?}: it has expired");
             assert!(opens(good, "me", &app, -60) && !opens(good, "me", &app, -61), "{form:?}");
             assert!(!opens(good, "me", &other, 0), "{form:?}: another App ID");
             let certificate = other.app_certificate.as_str();
@@ -302,7 +303,7 @@ mod tests {
             let short = AppScript { token_life: Some(Duration::from_secs(5)), ..app.clone() };
             assert!(opens(good, "me", &short, 4) && !opens(good, "me", &short, 5), "{form:?}");
             if form == TokenForm::AccessToken {
-                assert!(!opens(good, "you", &app, 0), "it is told another user");
+                assert!(!opens(good, "you", &app, 0), "the header names another user");
             }
             // Each form has its own header.
             let token = token::mint(good);

@@ -1,8 +1,8 @@
-//! One event, and how it is written: by hand into bytes, since the simulator shares its processor
-//! with what it tests.
+//! One event and its encoding, written by hand into bytes, because the simulator shares the CPU
+//! with the program under test.
 //!
-//! Writing is a function of the event and the style of its App ID. So the ledger need not keep
-//! what was written: it can write it again.
+//! The encoding is a function of the event and the style of its App ID. So the ledger doesn't have
+//! to store the bytes: it can write them again.
 
 use std::io::Write;
 
@@ -11,15 +11,15 @@ use super::script::AppScript;
 use super::script::Dialect;
 use crate::model::Endpoint;
 
-/// How many forms of malformed elements there are.
+/// Number of kinds of malformed elements.
 pub(super) const MALFORMED_FORMS: u8 = 14;
 
-/// Something that happened to somebody. Small: a long run remembers ten million.
+/// An event of one user. Small, because a long run keeps ten million.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Event {
     /// Events are numbered in the order in which they happen.
     pub(super) seq: u64,
-    /// As it is written: with the dialect's precision.
+    /// As written, that is, with the dialect's precision.
     pub(super) ms: i64,
     pub(super) user: u32,
     /// Zero for user events.
@@ -28,7 +28,7 @@ pub(super) struct Event {
     pub(super) endpoint: Endpoint,
     /// Login or Join; otherwise Logout or Leave.
     pub(super) entering: bool,
-    /// Which form of a malformed element it is, if it is one.
+    /// The kind of malformed element, if it is one.
     pub(super) malformed: Option<u8>,
 }
 
@@ -54,8 +54,8 @@ impl Event {
         }
     }
 
-    /// Whether a reader can tell where the element ends from the element alone. A bare number
-    /// can't: it needs what follows.
+    /// Whether the end of the element can be found from the element alone. A bare number needs the
+    /// byte that follows it.
     pub(super) const fn ends_by_itself(&self) -> bool {
         !matches!(self.malformed, Some(8))
     }
@@ -69,7 +69,7 @@ impl Style {
         Self { dialect, wild_names, unknown_fields, padding }
     }
 
-    /// Writes the element as it stands in an answer.
+    /// Writes the element as it appears in an answer.
     pub(super) fn write(&self, event: &Event, out: &mut Vec<u8>) {
         if let Some(form) = event.malformed {
             return self.write_malformed(event, form, out);
@@ -127,8 +127,8 @@ impl Style {
         out.extend_from_slice(quote);
     }
 
-    /// Fields that no document lists: plain, nested, clashing with a bridge's own names, and the
-    /// other name of a pair.
+    /// Undocumented fields: plain, nested, clashing with the bridge's own names, and the other name
+    /// of a pair.
     fn write_unknown(&self, event: &Event, out: &mut Vec<u8>) {
         let both_names: &[u8] = match (self.dialect.old_names, event.endpoint) {
             (false, Endpoint::User) => b",\"ts\":7",
@@ -143,7 +143,7 @@ impl Style {
         });
     }
 
-    /// Something that is not an event, though its end can be found.
+    /// An element that is not an event, but whose end can be found.
     fn write_malformed(&self, event: &Event, form: u8, out: &mut Vec<u8>) {
         let Event { seq, ms, user, .. } = *event;
         let kind = event.kind();
@@ -182,7 +182,7 @@ pub(super) fn write_number(number: i64, out: &mut Vec<u8>) {
     write_digits(number.unsigned_abs(), 1, out);
 }
 
-/// Writes a number with at least so many digits (at most 20).
+/// Writes a number with at least `at_least` digits (at most 20).
 pub(super) fn write_digits(mut number: u64, at_least: usize, out: &mut Vec<u8>) {
     let mut digits = [b'0'; 20];
     let mut used = 0;
@@ -197,7 +197,8 @@ pub(super) fn write_digits(mut number: u64, at_least: usize, out: &mut Vec<u8>) 
     out.extend_from_slice(digits.get(20 - used..).unwrap_or_default());
 }
 
-/// Writes a JSON string; where asked, with escapes that JSON allows but does not ask for.
+/// Writes a JSON string; with `escape_more`, also uses escapes that JSON allows but doesn't
+/// require.
 fn write_text(text: &str, escape_more: bool, out: &mut Vec<u8>) {
     out.push(b'"');
     for character in text.chars() {

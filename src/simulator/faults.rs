@@ -1,4 +1,4 @@
-//! Which fault strikes whom.
+//! Decides which fault hits which request or connection.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::script::FaultKind;
 use super::script::Script;
 use crate::model::Endpoint;
 
-/// The faults of a script, with the randomness that decides.
+/// The faults of a script, with the random generator that selects them.
 #[derive(Debug)]
 pub(super) struct Faults {
     faults: Vec<Fault>,
@@ -31,12 +31,12 @@ impl Faults {
         }
     }
 
-    /// From now on these, instead of those before.
+    /// Replaces the faults from now on.
     pub(super) fn replace(&mut self, faults: Vec<Fault>) {
         self.faults = faults;
     }
 
-    /// The fault that strikes an attempt to connect.
+    /// The fault that hits an attempt to connect.
     pub(super) fn strike_connection(&mut self, now: Duration, region: usize) -> Option<FaultKind> {
         let name = self.regions.get(region);
         let is_meant =
@@ -44,7 +44,7 @@ impl Faults {
         strike(&self.faults, &mut self.rng, now, is_meant).map(|fault| fault.kind)
     }
 
-    /// The fault that strikes a request.
+    /// The fault that hits a request.
     pub(super) fn strike_request(
         &mut self,
         now: Duration,
@@ -62,7 +62,7 @@ impl Faults {
         strike(&self.faults, &mut self.rng, now, is_meant).cloned()
     }
 
-    /// The times in which a region refuses every connection, so that it may as well not listen.
+    /// The periods in which a region refuses every connection, so that its listener may be closed.
     pub(super) fn closed(&self, region: usize) -> Vec<(Duration, Duration)> {
         let name = self.regions.get(region);
         let is_meant = |fault: &&Fault| {
@@ -77,7 +77,7 @@ fn fits(wanted: &Option<String>, name: Option<&String>) -> bool {
     wanted.is_none() || wanted.as_ref() == name
 }
 
-/// The first fault that is on, is meant, and comes up.
+/// The first fault that is active, applies, and is drawn.
 fn strike<'a>(
     faults: &'a [Fault],
     rng: &mut StdRng,

@@ -1,16 +1,17 @@
-//! A thin HTTP face on a [`World`]: listeners, requests, answers that break as they shall.
+//! Serves a [`World`] over HTTP: listeners, requests, and answers that break off as the faults
+//! demand.
 //!
-//! One listener a region, HTTP/1.1 with connections that are kept, in real time: the request
-//! "arrives" when half a round trip has been waited for, and the answer leaves when the other
-//! half has. Below what a server library allows, since its answers are meant to break:
+//! One listener per region, HTTP/1.1 with keep-alive, in real time: the request "arrives" after
+//! half a round trip, and the answer leaves after the other half. It uses plain sockets, because a
+//! server library doesn't let answers break off:
 //!
-//! - *reset*: the bytes are sent, some time is left to read them, then the connection is closed
-//!   with `SO_LINGER` zero;
-//! - *refused*: where a region refuses everybody for a time, its listener is closed for that time
-//!   together with every idle connection; where it refuses some, those are reset when accepted;
-//! - *black hole*: accepted and never read. Connections from before are not affected.
+//! - *reset*: the bytes are sent, the client gets some time to read them, then the connection is
+//!   closed with `SO_LINGER` zero;
+//! - *refused*: while a region refuses every connection, its listener is closed, together with
+//!   every idle connection; if it refuses only some, those are reset when accepted;
+//! - *black hole*: accepted and never read. Existing connections are not affected.
 //!
-//! `GET /simulator/ledger` answers the ledger's [`Summary`](super::Summary) and costs nothing.
+//! `GET /simulator/ledger` returns the ledger's [`Summary`](super::Summary) and takes no events.
 
 use std::fmt::Write as _;
 use std::io;
@@ -37,17 +38,17 @@ use super::wire::Framing;
 use super::wire::Request;
 use super::world::World;
 
-/// Where the [`Summary`](super::Summary) is found.
+/// The path of the [`Summary`](super::Summary).
 pub const LEDGER_PATH: &str = "/simulator/ledger";
 
-/// How often the world moves on while nobody asks.
+/// Interval at which the world advances between requests.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a client has to read what came before a reset: a reset overtakes what the sender
-/// still holds.
+/// Time for a client to read the bytes before a reset, which discards everything still in the
+/// sender's buffer.
 const TIME_TO_READ: Duration = Duration::from_millis(200);
 
-/// The largest request head; Agora's callers send a few hundred bytes.
+/// The largest request head; clients of Agora send a few hundred bytes.
 const LARGEST_HEAD: usize = 16 * 1024;
 
 const CHUNK: usize = 8 * 1024;
@@ -55,21 +56,21 @@ const CHUNK: usize = 8 * 1024;
 /// A world that is served.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where each region listens, in the order of the script.
+    /// The address of each region, in script order.
     pub addresses: Vec<SocketAddr>,
     /// The world itself. Never hold it across an `await`.
     pub world: Arc<Mutex<World>>,
     clock: Clock,
 }
 
-/// Simulated time: it goes on from where the world stood when it was served.
+/// Simulated time: continues from the world's time when serving began.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     started: Instant,
     offset: Duration,
 }
 
-/// What every task needs.
+/// Shared by all tasks.
 #[derive(Clone)]
 struct Face {
     world: Arc<Mutex<World>>,
@@ -88,17 +89,17 @@ struct Station {
     open: CancellationToken,
 }
 
-/// A request head, and whether the connection may carry another.
+/// A request head, and whether the connection may carry another request.
 struct Asked {
     request: Request,
     is_last: bool,
 }
 
-/// Serves a world until `stop`, each region at one address (port 0: any free one).
+/// Serves a world until `stop`, each region at one address (port 0: any free port).
 ///
 /// # Errors
 ///
-/// The number of addresses is not that of regions, or one of them can't be listened at.
+/// The number of addresses differs from that of regions, or listening on one of them failed.
 pub async fn serve(
     world: World,
     listen: Vec<SocketAddr>,
@@ -106,7 +107,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<Server> {
     if world.script().regions.len() != listen.len() {
-        let reason = "there has to be one address for each region";
+        let reason = "need exactly one address per region";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     let clock = Clock { started: Instant::now(), offset: world.now() };
@@ -121,7 +122,7 @@ pub async fn serve(
     }
     let addresses = stations.iter().map(|(station, _)| station.address).collect();
     for (station, listener) in stations {
-        // Closed from the start: nobody may slip in before the task runs.
+        // Starts closed: no connection may get in before the task runs.
         let is_closed = station.closing().is_some_and(|(from, _)| from <= clock.now());
         tracker.spawn(station.listen((!is_closed).then_some(listener)));
     }
@@ -137,7 +138,7 @@ impl Server {
         self.addresses.get(region).map(|address| format!("http://{address}"))
     }
 
-    /// The world, to look or to intervene. Never hold it across an `await`.
+    /// The world, to inspect or to change. Never hold it across an `await`.
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,7 +178,7 @@ impl Face {
 // === impl Station ===
 
 impl Station {
-    /// Listens, except while the region refuses everybody.
+    /// Listens, except while the region refuses every connection.
     async fn listen(mut self, mut listener: Option<TcpListener>) {
         let stop = self.face.stop.clone();
         loop {
@@ -199,7 +200,7 @@ impl Station {
         }
     }
 
-    /// The time of refusal that is now, or else the next one.
+    /// The current period of refusal, or else the next one.
     fn closing(&self) -> Option<(Duration, Duration)> {
         let now = self.face.clock.now();
         let closed = self.face.world().closed(self.region);
@@ -214,7 +215,8 @@ impl Station {
                 () = until(closing) => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.welcome(stream),
-                    // Out of descriptors, or a client that left at once: the next may do better.
+                    // Out of file descriptors, or a client that left at once: the next accept may
+                    // succeed.
                     Err(_) => sleep(TICK).await,
                 },
             }
@@ -242,7 +244,7 @@ impl Station {
         match connection {
             Connection::Accepted => {
                 self.face.tracker.spawn(async move {
-                    // A client that has gone is no trouble of ours.
+                    // A client that disconnected is not our error.
                     station.converse(stream).await.ok();
                 });
             }
@@ -258,7 +260,7 @@ impl Station {
         }
     }
 
-    /// One connection, request by request.
+    /// Serves one connection, request by request.
     async fn converse(self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut buffer = Vec::new();
@@ -294,7 +296,7 @@ impl Station {
         sleep(there).await;
         let answer = {
             let mut world = self.face.world();
-            // Read under the lock, so that time does not run backwards between two requests.
+            // Read under the lock, so that time doesn't run backwards between two requests.
             world.answer(clock.now(), self.region, request)
         };
         sleep(back).await;
@@ -337,9 +339,9 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// The next request head; `None` where the client has closed the connection.
+/// The next request head; `None` if the client closed the connection.
 ///
-/// Nothing is lost if this is given up: what was read is in the buffer.
+/// Cancel-safe: bytes already read are in the buffer.
 async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
     loop {
         if let Some((asked, length)) = parse_head(buffer)? {
@@ -373,12 +375,12 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<(Asked, usize)>> {
         request.value_of("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
     let has_body = request.value_of("content-length").is_some_and(|it| it != "0")
         || request.value_of("transfer-encoding").is_some();
-    // A body means nothing to these endpoints; not reading it costs the connection.
+    // These endpoints ignore request bodies; leaving one unread costs the connection.
     let is_last = wants_close || has_body || head.version != Some(1);
     Ok(Some((Asked { request, is_last }, length)))
 }
 
-/// The bytes of head and body as far as they are sent; `None` if none is.
+/// The bytes of head and body that are sent; `None` if none are.
 fn on_the_wire(answer: &Answer) -> Option<(Vec<u8>, Vec<u8>)> {
     let sent = answer.sent_body()?;
     let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
@@ -402,7 +404,7 @@ fn on_the_wire(answer: &Answer) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((head.into_bytes(), body))
 }
 
-/// Chunks as if the whole body were sent, up to so many of its bytes.
+/// Writes chunks as if the whole body were sent, but only `sent` bytes of it.
 fn write_chunks(body: &[u8], sent: usize, out: &mut Vec<u8>) {
     let mut left = sent;
     for chunk in body.chunks(CHUNK) {
@@ -438,7 +440,7 @@ const fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Twenty pieces a second, each when its last byte is due.
+/// Twenty pieces a second, each at the time when its last byte is due.
 async fn write_slowly(stream: &mut TcpStream, bytes: &[u8], pace: u32) -> io::Result<()> {
     let begun = Instant::now();
     let piece = usize::try_from(pace / 20).unwrap_or(1).max(1);
@@ -452,14 +454,14 @@ async fn write_slowly(stream: &mut TcpStream, bytes: &[u8], pace: u32) -> io::Re
     Ok(())
 }
 
-/// Says nothing until the client has had enough.
+/// Sends nothing until the client disconnects.
 async fn wait_for_the_end(stream: &mut TcpStream) -> io::Result<()> {
     let mut ignored = [0; 1_024];
     while stream.read(&mut ignored).await? > 0 {}
     Ok(())
 }
 
-/// The page of [`LEDGER_PATH`]. It is no answer of Agora's, so it has no number in the ledger.
+/// The answer at [`LEDGER_PATH`]. Agora has no such page, so it gets no number in the ledger.
 fn ledger_page(world: &World) -> Answer {
     let body = serde_json::to_vec(&world.ledger().summary()).expect("a summary is plain numbers");
     Answer {

@@ -1,13 +1,13 @@
-//! The truth about each event, so that a consumer can be judged.
+//! What really happened to each event, to judge a consumer by.
 //!
-//! An event counts once, however many regions hold a copy of it. It is *delivered* when some
-//! region handed it over and all of its bytes were sent; *buffered* while none did and a copy
-//! still waits; *torn* when the last copy is gone and some copy was handed over in an answer that
-//! broke off before its end; *overwritten* when newer events pushed out every copy. For each
+//! An event counts once, no matter how many regions hold a copy of it. It is *delivered* when some
+//! region handed it over and sent all of its bytes; *buffered* while none did and a copy still
+//! waits; *torn* when no copy is left and some copy was handed over in an answer that broke off
+//! before the end of the event; *overwritten* when newer events pushed out every copy. For each
 //! endpoint made = delivered + buffered + torn + overwritten, always.
 //!
-//! What is sent is what the simulator wrote. Whether the client was still there to read it, the
-//! ledger can't know: [`AnswerRecord`] has the times to judge that by.
+//! "Sent" means that the simulator wrote the bytes. The ledger can't know whether the client was
+//! still there to read them; the times in [`AnswerRecord`] help to judge that.
 
 use std::time::Duration;
 
@@ -22,89 +22,89 @@ use super::script::Script;
 use crate::model::AppId;
 use crate::model::Endpoint;
 
-/// What happened to all events and all requests.
+/// All events and all requests, with what happened to them.
 #[derive(Debug)]
 pub struct Ledger {
     keeps_records: bool,
     accounts: Vec<Account>,
     lines: Vec<Line>,
-    /// Lines of events that have met their end, where records are not kept.
+    /// Free lines, whose events are finished; used where records are not kept.
     free: Vec<u32>,
     answers: Vec<AnswerRecord>,
     answered: u64,
     connections: u64,
 }
 
-/// An event and its fate.
+/// An event and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Events are numbered in the order in which they happen.
     pub seq: u64,
-    /// Whose it is.
+    /// Its App ID.
     pub app: AppId,
-    /// Where it is asked for.
+    /// Its endpoint.
     pub endpoint: Endpoint,
     /// Agora's `type`: `Login`, `Logout`, `Join` or `Leave`.
     pub kind: &'static str,
-    /// Who.
+    /// The user.
     pub user: String,
-    /// Where, for channel events.
+    /// The channel, for channel events.
     pub channel: Option<String>,
-    /// When, in milliseconds since 1970. A multiple of 1,000 where the dialect writes seconds.
+    /// The time, in milliseconds since 1970. A multiple of 1,000 where the dialect writes seconds.
     pub ms: i64,
     /// What became of it.
     pub fate: Fate,
-    /// The bytes of an element that is not an event, just as they are sent. The other fields
-    /// are then without meaning.
+    /// The bytes of an element that is not an event, exactly as sent. The other fields then have no
+    /// meaning.
     pub malformed: Option<Vec<u8>>,
 }
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It waits in some region, or is on its way to one.
+    /// It waits in a region, or is on its way to one.
     Buffered,
-    /// It was sent whole.
+    /// All of it was sent.
     Delivered {
-        /// The number of the first answer that held it.
+        /// The number of the first answer that contained it.
         answer: u64,
     },
-    /// It was handed over in an answer that broke off before its last byte.
+    /// It was handed over in an answer that broke off before the event's last byte.
     Torn {
         /// The number of the last such answer.
         answer: u64,
     },
-    /// Newer events took its place.
+    /// Newer events replaced it.
     Overwritten,
 }
 
-/// An answer, or what went out in place of one. Its number is its index.
+/// An answer, or what was sent instead of one. Its number is its index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerRecord {
     /// When the request arrived.
     pub at: Duration,
-    /// When the last byte that was meant to be sent was handed to the network, if it was.
+    /// When the last byte to be sent was passed to the network, if it was.
     pub sent_at: Option<Duration>,
     /// The region that was asked.
     pub region: usize,
-    /// The App ID, by its index in the script, and the endpoint, where the path named a known one.
+    /// The App ID, by its index in the script, and the endpoint, where the path named known ones.
     pub feed: Option<(usize, Endpoint)>,
-    /// The status, even if nobody came to see it.
+    /// The status, even if the client never received it.
     pub status: u16,
-    /// The fault that struck it.
+    /// The fault that hit it.
     pub fault: Option<FaultKind>,
     /// How many elements were taken from the buffer.
     pub taken: u64,
-    /// How many of them were sent whole, and so are delivered.
+    /// How many of them were sent in full, and so are delivered.
     pub complete: u64,
 }
 
-/// Events of one endpoint, or of many, by fate.
+/// Events of one endpoint or several, by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// All that happened.
+    /// All events that happened.
     pub made: u64,
-    /// Sent whole, each counted once.
+    /// Sent in full, each counted once.
     pub delivered: u64,
     /// Replaced by newer ones.
     pub overwritten: u64,
@@ -112,27 +112,27 @@ pub struct Totals {
     pub torn: u64,
     /// Still waiting.
     pub buffered: u64,
-    /// How many of those made are not events but malformed elements.
+    /// How many of the events made are malformed elements instead of events.
     pub malformed: u64,
-    /// How often an event that was delivered already was sent whole again, by another region.
+    /// How often an event already delivered was sent in full again, by another region.
     pub repeats: u64,
 }
 
-/// The requests for one App ID, or for many.
+/// The requests for one App ID or several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
-    /// All that named the App ID, whatever the answer.
+    /// All requests that named the App ID, regardless of the answer.
     pub asked: u64,
-    /// Those that were answered 429 because the limit was reached.
+    /// Requests that were answered 429 because the limit was reached.
     pub over_limit: u64,
-    /// The most authorised requests that arrived in any one second.
+    /// The highest number of authorised requests that arrived in any one second.
     pub most_in_a_second: u64,
 }
 
-/// The ledger in short, as `GET /simulator/ledger` answers it.
+/// Summary of the ledger, as returned by `GET /simulator/ledger`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// In the order of the script.
+    /// In script order.
     pub apps: Vec<AppSummary>,
 }
 
@@ -161,13 +161,13 @@ struct Account {
 #[derive(Clone, Copy, Debug)]
 struct Line {
     event: Event,
-    /// Copies that wait or travel.
+    /// Copies waiting in a region or on their way to one.
     copies: u8,
     sent: Sent,
     answer: u64,
 }
 
-/// The best that an answer did for an event so far.
+/// The best result of any answer for an event so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     No,
@@ -197,20 +197,20 @@ impl Ledger {
         }
     }
 
-    /// Each event, in the order in which they happened; without `keep_records` only those that
-    /// still wait, in no order.
+    /// All events in the order in which they happened; without `keep_records` only those that still
+    /// wait, in no particular order.
     pub fn events(&self) -> impl Iterator<Item = Recorded> + '_ {
         self.events_from(0)
     }
 
-    /// The same without the first `skipped` of them, for a judge who judges little by little.
+    /// The same without the first `skipped` events, to judge incrementally.
     pub fn events_from(&self, skipped: usize) -> impl Iterator<Item = Recorded> + '_ {
         let is_in_use = |line: &&Line| self.keeps_records || line.copies > 0;
         let lines = self.lines.iter().skip(skipped).filter(is_in_use);
         lines.map(|line| self.recorded(line))
     }
 
-    /// Each answer, by number; none without `keep_records`.
+    /// All answers, by number; none without `keep_records`.
     pub fn answers(&self) -> &[AnswerRecord] {
         &self.answers
     }
@@ -246,7 +246,7 @@ impl Ledger {
         self.connections
     }
 
-    /// The ledger in short.
+    /// The summary of the ledger.
     pub fn summary(&self) -> Summary {
         let apps = self.accounts.iter().map(|it| AppSummary {
             app_id: it.app.as_str().to_owned(),
@@ -257,7 +257,7 @@ impl Ledger {
         Summary { apps: apps.collect() }
     }
 
-    /// Writes down a new event of which there will be so many copies.
+    /// Records a new event, which has `copies` copies.
     pub(super) fn made(&mut self, event: Event, copies: u8) -> Copied {
         let line = Line { event, copies, sent: Sent::No, answer: 0 };
         if let Some(totals) = self.totals_mut(&event) {
@@ -281,24 +281,24 @@ impl Ledger {
         Copied { seq: event.seq, line: index }
     }
 
-    /// The event as it was written down.
+    /// The event as recorded.
     pub(super) fn event(&self, copied: Copied) -> Option<&Event> {
         self.lines.get(copied.line as usize).map(|line| &line.event)
     }
 
-    /// A copy had to leave for a newer event.
+    /// A copy was removed to make room for a newer event.
     pub(super) fn overwritten(&mut self, copied: Copied) {
         self.lose_copy(copied, Sent::No, 0);
     }
 
-    /// A copy was handed over in the answer of that number.
+    /// A copy was handed over in the answer with this number.
     pub(super) fn handed_over(&mut self, copied: Copied, answer: u64, is_whole: bool) {
         self.lose_copy(copied, if is_whole { Sent::Whole } else { Sent::InPart }, answer);
     }
 
     fn lose_copy(&mut self, copied: Copied, sent: Sent, answer: u64) {
         let Some(line) = self.lines.get_mut(copied.line as usize) else { return };
-        assert!(line.copies > 0, "event {} leaves more often than it was copied", copied.seq);
+        assert!(line.copies > 0, "event {} was removed more often than it was copied", copied.seq);
         let before = line.fate();
         let is_repeat = line.sent == Sent::Whole && sent == Sent::Whole;
         line.copies -= 1;
@@ -316,12 +316,12 @@ impl Ledger {
         }
     }
 
-    /// The number that the next answer gets.
+    /// The number of the next answer.
     pub(super) fn next_answer(&self) -> u64 {
         self.answered
     }
 
-    /// Writes down an answer and what it says about the requests of its App ID.
+    /// Records an answer, and counts the request for its App ID.
     pub(super) fn answered(&mut self, record: AnswerRecord) {
         self.answered += 1;
         if self.keeps_records {
@@ -382,7 +382,7 @@ impl Ledger {
 // === impl Totals ===
 
 impl Totals {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         Self {
@@ -396,7 +396,7 @@ impl Totals {
         }
     }
 
-    /// Whether every event has one fate.
+    /// Whether the counts by outcome add up to the number of events made.
     pub fn balance(&self) -> bool {
         self.made == self.delivered + self.overwritten + self.torn + self.buffered
     }
@@ -451,7 +451,7 @@ mod tests {
         malformed: None,
     };
 
-    /// What happens to the copies of one event, and the fate that has to come of it.
+    /// What happens to the copies of one event, and the expected outcome.
     fn check(copies: u8, ends: &[Option<bool>], expected: Fate) {
         for keep_records in [true, false] {
             let mut ledger = Ledger::new(&Script { keep_records, ..Script::default() });

@@ -1,12 +1,11 @@
-//! Who logs in, out, joins or leaves.
+//! Decides who logs in or out, joins or leaves.
 //!
-//! Each endpoint of each App ID is a source with a clock (`clock.rs`) and randomness of its own:
-//! what one source makes depends on nothing but the script, least of all on who asks for it and
-//! when.
+//! Each endpoint of each App ID is a source with its own clock (`clock.rs`) and random generator:
+//! its events depend only on the script, never on who requests them or when.
 //!
-//! No event happens twice: an event's identity is (endpoint, channel, user, type, time), and a
-//! person who moved in one unit of time does not move again within it; where everybody has, a
-//! burst brings in new people.
+//! No event happens twice: an event's identity is (endpoint, channel, user, type, time), and a user
+//! who acted within one unit of time doesn't act again in it. If all users have acted, a burst
+//! brings in new ones.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -28,7 +27,7 @@ use crate::model::Timestamp;
 #[derive(Debug)]
 pub(super) struct Crowds {
     sources: Vec<Source>,
-    /// When each source is due. A source may stand here more than once; what is out of date is
+    /// When each source is due. A source may be listed more than once; outdated entries are
     /// skipped.
     due: BinaryHeap<Reverse<(Duration, usize)>>,
     /// How many events have happened.
@@ -45,20 +44,20 @@ struct Source {
     in_seconds: bool,
     malformed: f64,
     clock: Clock,
-    /// Decides who moves.
+    /// Selects the user who acts.
     rng: StdRng,
-    /// One for user events; one a channel for channel events.
+    /// One for user events; one per channel for channel events.
     crowds: Vec<Crowd>,
 }
 
-/// The people of one place, inside or outside, each with the time of the last move.
+/// The users of one place, inside or outside, each with the time of their last action.
 #[derive(Debug)]
 struct Crowd {
     inside: Vec<(u32, i64)>,
     outside: Vec<(u32, i64)>,
-    /// The next stranger.
+    /// The number of the next new user.
     stranger: u32,
-    /// How many are known before strangers stay away.
+    /// Number of known users from which no new ones come.
     size: usize,
 }
 
@@ -88,7 +87,7 @@ impl Crowds {
         (at < self.quiet_from).then_some(at)
     }
 
-    /// The next event that happens until `now`, and when.
+    /// The next event no later than `now`, and its time.
     pub(super) fn next_until(&mut self, now: Duration) -> Option<(Duration, Event)> {
         while self.due().is_some_and(|at| at <= now) {
             let Reverse((at, index)) = self.due.pop()?;
@@ -107,7 +106,7 @@ impl Crowds {
         None
     }
 
-    /// Lets so many events happen at `now`, on top of the script.
+    /// Adds a burst of `events` at `now`, on top of the script.
     pub(super) fn burst(&mut self, now: Duration, app: usize, endpoint: Endpoint, events: u32) {
         let found = self
             .sources
@@ -120,7 +119,7 @@ impl Crowds {
         }
     }
 
-    /// Nothing happens from `now` on.
+    /// No events happen from `now` on.
     pub(super) fn silence(&mut self, now: Duration) {
         self.quiet_from = self.quiet_from.min(now);
     }
@@ -161,7 +160,7 @@ impl Source {
         Event { seq, ms, user, channel, app, endpoint, entering, malformed }
     }
 
-    /// A channel; the first ones are busier than the last.
+    /// Draws a channel; low numbers are busier than high ones.
     fn popular_channel(&mut self) -> u32 {
         let count = u32::try_from(self.crowds.len()).unwrap_or(u32::MAX);
         match count {
@@ -178,7 +177,7 @@ impl Crowd {
         Self { inside: Vec::new(), outside: Vec::new(), stranger, size: size as usize }
     }
 
-    /// Somebody enters or leaves: the fuller the place, the likelier somebody leaves.
+    /// A user enters or leaves; the fuller the place, the more likely a user leaves.
     fn step(&mut self, ms: i64, rng: &mut StdRng) -> (u32, bool) {
         let is_leaving = rng.random_range(0..self.size.max(1)) < self.inside.len();
         if is_leaving && let Some(user) = pick(&mut self.inside, ms, rng) {
@@ -197,7 +196,7 @@ impl Crowd {
     }
 }
 
-/// Somebody who has not moved within this unit of time, by chance.
+/// Draws a user; `None` if that user has already acted within this unit of time.
 fn pick(people: &mut Vec<(u32, i64)>, ms: i64, rng: &mut StdRng) -> Option<u32> {
     if people.is_empty() {
         return None;
@@ -207,7 +206,7 @@ fn pick(people: &mut Vec<(u32, i64)>, ms: i64, rng: &mut StdRng) -> Option<u32> 
     is_free.then(|| people.swap_remove(index).0)
 }
 
-/// A number between 0 and 1, whatever came in.
+/// Clamps a number to between 0 and 1; NaN becomes 0.
 pub(super) fn share(number: f64) -> f64 {
     if number.is_nan() { 0.0 } else { number.clamp(0.0, 1.0) }
 }

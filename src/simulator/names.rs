@@ -1,12 +1,12 @@
-//! What users and channels are called.
+//! Names of users and channels.
 //!
-//! A name is a function of a number, so that ten million events cost no strings. Agora allows 64
-//! ASCII characters with almost anything among them and proves to enforce none of it: wild names
-//! go to those limits and beyond them.
+//! A name is a function of a number, so that ten million events need no strings. Agora allows 64
+//! ASCII characters with few exceptions, and demonstrably enforces neither rule: wild names go to
+//! those limits and beyond.
 
 use super::event::write_digits;
 
-/// A plain name's beginning and how many digits follow.
+/// Prefix of a plain name, and its number of digits.
 pub(super) type Plain = (&'static str, usize);
 
 /// Plain names of users.
@@ -15,7 +15,7 @@ pub(super) const USER: Plain = ("user-", 6);
 /// Plain names of channels.
 pub(super) const CHANNEL: Plain = ("channel-", 4);
 
-/// What a reader of JSON, of URLs or of text could trip over.
+/// Texts that could trip up a reader of JSON, of URLs or of plain text.
 ///
 /// None contains `~`, which separates the number in all later names: so no two are equal.
 const WILD: [&str; 28] = [
@@ -59,7 +59,7 @@ pub(super) fn channel(number: u32, wild: bool) -> String {
     if wild { wild_name(number) } else { plain_name(CHANNEL, number) }
 }
 
-/// Writes a plain name as a JSON string; none of its characters needs an escape.
+/// Writes a plain name as a JSON string; none of its characters needs escaping.
 pub(super) fn write_plain((stem, digits): Plain, number: u32, out: &mut Vec<u8>) {
     out.push(b'"');
     out.extend_from_slice(stem.as_bytes());

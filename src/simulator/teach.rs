@@ -1,11 +1,11 @@
 //! Agora's documented semantics in plain words, for `simulate --help`.
 
-/// What a developer has to know before polling Agora.
+/// What a developer needs to know before polling Agora.
 pub const TEACH: &str = "\
 WHAT IS SIMULATED
 
-  Agora's Signaling (RTM) service tells a server who came and went through two
-  endpoints of its REST API:
+  Agora's Signaling (RTM) service reports who came and went through two endpoints
+  of its REST API:
 
     GET {base}/dev/v2/project/{app_id}/rtm/vendor/user_events      Login, Logout
     GET {base}/dev/v2/project/{app_id}/rtm/vendor/channel_events   Join, Leave
@@ -39,7 +39,7 @@ THE RATE LIMIT
   second: requests that leave evenly can arrive bunched, and ten at the end of one
   second with ten at the start of the next are twenty in a second. The eleventh is
   answered 429. So an App ID yields at most 10,000 events a second.
-  Refused requests count on: slow down, or stay out.
+  Refused requests count too: slow down, or stay blocked.
 
 REGIONS
 
@@ -93,28 +93,28 @@ THE LEDGER
 
     made = delivered + overwritten + torn + buffered
 
-  delivered: sent whole; overwritten: replaced by newer ones; torn: in an answer
-  that broke off before its last byte; buffered: still waiting. A consumer has
-  done its work when it has each delivered event exactly once and no other.
+delivered: sent in full; overwritten: replaced by newer ones; torn: in an answer
+  that broke off before its last byte; buffered: still waiting. A consumer is
+  correct when it has each delivered event exactly once and no other.
 
 EXAMPLES
 
-  One App ID, 200 events a second, and what curl does to them:
+  One App ID with 200 events a second; note that curl removes events:
 
     agora-rtm-bridge simulate --rate 200
     curl -u ID:SECRET http://127.0.0.1:8190/dev/v2/project/APP/rtm/vendor/user_events
 
-  Ten App IDs in two regions, far away, with bursts that overflow:
+  Ten App IDs in two distant regions, with bursts that overflow the buffers:
 
     agora-rtm-bridge simulate --apps 10 --rate 500 --rtt 250ms..350ms \\
       --listen 127.0.0.1:8190 --listen 127.0.0.1:8191 --burst 5000@30s
 
-  Everything that hurts:
+  Many problems at once:
 
     agora-rtm-bridge simulate --wild-names --malformed 0.01 --cut 0.02 \\
       --fault server_error=0.05 --fault no_answer=0.01 --framing mixed
 
-  A way so slow that the body of a full page takes 700 ms after its head:
+  A network so slow that the body of a full page takes 700 ms after its head:
 
     agora-rtm-bridge simulate --rate 6000 --split 0.2 --rtt 100ms --page-time 700ms
 

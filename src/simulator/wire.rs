@@ -1,4 +1,4 @@
-//! What goes in and out of a [`World`](super::World), in the words of HTTP but without a network.
+//! The input and output of a [`World`](super::World): HTTP requests and answers without a network.
 
 use std::time::Duration;
 
@@ -7,32 +7,32 @@ use super::script::Fault;
 /// A request as it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// `GET`, if it is a good one.
+    /// `GET` in a valid request.
     pub method: String,
-    /// The path; whatever follows a `?` means nothing.
+    /// The path; anything after a `?` is ignored.
     pub path: String,
-    /// Names in any case.
+    /// Header names in any case.
     pub headers: Vec<(String, String)>,
 }
 
-/// An answer and how far it gets.
+/// An answer, and how much of it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Its number, which is its index in [`Ledger::answers`](super::Ledger::answers).
     pub number: u64,
     /// HTTP status.
     pub status: u16,
-    /// Headers, without those that belong to the framing.
+    /// Headers, except those for the framing.
     pub headers: Vec<(String, String)>,
     /// The whole body, even where only a part of it is sent.
     pub body: Vec<u8>,
-    /// How the body's end is told.
+    /// How the end of the body is marked.
     pub framing: Framing,
     /// How the answer ends.
     pub ending: Ending,
 }
 
-/// How the end of a body is told.
+/// How the end of a body is marked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
     /// By `Content-Length`.
@@ -40,11 +40,11 @@ pub enum Framing {
     Length,
     /// By `Transfer-Encoding: chunked`.
     Chunked,
-    /// By the end of the connection. A body that is cut in order then looks whole.
+    /// By closing the connection. A body that is cut by an orderly close then looks complete.
     UntilClose,
 }
 
-/// How an answer ends. Where a number of bytes is named, the head and so many bytes of the body
+/// How an answer ends. Where a number of bytes is given, the head and that many bytes of the body
 /// are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
@@ -56,17 +56,17 @@ pub enum Ending {
         /// Bytes of the body a second.
         bytes_per_second: u32,
     },
-    /// So much is sent, then the connection is closed in order.
+    /// This much is sent, then the connection is closed in order.
     Cut {
         /// Bytes of the body.
         after: usize,
     },
-    /// So much is sent, then the connection is reset.
+    /// This much is sent, then the connection is reset.
     Reset {
         /// Bytes of the body.
         after: usize,
     },
-    /// So much is sent, then nothing more; the connection stays open.
+    /// This much is sent, then nothing more; the connection stays open.
     Silent {
         /// Bytes of the body.
         after: usize,
@@ -77,26 +77,26 @@ pub enum Ending {
     Never,
 }
 
-/// What becomes of an attempt to connect.
+/// The result of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// Requests may come.
+    /// Accepted; requests may follow.
     Accepted,
     /// Refused or reset at once.
     Refused,
-    /// Opened, and nothing is ever read from it.
+    /// Accepted, but never read from.
     BlackHole,
 }
 
 // === impl Request ===
 
 impl Request {
-    /// A `GET` of that path.
+    /// A `GET` of this path.
     pub fn get(path: impl Into<String>) -> Self {
         Self { method: "GET".into(), path: path.into(), headers: Vec::new() }
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -112,7 +112,7 @@ impl Request {
 // === impl Answer ===
 
 impl Answer {
-    /// The bytes of the body that are sent; `None` if not even a head is.
+    /// The bytes of the body that are sent; `None` if not even the head is.
     pub fn sent_body(&self) -> Option<&[u8]> {
         self.body.get(..self.ending.sent_of(self.body.len())?)
     }
@@ -121,7 +121,7 @@ impl Answer {
 // === impl Ending ===
 
 impl Ending {
-    /// What a fault that takes events makes of an answer, if the body breaks at `after`.
+    /// How an answer ends when this fault hits it, if the body breaks off at `after`.
     pub(super) fn struck_by(fault: &Fault, after: usize) -> Self {
         use super::script::FaultKind as Kind;
         match fault.kind {
@@ -135,7 +135,7 @@ impl Ending {
         }
     }
 
-    /// How many bytes of a body of that length are sent; `None` if not even a head is.
+    /// How many bytes of a body of this length are sent; `None` if not even the head is.
     pub fn sent_of(self, length: usize) -> Option<usize> {
         match self {
             Self::Whole | Self::Slow { .. } => Some(length),
@@ -146,7 +146,7 @@ impl Ending {
         }
     }
 
-    /// How long the body takes from its first byte to its last.
+    /// Time from the first to the last byte of the body.
     pub fn takes(self, length: usize) -> Duration {
         match self {
             Self::Slow { bytes_per_second } => {

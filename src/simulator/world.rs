@@ -1,15 +1,15 @@
 //! An Agora without a clock, a network or a thread: time goes in, an answer comes out.
 //!
-//! Events happen as the script says, are put into the buffer of their home region at once and
+//! Events happen as the script says. They are put into the buffer of their home region at once and
 //! copied to the other regions a little later. A request passes, in this order: path, App ID,
-//! credentials, whether Signaling is enabled, the rate limit, the faults; then the oldest events
-//! of the one buffer that it names are taken out, whatever becomes of the answer.
+//! credentials, whether Signaling is enabled, the rate limit, the faults; then the oldest events of
+//! the one buffer that it names are removed, regardless of what happens to the answer.
 //!
-//! Order: within a buffer events are handed over by their time. A user's (a channel's) events
-//! have one home and their copies travel in order, so each region hands them over in order.
+//! Order: each buffer hands events over in order of time. A user's (a channel's) events have one
+//! home, and their copies travel in order, so each region hands them over in order.
 //!
-//! Time never runs backwards: a request that claims to arrive before another one that was
-//! already answered arrives together with it.
+//! Time never runs backwards: a request that claims to arrive before one already answered is
+//! treated as arriving together with it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -52,7 +52,7 @@ use crate::model::Timestamp;
 #[derive(Debug)]
 pub struct World {
     script: Script,
-    /// The latest time that anybody told.
+    /// The latest time passed in.
     now: Duration,
     crowds: Crowds,
     /// `[region][2 × app + endpoint]`
@@ -60,22 +60,22 @@ pub struct World {
     links: Links,
     gates: Vec<Gate>,
     faults: Faults,
-    /// Decides the way of packets.
+    /// Draws network delays.
     network: StdRng,
-    /// Decides how answers look and where they break.
+    /// Draws the form of answers and where they break off.
     answering: StdRng,
     ledger: Ledger,
 }
 
-/// What stands before the buffers of an App ID.
+/// The checks in front of the buffers of an App ID.
 #[derive(Debug)]
 struct Gate {
     lock: Lock,
     window: Window,
 }
 
-/// Copies on their way to other regions. Between two regions they stay in order, as in a log that
-/// is shipped: one that is due waits for those before it.
+/// Copies on their way to other regions. Between two regions they stay in order, as in log
+/// shipping: a copy that is due waits for those before it.
 #[derive(Debug)]
 struct Links {
     regions: usize,
@@ -85,7 +85,7 @@ struct Links {
     rng: StdRng,
 }
 
-/// An answer in the making.
+/// An answer that is being built.
 struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
@@ -99,8 +99,8 @@ struct Reply {
 // === impl World ===
 
 impl World {
-    /// A world in which nothing has happened yet. A script without apps or regions is an empty
-    /// world; [`Script::check`] tells.
+    /// A world in which nothing has happened yet. A script without apps or regions makes an empty
+    /// world; [`Script::check`] reports it.
     pub fn new(script: Script) -> Self {
         let buffers_of_region = || (0..2 * script.apps.len()).map(|_| Buffer::default()).collect();
         let gate = |app| Gate { lock: Lock::of(app), window: Window::default() };
@@ -118,7 +118,7 @@ impl World {
         }
     }
 
-    /// What became of everything.
+    /// What became of all events and requests.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -128,7 +128,7 @@ impl World {
         &self.script
     }
 
-    /// The latest time that anybody told.
+    /// The latest time passed in.
     pub fn now(&self) -> Duration {
         self.now
     }
@@ -138,13 +138,13 @@ impl World {
         self.script.epoch.after(self.now)
     }
 
-    /// How many events wait in one buffer.
+    /// The number of events waiting in one buffer.
     pub fn backlog(&self, region: usize, app: usize, endpoint: Endpoint) -> usize {
         let of_region = self.buffers.get(region);
         of_region.and_then(|it| it.get(slot(app, endpoint))).map_or(0, Buffer::len)
     }
 
-    /// What becomes of an attempt to connect to the host of a region.
+    /// The result of an attempt to connect to the host of a region.
     pub fn connect(&mut self, now: Duration, region: usize) -> Connection {
         self.advance(now);
         let region = self.behind(region);
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// How long a request is on its way and how long its answer will be.
+    /// Draws the time that a request takes to arrive, and the time that its answer takes.
     pub fn round_trip(&mut self) -> (Duration, Duration) {
         self.script.network.round_trip(&mut self.network)
     }
@@ -168,12 +168,12 @@ impl World {
         self.script.network.idle_timeout
     }
 
-    /// The times in which a region refuses every connection.
+    /// The periods in which a region refuses every connection.
     pub fn closed(&self, region: usize) -> Vec<(Duration, Duration)> {
         self.faults.closed(region)
     }
 
-    /// Lets happen what happens until `now`.
+    /// Advances to `now`: everything until then happens.
     pub fn advance(&mut self, now: Duration) {
         self.now = self.now.max(now);
         loop {
@@ -188,7 +188,7 @@ impl World {
         }
     }
 
-    /// Answers a request that arrives `now` at the host of a region.
+    /// Answers a request that arrives at `now` at the host of a region.
     pub fn answer(&mut self, now: Duration, region: usize, request: &Request) -> Answer {
         self.advance(now);
         let region = self.behind(region);
@@ -207,27 +207,27 @@ impl World {
         self.finish(region, feed, reply)
     }
 
-    /// Tells the ledger that the last byte of an answer that was meant to be sent was sent.
+    /// Records in the ledger that the last byte of an answer that was to be sent has been sent.
     pub fn sent(&mut self, answer: u64, now: Duration) {
         self.ledger.sent(answer, now);
     }
 
-    /// Lets so many events happen now at one endpoint of an App ID, on top of the script.
+    /// Adds a burst of `events` now at one endpoint of an App ID, on top of the script.
     pub fn burst(&mut self, app: usize, endpoint: Endpoint, events: u32) {
         self.crowds.burst(self.now, app, endpoint, events);
     }
 
-    /// No event happens any more. Copies that are on their way still arrive.
+    /// Stops all new events. Copies on their way still arrive.
     pub fn stop_load(&mut self) {
         self.crowds.silence(self.now);
     }
 
-    /// From now on these faults, instead of those before.
+    /// Replaces the faults from now on.
     pub fn set_faults(&mut self, faults: Vec<Fault>) {
         self.faults.replace(faults);
     }
 
-    /// From now on the body of a full page takes so long.
+    /// Sets the time that the body of a full page takes from now on.
     pub fn set_page_time(&mut self, page_time: Option<Duration>) {
         self.script.network.page_time = page_time;
     }
@@ -262,7 +262,7 @@ impl World {
         }
     }
 
-    /// A request for a feed: the gate, the faults, then the buffer.
+    /// A request for a feed: the checks, the faults, then the buffer.
     fn ask(&mut self, region: usize, app: usize, endpoint: Endpoint, request: &Request) -> Reply {
         if let Some(refusal) = self.refusal(app, request) {
             return refusal;
@@ -297,7 +297,7 @@ impl World {
         Some(refused.retry_after(limit.retry_after.map(whole_seconds)))
     }
 
-    /// What a fault that takes no events answers.
+    /// The answer to a request hit by a fault that takes no events.
     fn without_events(&self, fault: &Fault) -> Reply {
         let reply = match fault.kind {
             FaultKind::TimedOut => Reply::message(408, "times out or fails to respond"),
@@ -321,7 +321,7 @@ impl World {
         Reply { ending: Ending::struck_by(fault, 0), fault: Some(fault.kind), ..reply }
     }
 
-    /// Takes the oldest events out of a buffer and writes them into an answer.
+    /// Removes the oldest events from a buffer and writes them into an answer.
     fn take(
         &mut self,
         region: usize,
@@ -361,8 +361,8 @@ impl World {
         Body::new(style, layout, &request_id(number), taken.iter().map(event))
     }
 
-    /// The Console's list of the projects that the credentials open. Takes no events and has a
-    /// limit of its own, which is not simulated.
+    /// The Console's list of the projects that the credentials give access to. Takes no events. Its
+    /// separate rate limit is not simulated.
     fn projects(&self, request: &Request) -> Reply {
         let apps = self.script.apps.iter().zip(&self.gates);
         let projects: Vec<serde_json::Value> = apps
@@ -411,7 +411,7 @@ fn slot(app: usize, endpoint: Endpoint) -> usize {
     2 * app + usize::from(endpoint == Endpoint::Channel)
 }
 
-/// What Agora says with such a status.
+/// Agora's message for such a status.
 fn denial(status: u16) -> Reply {
     let message = match status {
         400 => "invalid appid",
@@ -429,7 +429,7 @@ fn home(event: &Event, regions: usize) -> usize {
         Endpoint::User => event.user,
         Endpoint::Channel => event.channel,
     };
-    // Scattered, or the busy channels, which have low numbers, would share a home.
+    // Scattered: otherwise the busy channels, which have low numbers, would share a home.
     let scattered = key.wrapping_mul(0x9e37_79b9) >> 16;
     scattered as usize % regions.max(1)
 }
@@ -466,7 +466,7 @@ impl Links {
         }
     }
 
-    /// Sends a copy to each region but the one it comes from.
+    /// Sends a copy to each region except the one it comes from.
     fn send(&mut self, now: Duration, from: usize, copied: Copied) {
         let others = self.queues.iter_mut().enumerate().skip(self.regions * from);
         for (index, queue) in others.take(self.regions) {
@@ -481,7 +481,7 @@ impl Links {
         self.queues.iter().filter_map(|queue| queue.front()).map(|(due, _)| *due).min()
     }
 
-    /// The next copy that arrives until `now`, and where.
+    /// The next copy that arrives no later than `now`, and where.
     fn arrived(&mut self, now: Duration) -> Option<(usize, Copied)> {
         let fronts = self.queues.iter().enumerate();
         let dues = fronts.filter_map(|(index, queue)| Some((queue.front()?.0, index)));
@@ -524,20 +524,20 @@ impl Reply {
 // === impl Network ===
 
 impl Network {
-    /// The way there and the way back, each half drawn for itself.
+    /// The delays of the request and of its answer, each half of the round trip drawn separately.
     pub(super) fn round_trip(&self, rng: &mut StdRng) -> (Duration, Duration) {
         let Spread { from, to } = self.rtt;
         let half = Spread { from: from / 2, to: to / 2 };
         (half.draw(rng), half.draw(rng))
     }
 
-    /// How long the body of a page with so many events takes from its first byte to its last.
+    /// Time from the first to the last byte of the body of a page with `events` events.
     pub(super) fn body_time(&self, events: u64) -> Duration {
         let of_full_page = self.page_time.unwrap_or_default();
         of_full_page.mul_f64(events as f64 / PAGE_LIMIT as f64)
     }
 
-    /// How an answer that would come whole and in an instant comes over this network.
+    /// How an answer that would otherwise arrive whole and at once is slowed by this network.
     fn paced(&self, ending: Ending, length: usize, events: u64) -> Ending {
         let takes = self.body_time(events);
         if ending != Ending::Whole || takes.is_zero() {

@@ -1,4 +1,4 @@
-//! The face, asked by a client of a few lines, so that nothing is mended on the way.
+//! The HTTP server, tested with a minimal client that doesn't hide or repair anything.
 
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -20,7 +20,7 @@ use crate::simulator::TokenScript;
 
 const PATH: &str = "/dev/v2/project/app/rtm/vendor/user_events";
 
-/// So many user events at the very beginning, no round trip.
+/// `events` user events at time zero, no round trip time.
 fn script(events: u32) -> Script {
     let bursts = vec![Burst { at: Duration::ZERO, events, over: Duration::ZERO }];
     let tokens = vec![TokenScript { token: "good".into(), user_id: None, until: None }];
@@ -53,7 +53,7 @@ impl Bench {
         TcpStream::connect(self.server.addresses[0]).await.unwrap()
     }
 
-    /// Every task ends when it shall.
+    /// Every task ends when it should.
     async fn stop(self) -> Server {
         self.stop.cancel();
         self.tracker.close();
@@ -67,7 +67,7 @@ async fn ask(stream: &mut TcpStream, path: &str) {
     stream.write_all(head.as_bytes()).await.unwrap();
 }
 
-/// Reads to the end of the connection, and how it ended.
+/// Reads until the connection ends; returns the bytes and how it ended.
 async fn rest(stream: &mut TcpStream) -> (Vec<u8>, io::Result<()>) {
     let mut bytes = Vec::new();
     let end = loop {
@@ -80,7 +80,7 @@ async fn rest(stream: &mut TcpStream) -> (Vec<u8>, io::Result<()>) {
     (bytes, end)
 }
 
-/// Reads one answer that is framed by its length.
+/// Reads one answer with a `Content-Length`.
 async fn body(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -166,7 +166,7 @@ async fn a_broken_answer_brings_exactly_what_the_ledger_says() {
             (FaultKind::Slow, false),
         ] {
             let script = script(1_000);
-            // A slow answer is a whole one, so its connection is kept.
+            // A slow answer is complete, so its connection is kept.
             let idle_timeout = Some(Duration::from_millis(50));
             let network = Network { framing, idle_timeout, ..script.network };
             let fault = Fault { bytes_per_second: 10_000_000, ..Fault::new(kind) };
@@ -203,7 +203,7 @@ async fn the_body_of_a_page_takes_its_time_behind_its_head_and_the_connection_st
         let took = asked_at.elapsed();
         assert!(took >= Duration::from_millis(takes), "{events} events in {took:?}");
     }
-    // The head does not wait for the body.
+    // The head is sent without waiting for the body.
     bench.server.world().burst(0, Endpoint::User, 1_000);
     bench.server.world().advance(bench.server.now());
     ask(&mut stream, PATH).await;
@@ -279,7 +279,7 @@ async fn a_closing_region_drops_idle_connections_too() {
     ask(&mut stream, LEDGER_PATH).await;
     body(&mut stream).await;
     bench.server.world().set_faults(vec![Fault::new(FaultKind::Refused)]);
-    // The last one to get in makes the listener look at the faults again.
+    // The last connection accepted makes the listener check the faults again.
     let mut late = bench.connect().await;
     assert!(rest(&mut late).await.0.is_empty());
     let (bytes, end) = rest(&mut stream).await;

@@ -1,4 +1,4 @@
-//! What the documents say, held against the world.
+//! Checks the world against Agora's documentation.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ fn app() -> AppScript {
     AppScript { tokens, ..AppScript::default() }
 }
 
-/// So many user events at one second.
+/// `events` user events, all one second after the start.
 fn burst(events: u32) -> Script {
     let bursts = vec![Burst { at: SECOND, events, over: Duration::ZERO }];
     let load = Load { bursts, ..Load::default() };
@@ -152,7 +152,8 @@ fn the_eleventh_request_of_a_second_is_refused_over_regions_and_endpoints() {
     let refused = ask(SECOND - MS, 0, Endpoint::User);
     assert_eq!(refused.status, 429);
     assert!(refused.headers.contains(&("Retry-After".into(), "1".into())));
-    // The refused one stays in the count: at one second, the first left and this one came.
+    // The refused request still counts: at one second, the first left the window and this one
+    // entered.
     assert_eq!(ask(SECOND, 0, Endpoint::User).status, 429);
     assert_eq!(ask(SECOND + 101 * MS, 0, Endpoint::User).status, 429, "a persistent client");
     assert_eq!(ask(2 * SECOND + 101 * MS, 0, Endpoint::User).status, 200);
@@ -372,7 +373,7 @@ fn what_happens_does_not_depend_on_who_asks() {
     assert!(one == other);
 }
 
-/// Everything that can go wrong, at once.
+/// Every kind of fault at once.
 fn troubled(seed: u64, region_count: usize) -> Script {
     let app = AppScript {
         wild_names: true,
@@ -394,8 +395,8 @@ fn troubled(seed: u64, region_count: usize) -> Script {
     }
 }
 
-/// What a consumer with a perfect memory has: the raw elements of what was sent, by their bytes,
-/// found without any knowledge of the script.
+/// What an ideal consumer has: the raw elements that were sent, identified by their bytes alone,
+/// without knowledge of the script.
 fn received(sent: &[u8]) -> Vec<Vec<u8>> {
     let key = b"\"events\":";
     let Some(start) = sent.windows(key.len()).position(|it| it == key) else { return Vec::new() };
@@ -422,7 +423,7 @@ fn received(sent: &[u8]) -> Vec<Vec<u8>> {
         }
         element.push(*byte);
     }
-    // Of a cut body the last element counts if its own bytes show its end.
+    // Of a body that was cut, the last element counts if its own bytes show its end.
     let shows_its_end = matches!(element.trim_ascii().last(), Some(b'}' | b']' | b'"'));
     if is_open && depth == 0 && !in_text && shows_its_end {
         elements.push(element);
@@ -433,8 +434,8 @@ fn received(sent: &[u8]) -> Vec<Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// The ledger against an eye that sees only bytes: what is delivered there was received, and
-    /// nothing else was.
+    /// Compares the ledger with an observer that sees only bytes: it received exactly the events
+    /// that the ledger counts as delivered.
     #[test]
     fn the_ledger_tells_what_was_sent(seed: u64, region_count in 1_usize..=3) {
         let mut world = World::new(troubled(seed, region_count));
