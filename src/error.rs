@@ -1,4 +1,4 @@
-//! How errors are shown: with every cause, in one line.
+//! Display of errors: all causes in one line.
 
 use std::error::Error;
 use std::fmt;

@@ -1,7 +1,7 @@
-//! The words everybody shares: who is asked, what came, what may have been lost.
+//! The shared vocabulary: feeds, pages, and gaps (events that may have been lost).
 //!
-//! Values only: no I/O, no formats of a wire, no policy. A word has one meaning everywhere; the
-//! table of them stands in `ARCHITECTURE.md`.
+//! Values only: no I/O, no wire formats, no policy. A word has one meaning everywhere; they are
+//! listed in `ARCHITECTURE.md`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,14 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-/// The largest number of events that one answer of Agora hands over.
+/// Maximum number of events in one answer of Agora.
 pub const PAGE_LIMIT: u64 = 1_000;
 
-/// The number of events that Agora keeps for a feed; a newer event replaces the oldest.
+/// Number of events that Agora keeps for a feed; a newer event replaces the oldest.
 pub const BUFFER_LIMIT: u64 = 2_000;
 
-/// Agora's clock and ours may differ by so much, and an event may reach a buffer so late: the bounds
-/// of a gap are wider by this on both sides.
+/// Margin for the difference between Agora's clock and ours, and for the delay until an event
+/// reaches a buffer: the bounds of a gap are wider by this on both sides.
 pub const CLOCK_MARGIN: Duration = Duration::from_secs(10);
 
 /// An Agora App ID, as configured. Cheap to clone.
@@ -39,79 +39,79 @@ pub enum Endpoint {
     Channel,
 }
 
-/// One buffer of Agora as we see it: App ID × region × endpoint.
+/// One of Agora's buffers as we see it: App ID × region × endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Feed {
     /// The App ID.
     pub app: AppId,
-    /// The region that is asked.
+    /// The region to poll.
     pub region: Region,
-    /// The endpoint that is asked.
+    /// The endpoint to poll.
     pub endpoint: Endpoint,
 }
 
-/// The number of a request. Unique within an [`Incarnation`], growing in the order of asking.
+/// The number of a request. Unique within an [`Incarnation`], growing in sending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// A random id, drawn each time a journal is opened, so that a ticket is never used twice: not by
-/// a journal that was restored from a backup, not by a copy on another machine, not after a loss
-/// of power that took unsynced tickets along.
+/// A random id, drawn each time a journal is opened, so that a ticket is never used twice: not by a
+/// journal restored from a backup, not by a copy on another machine, not after a power loss that
+/// destroyed unsynced tickets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(u128);
 
-/// The identity of what a request brought: `incarnation/ticket`.
+/// The identity of a request's result: `incarnation/ticket`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageId {
-    /// The journal's incarnation that asked.
+    /// The incarnation of the journal at the request.
     pub incarnation: Incarnation,
     /// The request.
     pub ticket: Ticket,
 }
 
-/// A moment of the wall clock: milliseconds since 1970-01-01T00:00:00Z.
+/// A wall-clock time: milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
-/// How fast a feed fills, as far as it is known: kept across restarts.
+/// How fast a feed fills, as far as known; kept across restarts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// Events per second.
     pub events_per_second: f64,
-    /// The largest burst, in events, fading.
+    /// The largest recent burst, in events; decays over time.
     pub burst: f64,
 }
 
-/// Whether a body came to its end.
+/// Whether a body is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wholeness {
-    /// The body came to the end that its framing announced.
+    /// The body reached the end that its framing announced.
     Whole,
-    /// The body broke off. What came is all there will ever be.
+    /// The body broke off. The rest will never arrive.
     Cut,
 }
 
-/// One answer as it was received. Nobody has looked into the body.
+/// One answer as received, with the body unparsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The feed that handed it over.
     pub feed: Feed,
-    /// When the feed was known to hold nothing: what the page holds came after. `None` where the
-    /// feed was not seen empty yet.
+    /// When the feed was last known to be empty: the page's events arrived later. `None` if the
+    /// feed has not been seen empty yet.
     pub since: Option<Timestamp>,
-    /// When the request was about to leave.
+    /// When the request was about to be sent.
     pub asked_at: Timestamp,
-    /// When the last byte had arrived.
+    /// When the last byte was received.
     pub answered_at: Timestamp,
     /// HTTP status.
     pub status: u16,
-    /// Whether the body is all that was sent.
+    /// Whether the body is complete.
     pub wholeness: Wholeness,
-    /// Agora's `X-Request-ID`, what its support asks for.
+    /// Agora's `X-Request-ID`, which Agora's support asks for.
     pub request_id: Option<String>,
-    /// Agora's `X-Resource-ID`, what its support asks for.
+    /// Agora's `X-Resource-ID`, which Agora's support asks for.
     pub resource_id: Option<String>,
-    /// `Content-Encoding`, where the answer had one: the body is as received, compressed or not.
+    /// `Content-Encoding`, if the answer had one. The body is kept as received, compressed or not.
     pub content_encoding: Option<String>,
     /// The body, byte for byte.
     pub body: Bytes,
@@ -120,15 +120,15 @@ pub struct Page {
 /// Why events may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GapCause {
-    /// Agora's buffer may have run over before it was asked.
+    /// Agora's buffer may have overflowed before it was polled.
     Overflow,
-    /// An answer broke off; its end is gone.
+    /// An answer broke off; its end is lost.
     BodyCut,
-    /// A request went out and nothing of an answer came back.
+    /// A request was sent, and no part of an answer came back.
     AnswerLost,
-    /// The process ended while the request was out.
+    /// The process ended while the request was in flight.
     ProcessKilled,
-    /// A page was committed, and its bytes in the journal are not what was written.
+    /// A page was committed, but its bytes in the journal are damaged.
     JournalDamaged,
 }
 
@@ -137,28 +137,28 @@ pub enum GapCause {
 pub struct Gap {
     /// The feed that lost them.
     pub feed: Feed,
-    /// Why.
+    /// The cause.
     pub cause: GapCause,
-    /// The missing events are not older than this, where that is known.
+    /// Lower bound for the times of the missing events, where known.
     pub from: Option<Timestamp>,
-    /// The missing events are not newer than this.
+    /// Upper bound for the times of the missing events.
     pub to: Timestamp,
-    /// At least so many events are missing.
+    /// Minimum number of missing events.
     pub at_least: u64,
-    /// At most so many events are missing, where that is bounded.
+    /// Maximum number of missing events, where that is bounded.
     pub at_most: Option<u64>,
 }
 
-/// What a request left behind, on its way from the journal to Kafka.
+/// The result of a request, on its way from the journal to Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its identity.
     pub id: PageId,
-    /// What it is.
+    /// The page or gap.
     pub content: Content,
 }
 
-/// A page, or the knowledge that one is missing.
+/// A page, or a gap in place of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// A page.
@@ -167,21 +167,22 @@ pub enum Content {
     Gap(Gap),
 }
 
-/// Wall clock and monotonic clock of one process.
+/// The wall clock and the monotonic clock of one process.
 ///
-/// Everything that waits or measures uses tokio's [`Instant`]; the wall clock only stamps. In
-/// simulated time the wall clock is derived from the paused one, so that a seed is a seed.
+/// All waiting and measuring uses tokio's [`Instant`]; the wall clock only provides timestamps. In
+/// simulated time the wall clock is derived from the paused one, so that runs are reproducible by
+/// their seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     simulated: Option<(Instant, Timestamp)>,
-    /// By how many milliseconds the simulated one was set.
+    /// Milliseconds by which the simulated wall clock has been set.
     set: Option<&'static AtomicI64>,
 }
 
 // === impl AppId ===
 
 impl AppId {
-    /// Names an App ID.
+    /// Creates an App ID.
     pub fn new(id: impl Into<Arc<str>>) -> Self {
         Self(id.into())
     }
@@ -207,7 +208,7 @@ impl fmt::Debug for AppId {
 // === impl Region ===
 
 impl Region {
-    /// Names a region.
+    /// Creates a region name.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
     }
@@ -233,10 +234,10 @@ impl fmt::Debug for Region {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Both, in the order in which they are shown.
+    /// Both endpoints, in display order.
     pub const ALL: [Self; 2] = [Self::User, Self::Channel];
 
-    /// Agora's name of it.
+    /// Its name in Agora's API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::User => "user_events",
@@ -278,7 +279,7 @@ impl fmt::Display for Ticket {
 // === impl Incarnation ===
 
 impl Incarnation {
-    /// An incarnation with the given number.
+    /// The incarnation with the given number.
     pub const fn from_u128(id: u128) -> Self {
         Self(id)
     }
@@ -304,7 +305,7 @@ impl fmt::Debug for Incarnation {
 impl FromStr for Incarnation {
     type Err = ();
 
-    /// Reads the 32 hex digits that `Display` writes.
+    /// Parses the 32 hex digits that `Display` writes.
     fn from_str(text: &str) -> Result<Self, ()> {
         let digits_only = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if !digits_only {
@@ -337,7 +338,7 @@ impl FromStr for PageId {
 // === impl Timestamp ===
 
 impl Timestamp {
-    /// A moment given in milliseconds since 1970.
+    /// A time in milliseconds since 1970.
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
@@ -347,19 +348,19 @@ impl Timestamp {
         self.0
     }
 
-    /// The moment `duration` later.
+    /// The time `duration` later.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(millis(duration)))
     }
 
-    /// The moment `duration` earlier.
+    /// The time `duration` earlier.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(millis(duration)))
     }
 
-    /// How long after `earlier` this is; zero where it is not after it.
+    /// The duration since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -374,7 +375,8 @@ impl Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// RFC 3339 in UTC with milliseconds; a moment outside the years 1970 to 9999 as its number.
+    /// RFC 3339 in UTC with milliseconds; a time outside the years 1970 to 9999 is written as its
+    /// number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.rfc_3339() {
             Some(text) => text.fmt(f),
@@ -410,7 +412,7 @@ impl FromStr for Wholeness {
 // === impl GapCause ===
 
 impl GapCause {
-    /// Every cause there is.
+    /// All causes.
     pub const ALL: [Self; 5] = [
         Self::Overflow,
         Self::BodyCut,
@@ -419,7 +421,7 @@ impl GapCause {
         Self::JournalDamaged,
     ];
 
-    /// The name that records and metrics use.
+    /// The name in records and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Overflow => "overflow",
@@ -460,22 +462,22 @@ impl Content {
 // === impl Clock ===
 
 impl Clock {
-    /// The clock of the machine.
+    /// The system clock.
     pub const fn system() -> Self {
         Self { simulated: None, set: None }
     }
 
-    /// A wall clock that reads `epoch` now and goes on as tokio's (paused) clock does.
+    /// A wall clock that reads `epoch` now and advances with tokio's (paused) clock.
     pub fn simulated(epoch: Timestamp) -> Self {
         Self { simulated: Some((Instant::now(), epoch)), set: None }
     }
 
-    /// The same, but somebody sets it: by so many milliseconds, at any moment.
+    /// The same, with an offset in milliseconds that can be changed at any time.
     pub fn simulated_and_set(epoch: Timestamp, set: &'static AtomicI64) -> Self {
         Self { set: Some(set), ..Self::simulated(epoch) }
     }
 
-    /// The wall clock.
+    /// The current wall-clock time.
     pub fn now(&self) -> Timestamp {
         match self.simulated {
             Some((origin, epoch)) => {

@@ -1,10 +1,10 @@
-//! `demo`: Agora, a broker, the bridge and a consumer that verifies, all in this process.
+//! `demo`: Agora, a broker, the bridge and a verifying consumer, all in this process.
 //!
-//! Agora is the simulator, the broker is librdkafka's mock, the bridge is the daemon as `run` starts
-//! it. Nothing leaves loopback, and nothing has to be configured. The verdict compares what Agora
-//! made with what the consumer read, event by event.
+//! Agora is the simulator, the broker is librdkafka's mock, the bridge is the daemon as `run`
+//! starts it. All traffic stays on loopback, and nothing needs to be configured. The verdict
+//! compares the events that Agora made with those that the consumer read, one by one.
 //!
-//! The introduction and the verdict are the result and go to stdout; how it is going goes to stderr.
+//! The introduction and the verdict are the result and go to stdout; progress goes to stderr.
 
 mod broker;
 mod consumer;
@@ -62,51 +62,51 @@ use crate::simulator::Server;
 use crate::simulator::World;
 use crate::simulator::serve;
 
-/// Between two looks at where it stands.
+/// Interval between updates of the screen.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Copies of the last events are on their way to the other region for so long.
+/// Time for copies of the last events to reach the other region (400 ms at most), with some margin.
 const COPIES_ARRIVE: Duration = Duration::from_millis(600);
 
-/// How long the bridge may take to come to rest when no events happen any more.
+/// Maximum time for the bridge to deliver everything once no more events happen.
 const REST: Duration = Duration::from_secs(30);
 
-/// How long the bridge may take to stop when it is at rest.
+/// Maximum time for the idle bridge to stop.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// See it work: everything in one process, with a verdict on every event at the end
 ///
-/// A simulated Agora, an embedded mock broker, the bridge, and a consumer that verifies what it
-/// reads. Nothing leaves this machine. There is a burst, there are answers that break off, a region
-/// that repeats what the other one gave, and a broker that pauses.
+/// Runs a simulated Agora, an embedded mock broker, the bridge, and a consumer that verifies what
+/// it reads. Nothing leaves this machine. You will see a burst, answers that are cut off, a region
+/// that repeats the other's events, and a broker outage.
 ///
 /// Exit code 0 means that every event is accounted for.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// How many seconds events happen
+    /// How long to generate events, in seconds
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u64).range(5..=3_600))]
     seconds: u64,
-    /// Events a second of each App ID
+    /// Events per second for each App ID
     #[arg(long, value_name = "EVENTS", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rate: u32,
-    /// How many App IDs
+    /// Number of App IDs
     #[arg(long, value_name = "N", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=20))]
     apps: u16,
-    /// The seed of everything that is drawn
+    /// Seed for all random choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Leave everything running until Ctrl-C, and tell where to consume from
+    /// Keep everything running until Ctrl-C, and print the addresses to consume from
     #[arg(long)]
     keep: bool,
-    /// Show the bridge's own log, filtered like this (for instance info)
+    /// Show the bridge's own log with this filter, for example info
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
 }
 
-/// Everything that runs.
+/// All running parts of the demo.
 struct Stage {
     broker: Broker,
     server: Server,
@@ -115,16 +115,16 @@ struct Stage {
     consumer: Consumer,
     plan: Plan,
     screen: Screen,
-    /// Where events are counted that Agora handed over: so many answers are counted already.
+    /// Number of answers counted so far, and of the events that Agora handed over in them.
     handed_over: (usize, u64),
 }
 
-/// A directory that goes when it is dropped.
+/// A directory that is deleted on drop.
 struct Scratch(PathBuf);
 
 type Signal = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Runs the demo to its verdict.
+/// Runs the demo up to its verdict.
 pub(super) async fn run(args: Demo) -> Result<(), Failure> {
     if let Some(filter) = &args.log {
         logs::init(logs::Format::Text, filter).map_err(|error| Failure::of(&error))?;
@@ -185,7 +185,7 @@ impl Stage {
         Ok(Self { broker, server, simulation, daemon, consumer, plan, screen, handed_over })
     }
 
-    /// Lets events happen for `length`, or until the signal.
+    /// Generates events for `length`, or until the signal.
     async fn play(
         &mut self,
         length: Duration,
@@ -224,15 +224,15 @@ impl Stage {
         Ok(())
     }
 
-    /// Lets nothing happen any more, and waits until all that happened is delivered. A signal, or
-    /// too long a wait, ends it: the verdict will tell what is open.
+    /// Stops generating events and waits until all are delivered. A signal or the timeout ends the
+    /// wait; the verdict then shows what is unfinished.
     async fn come_to_rest(&mut self, signal: &mut Signal) {
         {
             let mut world = self.server.world();
             world.stop_load();
             world.set_faults(Vec::new());
         }
-        let text = "no more events: what waits is drained, delivered and verified";
+        let text = "no more events: draining, delivering and verifying the rest";
         self.screen.tell(self.server.now(), text);
         let (mut ticks, begun) = (ticks(), Instant::now());
         while begun.elapsed() < REST {
@@ -251,7 +251,7 @@ impl Stage {
         }
     }
 
-    /// Stops everything in order and judges.
+    /// Stops everything in order and computes the verdict.
     async fn judge(self, signal: &mut Signal) -> Result<Verdict, Failure> {
         let report = self.daemon.report().clone();
         let give_up = self.daemon.give_up();
@@ -319,7 +319,7 @@ fn repeats(report: &Report) -> u64 {
     accounts.get(Column::Repeats) + accounts.get(Column::RepeatsInPage)
 }
 
-/// Every feed by its app, region and endpoint, in the order in which they are shown.
+/// All feeds by app, region and endpoint, in display order.
 fn feeds(apps: usize) -> impl Iterator<Item = (usize, usize, Endpoint)> {
     (0..apps).flat_map(|app| {
         let regions = 0..REGIONS.len();
@@ -327,7 +327,7 @@ fn feeds(apps: usize) -> impl Iterator<Item = (usize, usize, Endpoint)> {
     })
 }
 
-/// Configures the bridge as an operator would: all of it from the environment.
+/// Configures the bridge as an operator would, entirely from the environment.
 fn settings(
     apps: &[AppScript],
     server: &Server,
@@ -342,7 +342,7 @@ fn settings(
     set("INSTANCE".to_owned(), "demo");
     set("HTTP__LISTEN".to_owned(), "127.0.0.1:0");
     set("KAFKA__BOOTSTRAP_SERVERS".to_owned(), broker);
-    // The mock answers an empty fetch after the whole wait, whatever comes meanwhile.
+    // The mock answers an empty fetch only after the full wait, even if records arrive meanwhile.
     set("KAFKA__OPTIONS__FETCH_WAIT_MAX_MS".to_owned(), "20");
     set("KAFKA__OPTIONS__RECONNECT_BACKOFF_MAX_MS".to_owned(), "500");
     for (index, app) in apps.iter().enumerate() {
@@ -358,7 +358,7 @@ fn settings(
     config::load(None, pairs).map_err(|faults| Failure::configuration(&faults))
 }
 
-/// Makes all topics; what of them a consumer reads.
+/// Creates all topics; returns those that a consumer reads.
 async fn create_topics(broker: &Broker, settings: &Settings) -> Result<Vec<Subject>, Failure> {
     let topics = &settings.kafka.topics;
     let (events, pages) = (topics.partitions.get(), topics.page_partitions.get());
@@ -387,27 +387,28 @@ fn introduction(wishes: &Wishes, broker: &str) -> String {
     let seconds = length.as_secs();
     format!(
         "\
-A demo of agora-rtm-bridge, seed {seed}: all of it in this process, nothing leaves loopback.
+A demo of agora-rtm-bridge, seed {seed}: one process, all traffic on loopback.
 
-  Agora      simulated as documented: App IDs: {apps}, events a second of each: {rate};
+  Agora      simulated as documented: App IDs: {apps}, events per second for each: {rate};
              regions {first} and {second}, so that each event is handed over twice
   bridge     drains both, and removes the repeats
   broker     librdkafka's mock cluster, embedded, in memory, at {broker}
   delivery   exactly-once: events, memory and position in one transaction
   consumer   read_committed; compares each event with what Agora made
 
-For {seconds} s there is load, a burst, answers that break off, a region that repeats, and a broker
-that pauses. The mock broker neither hides records of aborted transactions nor fences a second
-bridge: that delivery is exactly-once is shown on a real broker, by `tests/run`.
+The demo runs for {seconds} s, with steady load, a burst, answers that are cut off, a region that
+repeats events, and a broker outage. The mock broker neither hides records of aborted
+transactions nor fences a second bridge; `tests/run` verifies exactly-once delivery on a real
+broker.
 
 "
     )
 }
 
-/// What somebody needs to look around.
+/// The addresses for exploring the running demo.
 fn addresses(broker: &str, topics: &[Subject], pages: SocketAddr) -> String {
     let mut text =
-        String::from("Everything keeps running until Ctrl-C; then comes the verdict.\n\n");
+        String::from("Everything keeps running until Ctrl-C, which prints the verdict.\n\n");
     let mut put = |name: &str, value: &str| {
         writeln!(text, "  {name:<9}  {value}").expect("writing into memory never fails");
     };
@@ -440,7 +441,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What can't be removed is a few megabytes in the system's own folder for such things.
+        // If it fails, a few megabytes remain in the system's temporary directory.
         fs::remove_dir_all(&self.0).unwrap_or_default();
     }
 }

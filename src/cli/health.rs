@@ -1,4 +1,4 @@
-//! `health`: asks the running daemon whether it lives, for containers without a shell.
+//! `health`: checks whether the running daemon is alive, for containers without a shell.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use super::run;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Ask the running daemon whether it lives; exit code 0 or 1
+/// Check whether the running daemon is alive; exit code 0 or 1
 ///
-/// It never fails because of Agora, Kafka or a full disk: restarting would not help.
+/// It never fails because of Agora, Kafka or a full disk: a restart would not help.
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Health {
-    /// The configuration of the daemon; the environment counts too
+    /// The daemon's configuration file; environment variables also apply
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

@@ -1,5 +1,4 @@
-//! How far something is that takes long: on stderr, where a person sits before it, and only after
-//! two seconds.
+//! Progress of a long operation, on stderr: only on a terminal, and only after two seconds.
 
 use std::io;
 use std::io::IsTerminal as _;
@@ -9,13 +8,13 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use tokio::time::Instant;
 
-/// Whoever waits for longer than this wants to know how it is going.
+/// Time after which progress is shown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two looks at the clock.
+/// Number of steps between two looks at the clock.
 const STEPS: u64 = 256;
 
-/// How far something is.
+/// Progress of an operation.
 #[derive(Debug)]
 pub(super) struct Progress {
     what: &'static str,
@@ -29,7 +28,7 @@ pub(super) struct Progress {
 // === impl Progress ===
 
 impl Progress {
-    /// Begins with something that takes so many steps.
+    /// Starts an operation with this many steps.
     pub(super) fn begin(what: &'static str, total: u64) -> Self {
         let is_watched = io::stderr().is_terminal();
         Self { what, begun: Instant::now(), is_watched, done: 0, total, is_told: false }
@@ -40,7 +39,7 @@ impl Progress {
         self.done += 1;
         if self.is_watched && self.done.is_multiple_of(STEPS) && self.begun.elapsed() > PATIENCE {
             let (what, done, total) = (self.what, HumanCount(self.done), HumanCount(self.total));
-            // Nobody may be able to read it; the work goes on.
+            // Failing to print must not stop the work.
             write!(io::stderr(), "\r{what}: {done} of {total} …").ok();
             self.is_told = true;
         }
@@ -48,7 +47,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// Leaves the line as it was.
+    /// Clears the line.
     fn drop(&mut self) {
         if self.is_told {
             write!(io::stderr(), "\r\x1b[K").ok();

@@ -1,9 +1,9 @@
-//! The broker of the demo: librdkafka's mock cluster, on a thread of its own.
+//! The demo's broker: librdkafka's mock cluster, on its own thread.
 //!
 //! It speaks enough of Kafka's protocol for producers, transactions and consumers, in memory and on
-//! loopback. It is no proof of exactly-once: records of an aborted transaction stay visible, and
-//! nobody is fenced. It can't create topics for a client, so they are made here, and it keeps 5 MiB
-//! of a partition.
+//! loopback. It doesn't prove exactly-once delivery: records of aborted transactions stay visible,
+//! and no producer is fenced. Clients can't create topics on it, so they are created here. It keeps
+//! 5 MiB per partition.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use rdkafka::mocking::MockCluster;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-/// One broker: when it is away, all of Kafka is.
+/// Number of brokers; with one, an outage affects all of Kafka.
 const BROKERS: i32 = 1;
 
 /// Its id; the mock counts from 1.
@@ -30,27 +30,27 @@ pub(super) struct Broker {
     thread: JoinHandle<()>,
 }
 
-/// Why there is no broker, or not the one that is needed.
+/// Why there is no broker, or not in the required state.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BrokerError {
-    #[error("start a thread for the embedded broker")]
+    #[error("start the embedded broker's thread")]
     Thread(#[source] io::Error),
     #[error("{0} the embedded broker")]
     Refused(Command, #[source] KafkaError),
-    #[error("the embedded broker has ended")]
+    #[error("the embedded broker has stopped")]
     Gone,
 }
 
-/// What can be asked of it.
+/// Requests to the broker's thread.
 #[derive(Clone, Debug)]
 pub(super) enum Command {
-    /// Begin to serve.
+    /// Start serving.
     Start,
-    /// Make a topic with so many partitions.
+    /// Create a topic with this many partitions.
     Create(String, i32),
-    /// Close every connection and take no new one.
+    /// Close all connections and refuse new ones.
     Pause,
-    /// Take connections again. Nothing is forgotten.
+    /// Accept connections again. No data is lost.
     Resume,
 }
 
@@ -59,7 +59,7 @@ type Job = (Command, oneshot::Sender<Result<(), KafkaError>>);
 // === impl Broker ===
 
 impl Broker {
-    /// Starts it, without topics.
+    /// Starts the broker, without topics.
     pub(super) async fn start() -> Result<Self, BrokerError> {
         let (jobs, received) = mpsc::channel();
         let (started, address) = oneshot::channel();
@@ -77,7 +77,7 @@ impl Broker {
         &self.address
     }
 
-    /// Asks something of it and waits until it is done.
+    /// Sends a command and waits until it is done.
     pub(super) async fn ask(&self, command: Command) -> Result<(), BrokerError> {
         let (reply, done) = oneshot::channel();
         self.jobs.send((command.clone(), reply)).map_err(|_| BrokerError::Gone)?;
@@ -85,16 +85,16 @@ impl Broker {
         outcome.map_err(|cause| BrokerError::Refused(command, cause))
     }
 
-    /// Ends it. Its clients should be gone.
+    /// Stops the broker. Its clients should be stopped first.
     pub(super) async fn end(self) {
         drop(self.jobs);
         let thread = self.thread;
-        // What it held is gone either way.
+        // Its contents are discarded in any case.
         spawn_blocking(|| thread.join().ok()).await.ok();
     }
 }
 
-/// The cluster can't leave the thread that made it.
+/// The cluster can't leave the thread that created it.
 fn serve(started: oneshot::Sender<Result<String, KafkaError>>, jobs: mpsc::Receiver<Job>) {
     let cluster = match MockCluster::new(BROKERS) {
         Ok(cluster) => cluster,

@@ -1,8 +1,8 @@
-//! The consumer that verifies: it reads all four topics from the beginning, as a user's program
-//! would, and keeps the evidence.
+//! The verifying consumer: it reads the four topics for consumers from the beginning, as a user's
+//! program would, and collects the evidence.
 //!
-//! librdkafka's consumer blocks, so it has a thread. At the end it notes where each partition ends
-//! and reads up to there: what is not read by then is missing.
+//! librdkafka's consumer blocks, so it runs on its own thread. At the end it looks up where each
+//! partition ends and reads up to there; an event not read by then counts as missing.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,10 +30,10 @@ use super::evidence::Evidence;
 use super::evidence::Read;
 use crate::kafka::Topic;
 
-/// Between two looks whether the end is asked for.
+/// Interval at which it checks whether to finish.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long the rest of the records may take to read.
+/// Maximum time to read the remaining records.
 const FINISH: Duration = Duration::from_secs(15);
 
 /// Reads until [`Self::finish`].
@@ -46,30 +46,30 @@ pub(super) struct Consumer {
 /// Why there is no evidence.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConsumerError {
-    #[error("make the verifying consumer")]
+    #[error("create the verifying consumer")]
     Make(#[source] KafkaError),
-    #[error("start a thread for the verifying consumer")]
+    #[error("start the verifying consumer's thread")]
     Thread(#[source] io::Error),
-    #[error("find where `{topic}` ends")]
+    #[error("look up the end offsets of `{topic}`")]
     End {
         topic: String,
         #[source]
         cause: KafkaError,
     },
-    #[error("read every record in {FINISH:?}: {partitions} partitions have more")]
+    #[error("read all records within {FINISH:?}: {partitions} partitions have more")]
     Late { partitions: usize },
     #[error("the verifying consumer has panicked")]
     Panicked,
 }
 
-/// A topic that is read.
+/// A topic to read.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
-    /// What it is for.
+    /// Its role.
     pub(super) topic: Topic,
     /// Its name.
     pub(super) name: String,
-    /// How many partitions it has.
+    /// Its number of partitions.
     pub(super) partitions: i32,
 }
 
@@ -82,7 +82,7 @@ struct Shared {
 struct Reader {
     consumer: BaseConsumer,
     subjects: Vec<Subject>,
-    /// The offset behind the last record of each partition, by the index of its subject.
+    /// The next offset to read from each partition, by the index of its subject.
     next: HashMap<(usize, i32), i64>,
     evidence: Evidence,
     shared: Arc<Shared>,
@@ -91,15 +91,16 @@ struct Reader {
 // === impl Consumer ===
 
 impl Consumer {
-    /// Begins to read at the beginning.
+    /// Starts reading at the beginning.
     pub(super) fn start(address: &str, subjects: Vec<Subject>) -> Result<Self, ConsumerError> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", address)
-            // librdkafka wants a group even where partitions are assigned by hand.
+            // librdkafka requires a group even where partitions are assigned manually.
             .set("group.id", "agora-rtm-bridge-demo")
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
-            // The mock answers an empty fetch after the whole wait, whatever comes meanwhile.
+            // The mock answers an empty fetch only after the full wait, even if records arrive
+            // meanwhile.
             .set("fetch.wait.max.ms", "50")
             .set("reconnect.backoff.max.ms", "500")
             .create()
@@ -120,12 +121,12 @@ impl Consumer {
         Ok(Self { shared, thread })
     }
 
-    /// How many different events were read that are what they say.
+    /// Number of distinct events read that passed all checks.
     pub(super) fn verified(&self) -> u64 {
         self.shared.verified.load(Ordering::Relaxed)
     }
 
-    /// Reads what is there to its end, and hands over the evidence. Nobody may write any more.
+    /// Reads all remaining records and returns the evidence. Nothing may be written any more.
     pub(super) async fn finish(self) -> Result<Evidence, ConsumerError> {
         self.shared.finishing.store(true, Ordering::Relaxed);
         let thread = self.thread;
@@ -158,8 +159,8 @@ impl Reader {
         }
     }
 
-    /// The offset behind the last record of each partition. The mock writes no commit markers, so
-    /// that this is also what a consumer gets to see.
+    /// The end offset of each partition. The mock writes no commit markers, so this is also where a
+    /// consumer stops.
     fn ends(&self) -> Result<HashMap<(usize, i32), i64>, ConsumerError> {
         let mut ends = HashMap::new();
         for (index, Subject { name, partitions, .. }) in self.subjects.iter().enumerate() {
@@ -175,7 +176,7 @@ impl Reader {
     }
 
     fn read_one(&mut self) {
-        // A broker that is away is an error here, and one that passes.
+        // An unavailable broker shows up as an error here, a transient one.
         let Some(Ok(message)) = self.consumer.poll(POLL) else { return };
         let found = self.subjects.iter().position(|it| it.name == message.topic());
         let Some((index, subject)) = found.and_then(|at| Some((at, self.subjects.get(at)?))) else {

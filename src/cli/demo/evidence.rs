@@ -1,8 +1,8 @@
-//! What a consumer read, checked record by record.
+//! The records that a consumer read, each of them checked.
 //!
-//! It reads as a user's program would: value and headers, nothing of the bridge's own. Only the
-//! fingerprint is computed as the bridge does, since that is the promise: `ce_id` is the
-//! fingerprint of what the value says.
+//! It reads as a user's program would: values and headers, none of the bridge's internals. Only the
+//! fingerprint is computed with the bridge's code, because the documented promise is that `ce_id`
+//! is the fingerprint of the event in the value.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,18 +22,18 @@ use crate::simulator::Recorded;
 pub(super) struct Evidence {
     /// How often each event was read.
     pub(super) events: HashMap<Fingerprint, u32>,
-    /// How often each dead letter was read. They have no identity but their bytes.
+    /// How often each dead letter was read. Their only identity is their bytes.
     pub(super) dead_letters: HashMap<Vec<u8>, u64>,
     /// The gaps.
     pub(super) gaps: Vec<Gap>,
-    /// Records that contradict themselves or the contract, each with the reason.
+    /// Records that are inconsistent or break the contract, each with the reason.
     pub(super) misshapen: Vec<String>,
 }
 
-/// A record, as far as it matters.
+/// The relevant parts of a record.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read<'a> {
-    /// What its topic is for.
+    /// The role of its topic.
     pub(super) topic: Topic,
     /// Its key.
     pub(super) key: &'a [u8],
@@ -43,12 +43,12 @@ pub(super) struct Read<'a> {
     pub(super) ce_id: Option<&'a [u8]>,
 }
 
-/// Events that may be missing, as the record says.
+/// A gap record: events that may be missing.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Gap {
     app_id: String,
     endpoint: String,
-    /// Why.
+    /// The cause.
     pub(super) cause: String,
     from: Option<i64>,
     to: i64,
@@ -73,7 +73,7 @@ struct Value<'a> {
 // === impl Evidence ===
 
 impl Evidence {
-    /// Takes a record. True where it is an event that was not seen before and is what it says.
+    /// Adds a record. Returns true for a valid event that was not seen before.
     pub(super) fn take(&mut self, read: Read<'_>) -> bool {
         let taken = match read.topic {
             Topic::UserEvents => self.take_event(Endpoint::User, read),
@@ -124,8 +124,8 @@ impl Evidence {
 // === impl Gap ===
 
 impl Gap {
-    /// Whether the event may be among those that this gap tells of. The region is left open: an
-    /// event comes back in every region.
+    /// Whether the event may be one of those that this gap covers. The region is ignored, because
+    /// an event comes back in every region.
     pub(super) fn covers(&self, event: &Recorded) -> bool {
         self.app_id == event.app.as_str()
             && self.endpoint == event.endpoint.name()

@@ -1,7 +1,7 @@
-//! What the demo plays: the script of the simulated Agora, and when what happens.
+//! The demo's script: the load and faults of the simulated Agora, and the timeline.
 //!
-//! Times are parts of the whole, so that a short run shows the same as a long one. The load stays
-//! below what Agora's buffers hold: what is lost is lost on purpose.
+//! Times are fractions of the whole duration, so that a short run shows the same as a long one. The
+//! load stays below what Agora's buffers hold, so that all losses are intended.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -16,65 +16,65 @@ use crate::simulator::FaultKind;
 use crate::simulator::RegionScript;
 use crate::simulator::Script;
 
-/// The regions: both are drained, so that the second repeats what the first gave.
+/// The regions. Both are drained, so the second repeats the events of the first.
 pub(super) const REGIONS: [&str; 2] = ["eu", "ap"];
 
-/// Events of the burst.
+/// Number of events in the burst.
 const BURST: u32 = 1_500;
 
-/// The share of user events.
+/// Fraction of the events that are user events.
 const USER_SHARE: f64 = 0.3;
 
-/// The share of elements that are not events.
+/// Fraction of the elements that are not events.
 const MALFORMED: f64 = 0.005;
 
-/// What the person who watches may choose.
+/// The user's choices.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wishes {
-    /// How long events happen.
+    /// How long events are generated.
     pub(super) length: Duration,
-    /// Events a second of each App ID.
+    /// Events per second for each App ID.
     pub(super) rate: u32,
-    /// How many App IDs.
+    /// Number of App IDs.
     pub(super) apps: u16,
-    /// The seed of everything that is drawn.
+    /// Seed for all random choices.
     pub(super) seed: u64,
 }
 
-/// What is played.
+/// The timeline.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    /// Agora's part.
+    /// The script of the simulated Agora.
     pub(super) script: Script,
-    /// What there is to see, in order.
+    /// Special phases, in order.
     pub(super) scenes: Vec<Scene>,
-    /// When the broker is away.
+    /// When the broker is unavailable.
     pub(super) pause: Range<Duration>,
 }
 
-/// Something out of the ordinary.
+/// A special phase.
 #[derive(Clone, Debug)]
 pub(super) struct Scene {
     /// When it happens.
     pub(super) during: Range<Duration>,
     /// Its name.
     pub(super) title: &'static str,
-    /// What happens, in a sentence.
+    /// A sentence that describes it.
     pub(super) told: String,
 }
 
 // === impl Plan ===
 
 impl Plan {
-    /// The plan for these wishes. Simulated time zero is `epoch`.
+    /// Makes the plan for these choices. Simulated time zero is `epoch`.
     pub(super) fn new(wishes: &Wishes, epoch: Timestamp) -> Self {
         let part = |share: f64| wishes.length.mul_f64(share);
         let burst_at = part(0.2);
-        // Long enough to strike some requests: a busy feed is asked every 250 to 450 ms.
+        // Long enough to hit some requests: a busy feed is polled every 250 to 450 ms.
         let cut = part(0.05).clamp(Duration::from_millis(700), Duration::from_millis(1_000));
         let pause = part(0.15).clamp(Duration::from_millis(1_000), Duration::from_millis(2_000));
         let from = |start: Duration, length: Duration| start..start + length;
-        // Copies reach the other region up to 400 ms later: both have to fall into it.
+        // Copies reach the other region up to 400 ms later: both must fall into this period.
         let long_cut = part(0.15).clamp(Duration::from_millis(900), Duration::from_millis(1_600));
         let (one_region, both_regions) = (from(part(0.4), cut), from(part(0.8), long_cut));
         let pause = from(part(0.55), pause);
@@ -109,19 +109,19 @@ impl Plan {
             scene(
                 one_region,
                 "cut answers",
-                format!("{eu} breaks off its answers to app 1's user events; {ap} has copies"),
+                format!("{eu} cuts off answers to app 1's user events; {ap} has copies"),
             ),
             scene(
                 pause.clone(),
                 "broker paused",
-                "draining goes on, and the journal takes the pages".to_owned(),
+                "draining continues, and the journal keeps the pages".to_owned(),
             ),
             scene(
                 both_regions,
                 "cut answers",
                 format!(
-                    "{eu} and {ap} break off answers to app {last}'s channel events; gaps tell what \
-                     is gone"
+                    "{eu} and {ap} cut off answers to app {last}'s channel events; gaps report the \
+                     loss"
                 ),
             ),
         ];
@@ -136,7 +136,7 @@ impl Plan {
         Self { script, scenes, pause }
     }
 
-    /// What is out of the ordinary at a moment.
+    /// The special phase at a moment, if there is one.
     pub(super) fn at(&self, moment: Duration) -> Option<&Scene> {
         self.scenes.iter().find(|scene| scene.during.contains(&moment))
     }
@@ -147,7 +147,7 @@ fn app(index: u16, wishes: &Wishes) -> AppScript {
     let plain = AppScript::numbered(index.into());
     AppScript {
         malformed: MALFORMED,
-        // Every other App ID is one that old documents describe, with names as people choose them.
+        // Every other App ID uses the old documents' dialect and human-chosen names.
         dialect: Dialect { old_names: index % 2 == 1, ..Dialect::default() },
         wild_names: index % 2 == 1,
         ..plain.rates(rate * USER_SHARE, rate * (1.0 - USER_SHARE))
@@ -188,7 +188,7 @@ mod tests {
             let script = plan(20, apps).script;
             script.check().unwrap();
             assert_eq!(script.apps.len(), usize::from(apps));
-            assert!(script.keep_records, "the verdict needs each event");
+            assert!(script.keep_records, "the verdict needs every event");
         }
     }
 }

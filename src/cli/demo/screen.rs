@@ -1,4 +1,4 @@
-//! How it is going, on stderr: a picture that moves in a terminal, plain lines elsewhere.
+//! Progress of the demo, on stderr: a live display in a terminal, plain lines elsewhere.
 //!
 //! Colours are left to the terminal library, which obeys `NO_COLOR`.
 
@@ -15,21 +15,21 @@ use tracing::Level;
 use crate::model::BUFFER_LIMIT;
 use crate::observe::logs;
 
-/// More bars than this no terminal shows at once.
+/// Maximum number of bars; a terminal can't show more at once.
 const MOST_BARS: usize = 16;
 
-/// A bar from here on is one to look at.
+/// Fill level (in events) from which a bar is highlighted.
 const HALF: u64 = BUFFER_LIMIT / 2;
 
-/// Between two plain lines.
+/// Interval between plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
-/// What is shown.
+/// The figures to show.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Figures {
-    /// Time since the first event could happen.
+    /// Time since event generation started.
     pub(super) at: Duration,
-    /// What is out of the ordinary.
+    /// The current phase.
     pub(super) now: String,
     /// Events that happened.
     pub(super) made: u64,
@@ -39,19 +39,19 @@ pub(super) struct Figures {
     pub(super) committed: u64,
     /// Pages and gaps in the pages topic.
     pub(super) forwarded: u64,
-    /// Pages and gaps that wait in the journal.
+    /// Pages and gaps waiting in the journal.
     pub(super) in_journal: u64,
     /// Events whose transaction has committed.
     pub(super) delivered: u64,
-    /// Events that the consumer read and found right.
+    /// Events that the consumer read and verified.
     pub(super) verified: u64,
-    /// Events that were recognised and dropped.
+    /// Events that were recognised as repeats and dropped.
     pub(super) repeats: u64,
-    /// What waits in the buffer of each feed.
+    /// Number of events in each feed's buffer.
     pub(super) buffers: Vec<u64>,
 }
 
-/// Where it is shown.
+/// The kind of display.
 #[derive(Debug)]
 pub(super) enum Screen {
     /// A terminal.
@@ -63,7 +63,7 @@ pub(super) enum Screen {
     },
 }
 
-/// The lines of the picture, top to bottom.
+/// The lines of the live display, from top to bottom.
 #[derive(Debug)]
 pub(super) struct Live {
     all: MultiProgress,
@@ -72,7 +72,7 @@ pub(super) struct Live {
     pages: ProgressBar,
     heading: ProgressBar,
     buffers: Vec<Buffer>,
-    /// How long it takes; `None` where a person ends it.
+    /// Total duration; `None` where the user ends the demo.
     length: Option<Duration>,
 }
 
@@ -85,7 +85,7 @@ struct Buffer {
 // === impl Screen ===
 
 impl Screen {
-    /// A screen for these feeds. `plain` where something else writes to stderr as well.
+    /// A screen for these feeds. Set `plain` if anything else writes to stderr.
     pub(super) fn new(feeds: &[String], length: Option<Duration>, plain: bool) -> Self {
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         if plain || is_dumb || !io::stderr().is_terminal() {
@@ -95,7 +95,7 @@ impl Screen {
         }
     }
 
-    /// Shows where it stands.
+    /// Updates the display.
     pub(super) fn show(&mut self, figures: &Figures) {
         match self {
             Self::Live(live) => live.show(figures),
@@ -109,23 +109,23 @@ impl Screen {
         }
     }
 
-    /// Says something that stays.
+    /// Prints a line that stays.
     pub(super) fn tell(&self, at: Duration, text: &str) {
         let text = format!("{:>5.1} s  {text}", at.as_secs_f64());
         match self {
-            // Nobody may be watching.
+            // Failing to print must not stop the demo.
             Self::Live(live) => live.all.println(text).unwrap_or_default(),
             Self::Plain { .. } => say(&text),
         }
     }
 
-    /// Takes the picture away, and leaves a line empty before what comes.
+    /// Removes the live display and prints an empty line.
     pub(super) fn close(&self) {
         if let Self::Live(live) = self {
             live.all.clear().unwrap_or_default();
         }
         say("");
-        // What comes goes to stdout.
+        // The output that follows goes to stdout.
         logs::flush();
     }
 }
@@ -218,7 +218,7 @@ fn style(template: &str) -> ProgressStyle {
         .progress_chars("━╸─")
 }
 
-/// Where it stands, in a line.
+/// The figures in one line.
 fn line(figures: &Figures) -> String {
     let fullest = figures.buffers.iter().max().copied().unwrap_or_default();
     let now = match figures.now.as_str() {
@@ -240,7 +240,7 @@ fn line(figures: &Figures) -> String {
 }
 
 fn say(text: &str) {
-    // Nobody may be watching; the demo goes on.
+    // Failing to print must not stop the demo.
     logs::say(Level::INFO, &format!("{text}\n"));
 }
 

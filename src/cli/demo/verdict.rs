@@ -1,7 +1,7 @@
-//! Compares what Agora made with what a consumer read.
+//! Compares the events that Agora made with those that a consumer read.
 //!
-//! Each event that Agora made has to be in exactly one place: read once, among the dead letters,
-//! or told by a gap. Pure.
+//! Each event that Agora made must be in exactly one place: read once, among the dead letters, or
+//! covered by a gap. Pure.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,41 +15,41 @@ use crate::model::GapCause;
 use crate::simulator::Fate;
 use crate::simulator::Recorded;
 
-/// Of each kind of fault, so many are shown.
+/// Maximum number of faults shown of each kind.
 const SHOWN: usize = 8;
 
 /// What became of the events.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
-    /// All that Agora made, elements that are not events included.
+    /// All elements that Agora made, including those that are not events.
     pub(super) made: u64,
     /// Read once.
     pub(super) delivered: u64,
     /// Elements that are not events, found among the dead letters.
     pub(super) dead_letters: u64,
-    /// Torn off in cut answers, and a gap tells.
+    /// Torn off in cut answers, and covered by a gap.
     pub(super) torn: u64,
-    /// Replaced in Agora's buffer by newer ones, and a gap tells.
+    /// Replaced by newer events in Agora's buffer, and covered by a gap.
     pub(super) overwritten: u64,
-    /// In an answer that never came, and a gap tells.
+    /// In an answer that never arrived, and covered by a gap.
     pub(super) lost: u64,
     /// Gaps that were read.
     pub(super) gaps: u64,
-    /// Still with Agora: nobody has asked for them.
+    /// Still in Agora's buffers, not requested yet.
     pub(super) waiting: u64,
-    /// Neither read nor told by a gap.
+    /// Neither read nor covered by a gap.
     pub(super) missing: Vec<String>,
     /// Read more than once.
     pub(super) twice: Vec<String>,
-    /// Read, and Agora never made them.
+    /// Read, but never made by Agora.
     pub(super) unknown: Vec<String>,
     /// Records that contradict themselves.
     pub(super) misshapen: Vec<String>,
-    /// Events that the bridge recognised and dropped. Not part of the sum.
+    /// Repeats that the bridge recognised and dropped. Not part of the sum.
     pub(super) repeats: u64,
 }
 
-/// Elements that are not events, by their bytes.
+/// Counts of elements that are not events, for the same bytes.
 #[derive(Debug, Default)]
 struct Letters {
     delivered: u64,
@@ -59,7 +59,8 @@ struct Letters {
 // === impl Verdict ===
 
 impl Verdict {
-    /// Judges. An element without an identity may come back from each of so many `regions`.
+    /// Computes the verdict. An element without an identity may come back once from each of the
+    /// `regions`.
     pub(super) fn of(
         made: impl IntoIterator<Item = Recorded>,
         regions: u64,
@@ -93,12 +94,12 @@ impl Verdict {
         verdict
     }
 
-    /// Whether every event is where it belongs.
+    /// Whether every event is accounted for.
     pub(super) fn is_good(&self) -> bool {
         self.faults().iter().all(|(_, found)| found.is_empty()) && self.waiting == 0
     }
 
-    /// The verdict in a sentence.
+    /// The verdict in one sentence.
     pub(super) fn sentence(&self) -> String {
         if self.is_good() {
             return "Every event is accounted for.".to_owned();
@@ -124,7 +125,7 @@ impl Verdict {
         ]
     }
 
-    /// An event that nobody read. Only a gap of the right kind excuses it.
+    /// An event that was not read. Only a gap of the right kind excuses it.
     fn judge_unread(&mut self, recorded: &Recorded, gaps: &[Gap]) {
         let told = |causes: &[GapCause]| {
             let is_of_kind = |gap: &&Gap| causes.iter().any(|cause| gap.cause == cause.name());
@@ -162,18 +163,18 @@ impl Verdict {
 }
 
 impl fmt::Display for Verdict {
-    /// The table, and the first of every kind of fault.
+    /// The table, and the first faults of every kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |list: &Vec<String>| list.len() as u64;
         writeln!(f, "What became of the events that Agora made:\n")?;
         row(f, "made", self.made, "")?;
-        row(f, "delivered", self.delivered, "each read back once, with the right id")?;
+        row(f, "delivered", self.delivered, "each read exactly once, with the right id")?;
         row(f, "dead letters", self.dead_letters, "not events; kept as received")?;
-        row(f, "torn off", self.torn, "in cut answers of every region; gaps tell")?;
-        row(f, "overwritten", self.overwritten, "in Agora's buffers; gaps tell")?;
+        row(f, "torn off", self.torn, "in cut answers of every region; covered by gaps")?;
+        row(f, "overwritten", self.overwritten, "in Agora's buffers; covered by gaps")?;
         for (name, value, note) in [
-            ("lost on the way", self.lost, "gaps tell"),
-            ("still with Agora", self.waiting, "nobody asked for them any more"),
+            ("lost on the way", self.lost, "covered by gaps"),
+            ("still with Agora", self.waiting, "not requested before the end"),
             ("misshapen", count(&self.misshapen), "records that contradict themselves"),
             ("unknown", count(&self.unknown), "read, but never made"),
         ] {
@@ -252,7 +253,7 @@ mod tests {
         Recorded { malformed: Some(raw.to_vec()), ..made(5, fate) }
     }
 
-    /// What a consumer reads of these, in this order.
+    /// The evidence of a consumer that reads these, in this order.
     fn evidence(times: &[i64], letters: &[&[u8]], gaps: &[&str]) -> Evidence {
         let mut evidence = Evidence::default();
         for ms in times {
