@@ -1,7 +1,7 @@
-//! `pages`: Agora's answers as they were received, in the pages topic.
+//! `pages`: Agora's answers as received, in the pages topic.
 //!
-//! A consumer that doubts an event has its `agora_page`; from there one command leads to the answer
-//! and to Agora's request id. Reading goes beside a running bridge, which notices nothing.
+//! To investigate an event, take its `agora_page` header: one command then shows the answer and
+//! Agora's request id. It can run alongside the bridge and doesn't affect it.
 
 mod replay;
 pub(super) mod selection;
@@ -27,7 +27,7 @@ use crate::model::AppId;
 use crate::model::Content;
 use crate::model::PageId;
 
-/// Agora's answers in the pages topic: list them, show one, publish their events again
+/// List, show or replay Agora's answers from the pages topic
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Pages {
@@ -42,43 +42,43 @@ enum Action {
     Replay(replay::Replay),
 }
 
-/// One line for each page and each gap
+/// Print one line per page or gap
 #[derive(Debug, Args)]
 struct List {
     #[command(flatten)]
     selection: Selection,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     bridge: Bridge,
 }
 
-/// The answer as received; what is known of it goes to stderr
+/// Print an answer as received; its metadata goes to stderr
 #[derive(Debug, Args)]
 struct Show {
-    /// The header `agora_page` of an event, a dead letter or a gap
+    /// The `agora_page` header of an event, a dead letter or a gap
     #[arg(value_name = "PAGE", value_parser = selection::page_id)]
     page: PageId,
-    /// The App ID of that record: pages of several apps may have the same name
+    /// The App ID of that record: pages of different apps may have the same name
     #[arg(long, value_name = "APP_ID")]
     app: Option<String>,
     #[command(flatten)]
     when: When,
-    /// What it decodes to, one line for each element, instead of the bytes
+    /// Print the decoded elements, one per line, instead of the bytes
     #[arg(long)]
     events: bool,
-    /// JSON: everything that is known of the page and its body, or one object for each element
+    /// Print JSON: all metadata of the page with its body, or one object per element
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     bridge: Bridge,
 }
 
-/// Whose topics.
+/// Selects the bridge whose topics are read.
 #[derive(Debug, Args)]
 struct Bridge {
-    /// The configuration of the bridge; the environment counts too
+    /// The bridge's configuration file; environment variables also apply
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -86,26 +86,25 @@ struct Bridge {
 const TEACH: &str = "\
 EXAMPLES
 
-  What came in the last ten minutes:
+  List the answers received in the last ten minutes:
     agora-rtm-bridge pages list --config bridge.toml --since 10m
-  The answer that an event came in, byte for byte; then what it decodes to:
+  Show the answer that contained an event, byte for byte; then its decoded events:
     agora-rtm-bridge pages show 5f0c…/1842 --app 876922…
     agora-rtm-bridge pages show 5f0c…/1842 --app 876922… --events
-  The events of a time once more, after asking:
+  Publish the events of a period again, after confirmation:
     agora-rtm-bridge pages replay --app 876922… --from 2026-03-01T08:00:00Z \\
         --to 2026-03-01T08:05:00Z
 
   An event's header agora_page names its page. Without --app every partition is
-  searched; from the beginning, unless --since or --from say otherwise.
+  searched, from the beginning unless you set --since or --from.
 
-  `replay` publishes events past the removal of repeats: the same key, value and
-  ce_id, and a header `replayed` that says when. It runs beside the bridge and
-  changes nothing in its memory.
+  `replay` bypasses the removal of repeats. Replayed events have the same key, value
+  and ce_id, plus a header `replayed` with the time. It can run alongside the bridge
+  and doesn't change its deduplication state.
 
 EXIT CODES
 
-  0 done; 1 failed, or there is no such page; 2 wrong usage; 78 wrong
-  configuration.";
+  0 success; 1 failure, or no such page; 2 usage error; 78 invalid configuration.";
 
 pub(super) async fn run(args: Pages) -> Result<(), Failure> {
     match args.action {
@@ -161,7 +160,7 @@ impl Show {
             }
             _ if self.json => output.line(&shown::envelope(&found)),
             (Content::Page(page), false) => {
-                // Nobody may be able to read it; the body is what was asked for.
+                // Failing to print this must not suppress the body, which is the result.
                 write!(io::stderr(), "{}", shown::facts(&found)).ok();
                 output.bytes(&page.body);
             }
@@ -172,7 +171,7 @@ impl Show {
         output.end()
     }
 
-    /// The page of that name. One that was forwarded twice is one.
+    /// Finds the page with this name. A page that was forwarded twice counts as one.
     fn find(&self, reader: &Reader) -> Result<Found, Failure> {
         let apps = self.app.iter().cloned().collect();
         let selection = Selection::of_page(self.page, apps, self.when.clone());
@@ -191,8 +190,8 @@ impl Show {
         let message = match apps.as_slice() {
             [_] => return Ok(found.remove(0)),
             [] => format!(
-                "there is no page {} in `{}`{}: it may be older than the topic keeps, or not \
-                 forwarded yet (then it is in the journal)",
+                "there is no page {} in `{}`{}: the topic may have expired it, or it is not \
+                 forwarded yet and still in the journal",
                 self.page,
                 reader.name(crate::kafka::Topic::Pages),
                 self.app.as_deref().map(|app| format!(" of the app {app}")).unwrap_or_default(),
@@ -200,17 +199,14 @@ impl Show {
             several => {
                 let names: Vec<&str> = several.iter().map(|app| app.as_str()).collect();
                 let names = names.join(", ");
-                format!(
-                    "pages of {names} have the name {}: say with --app whose is meant",
-                    self.page
-                )
+                format!("pages of {names} have the name {}: select one with --app", self.page)
             }
         };
         Err(Failure { message, code: 1 })
     }
 }
 
-/// Standard output, as long as somebody reads it.
+/// Standard output, until the reader closes it.
 pub(super) struct Output {
     stdout: io::BufWriter<io::Stdout>,
     failed: Option<io::Error>,
@@ -238,12 +234,12 @@ impl Output {
         }
     }
 
-    /// Until nobody reads any more.
+    /// Break once the reader has closed the pipe.
     pub(super) fn goes_on(&self) -> ControlFlow<()> {
         if self.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Whoever closed the pipe has what he wanted.
+    /// A closed pipe is not an error: the reader has all it wanted.
     pub(super) fn end(mut self) -> Result<(), Failure> {
         let failed = self.failed.or_else(|| self.stdout.flush().err());
         match failed {
@@ -253,7 +249,7 @@ impl Output {
     }
 }
 
-/// Runs what blocks where it may.
+/// Runs blocking work on a thread where it may block.
 pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.expect("what blocks does not panic")
+    spawn_blocking(work).await.expect("blocking work does not panic")
 }

@@ -1,7 +1,7 @@
-//! `plan`: whether the bridge would keep up with a load, before anybody installs it.
+//! `plan`: tells whether the bridge would keep up with a load, without installing it.
 //!
 //! The bridge's own schedule polls a simulated Agora in simulated time, with several seeds. The
-//! verdict goes to stdout, how it is going to stderr.
+//! verdict goes to stdout, progress to stderr.
 
 mod report;
 
@@ -33,47 +33,47 @@ use crate::simulator::RampPoint;
 use crate::simulator::Script;
 use crate::simulator::Spread;
 
-/// The load grows to its rate in this time.
+/// Time in which the load grows to its rate.
 const GROWTH: Duration = Duration::from_secs(5);
 
-/// What is measured begins so long after the load.
+/// Time from the start of the load to the start of the measurement.
 const WARM_UP: Duration = Duration::from_secs(10);
 
-/// What the bridge needs to make a page durable: an fsync of a usual disk.
+/// Time that the bridge needs to make a page durable: an fsync on an ordinary disk.
 const WORK: Duration = Duration::from_millis(5);
 
-/// As short and steady a round trip as one can have beside Agora.
+/// The shortest and steadiest round trip that is possible, in a data centre next to Agora.
 const NEARBY: Spread = Spread::always(Duration::from_millis(5));
 
-/// Whoever waits for longer than this wants to know how it is going.
+/// Time after which progress is shown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Will it keep up with us? Play a load in simulated time and tell what would be lost
+/// Will it keep up with your load? Simulate it and see what would be lost
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Plan {
-    /// Events a second of one App ID, on average
+    /// Events per second of one App ID, on average
     #[arg(long, value_name = "EVENTS", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
-    /// The share of one endpoint's events among them (0 to 1); the other endpoint has the rest
+    /// Fraction of the events at one endpoint (0 to 1); the other endpoint has the rest
     #[arg(long, value_name = "SHARE", default_value_t = 0.75, value_parser = share)]
     split: f64,
-    /// So many events at once on each endpoint, on top of the rate
+    /// Size of a burst on each endpoint, in events, on top of the rate
     #[arg(long, value_name = "EVENTS")]
     burst: Option<NonZeroU32>,
-    /// How many of them there are in a minute, at even distances
+    /// Bursts per minute, evenly spaced
     #[arg(long, value_name = "N", default_value_t = 1.0, requires = "burst")]
     #[arg(value_parser = per_minute)]
     bursts_per_minute: f64,
-    /// The range of round trips to Agora, each half drawn for itself
+    /// Range of round trip times to Agora; the two directions are drawn separately
     #[arg(long, value_name = "RANGE", default_value = "60ms..120ms")]
     rtt: Spread,
-    /// Time that the body of a full page (1,000 events) takes to arrive after its head; smaller
-    /// pages take their share
+    /// Time from the head of a full page (1,000 events) to the end of its body; smaller pages take
+    /// proportionally less
     #[arg(long, value_name = "TIME", default_value = "0s")]
     #[arg(value_parser = humantime::parse_duration)]
     page_time: Duration,
-    /// How long each trial is measured, after a growth and a rest of 10 s
+    /// How long each trial is measured, after a warm-up of 10 s
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=3_600))]
     seconds: u32,
@@ -89,37 +89,37 @@ pub(super) struct Plan {
     #[arg(long, value_name = "TIME", default_value = "500ms")]
     #[arg(value_parser = humantime::parse_duration)]
     longest_interval: Duration,
-    /// Both endpoints have one buffer of 2,000 events together: the other reading of Agora's documents
+    /// Let both endpoints share one buffer of 2,000 events: the other reading of Agora's documents
     #[arg(long)]
     shared_buffer: bool,
-    /// How many trials, each with other chances
+    /// Number of trials, each with a different seed
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     seeds: u32,
-    /// The verdict as JSON
+    /// Print the verdict as JSON
     #[arg(long)]
     json: bool,
 }
 
 const TEACH: &str = "\
-WHAT IS PLAYED
+WHAT IS SIMULATED
 
   Agora answers at most 10 requests a second of an App ID, each with at most 1,000
-  events, and keeps the newest 2,000 events of an endpoint. So 10,000 events a
-  second are the ceiling, and whoever asks an endpoint too late loses what was
+  events, and keeps the newest 2,000 events of an endpoint. So the ceiling is 10,000
+  events a second, and polling an endpoint too late loses the events that were
   overwritten. This command lets the bridge's own schedule poll such an Agora in
-  simulated time. Nothing is sent anywhere.
+  simulated time. It sends nothing over the network.
 
-  Events come as chance has it (a Poisson process). The load grows from nothing to
-  its rate within 5 seconds and is measured from the 10th on: a jump from rest to
-  thousands a second is a burst, and --burst plays bursts. Connections stand ready
-  and no request fails. Age is the time from an event until its answer is there;
-  Kafka comes on top.
+  Events arrive at random (a Poisson process). The load grows from zero to its rate
+  within 5 seconds and is measured from the 10th second on: a jump from rest to
+  thousands a second would be a burst; use --burst for those. Connections are already
+  open and no request fails. The age of an event is the time until its answer has
+  arrived; delivery to Kafka comes on top.
 
-  A full page has 60 to 200 kB. Over a short way they come with the head of the
-  answer; over a long one they take several round trips more, or what a narrow
-  line allows. Say so with --page-time: the difference between time_total and
-  time_starttransfer that curl tells of a full page.
+  A full page has 60 to 200 kB. On a short path it arrives with the head of the
+  answer; on a long path or a slow line it takes several round trips more. Set that
+  time with --page-time: the difference between curl's time_total and
+  time_starttransfer for a full page.
 
 EXAMPLES
 
@@ -132,28 +132,28 @@ EXAMPLES
 
 EXIT CODES
 
-  0 sustainable: nothing was lost in any trial; 1 not sustainable; 2 wrong usage.";
+  0 sustainable: nothing was lost in any trial; 1 not sustainable; 2 usage error.";
 
-/// What would help where something is lost.
+/// Remedies for a load that is not sustainable.
 #[derive(Clone, Copy, Debug)]
 struct Remedies {
-    /// The largest rate at which nothing is lost, to a percent; zero if there is none.
+    /// The largest rate without losses, to within one percent; zero if there is none.
     largest_rate: f64,
-    /// What share of the events is lost with the shortest and steadiest round trip.
+    /// Fraction of the events lost with the shortest and steadiest round trip.
     lost_nearby: f64,
 }
 
-/// How it is going.
+/// Progress of the trials.
 struct Progress {
     begun: Instant,
     is_watched: bool,
     played: AtomicU64,
 }
 
-/// Plays the load and prints the verdict.
+/// Simulates the load and prints the verdict.
 pub(super) async fn run(args: Plan) -> Result<(), Failure> {
     if args.shortest_interval > args.longest_interval || args.shortest_interval.is_zero() {
-        let message = "--shortest-interval must be above zero and not above --longest-interval";
+        let message = "--shortest-interval must be above zero and at most --longest-interval";
         return Err(Failure { message: message.to_owned(), code: 2 });
     }
     let progress = Progress::begin();
@@ -174,7 +174,7 @@ pub(super) async fn run(args: Plan) -> Result<(), Failure> {
 // === impl Plan ===
 
 impl Plan {
-    /// Plays this rate with each seed, on all cores; on demand only until something is lost.
+    /// Plays this rate with each seed, on all cores; with `until_loss`, stops at the first loss.
     fn play(&self, rate: f64, until_loss: bool, progress: &Progress) -> Tally {
         let (next, is_over) = (AtomicU64::new(1), AtomicBool::new(false));
         let work = || {
@@ -253,11 +253,12 @@ impl Plan {
         Trial { script, starts_at: Duration::ZERO, measured_from: WARM_UP, ends_at, work: WORK }
     }
 
-    /// At even distances, from another moment on for each seed.
+    /// Evenly spaced bursts, with a different offset for each seed.
     fn bursts(&self, seed: u64, ends_at: Duration) -> Vec<Burst> {
         let Some(events) = self.burst else { return Vec::new() };
         let distance = Duration::from_secs(60).div_f64(self.bursts_per_minute);
-        // The golden ratio's fraction fills a span evenly, however many seeds there are.
+        // The fractional part of multiples of the golden ratio fills a range evenly for any number
+        // of seeds.
         let phase = (seed as f64 * 0.618_033_988_749_895).fract();
         let first = WARM_UP + distance.mul_f64(phase);
         let times = std::iter::successors(Some(first), |at| Some(*at + distance));
@@ -276,16 +277,16 @@ impl Progress {
         Self { begun: Instant::now(), is_watched, played: AtomicU64::new(0) }
     }
 
-    /// One more trial was played.
+    /// One more trial is done.
     fn tell(&self) {
         let played = self.played.fetch_add(1, Ordering::Relaxed) + 1;
         if self.is_watched && self.begun.elapsed() > PATIENCE {
-            // Nobody may be able to read it; the plan goes on.
-            write!(io::stderr(), "\r{played} trials played …").ok();
+            // Failing to print must not stop the plan.
+            write!(io::stderr(), "\r{played} trials done …").ok();
         }
     }
 
-    /// Leaves the line as it was.
+    /// Clears the line.
     fn end(&self) {
         if self.is_watched && self.begun.elapsed() > PATIENCE {
             write!(io::stderr(), "\r\x1b[K").ok();
@@ -327,7 +328,7 @@ mod tests {
         Line::try_parse_from(line.split_whitespace()).unwrap().plan
     }
 
-    /// What a short trial of this ends with.
+    /// The report of a short trial with these arguments.
     fn report(line: &str) -> Report {
         let plan = plan(&format!("plan --seconds 20 --seeds 2 --rtt 60ms {line}"));
         let progress = Progress::begin();
@@ -342,7 +343,7 @@ mod tests {
         assert!(report.sustainable);
         let text = report.text();
         assert!(
-            text.starts_with("Sustainable: nothing is lost of 2,000 events a second"),
+            text.starts_with("Sustainable: no events are lost at 2,000 events a second"),
             "{text}"
         );
         assert!(report.age_p99_ms.unwrap() < 1_000, "{text}");
@@ -359,7 +360,7 @@ mod tests {
         let text = report.text();
         assert!(text.starts_with("Not sustainable: "), "{text}");
         assert!(text.contains("over 3 App IDs") || text.contains("over 4 App IDs"), "{text}");
-        assert!(text.contains("A shorter round trip would not do"), "{text}");
+        assert!(text.contains("A shorter round trip would not be enough"), "{text}");
     }
 
     #[test]
@@ -368,7 +369,10 @@ mod tests {
             .map(|more| report(&format!("--rate 600 --split 0.5 {more}")).age_p99_ms.unwrap());
         assert!((at_once + 30..at_once + 300).contains(&slowly), "{at_once} ms, {slowly} ms");
         let text = report("--rate 25000 --page-time 2s").text();
-        assert!(text.contains("with steady 5 ms and pages that come at once, lost are"), "{text}");
+        assert!(
+            text.contains("with a steady 5 ms and pages that arrive at once, it still loses"),
+            "{text}"
+        );
     }
 
     #[test]

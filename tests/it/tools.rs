@@ -108,7 +108,7 @@ fn an_event_leads_to_the_answer_that_it_came_in() {
         panic!("{decoded}")
     };
     assert!(repeat.ends_with("762}"), "{repeat}");
-    assert_eq!(other, "no event (not a JSON object)  17");
+    assert_eq!(other, "not an event (not a JSON object)  17");
     let value = str::from_utf8(logout.value.as_ref().unwrap()).unwrap();
     assert_eq!(event, format!("{}  {value}", logout.event_id().unwrap()));
 

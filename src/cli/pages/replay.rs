@@ -1,7 +1,8 @@
-//! `pages replay`: the events of chosen pages once more, after asking.
+//! `pages replay`: publishes the events of selected pages again, after confirmation.
 //!
-//! The topic is read twice: first to say what would be published, then to publish it. A window like
-//! the bridge's own leaves out what stands in several of the pages, so that each event comes once.
+//! The topic is read twice: first to show what would be published, then to publish it. A dedupe
+//! window like the bridge's own removes events that occur in more than one of the pages, so that
+//! each is published once.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,44 +38,44 @@ use crate::model::Page;
 use crate::model::PageId;
 use crate::model::Timestamp;
 
-/// Regions whose repeats the window has room for: more than anybody drains.
+/// Number of regions for whose repeats the dedupe window has room: more than anyone drains.
 const REGIONS: usize = 8;
 
-/// A transaction is ended with so many events: it must not become long.
+/// Maximum events per transaction, which keeps transactions short.
 const EVENTS_A_TRANSACTION: usize = 10_000;
 
-/// Publish the events of chosen pages again, after asking
+/// Publish the events of selected pages again, after confirmation
 ///
-/// The events get the key, value and `ce_id` of before, and a header `replayed` with the time. What
-/// is in several of the pages is published once. Elements that are no events are left out. The
-/// bridge may run meanwhile; consumers see the events again.
+/// The events keep their key, value and `ce_id`, and get a header `replayed` with the time. An
+/// event that occurs in several of the pages is published once. Elements that are not events are
+/// skipped. The bridge may keep running; consumers will see the events again.
 #[derive(Debug, Args)]
 pub(super) struct Replay {
     #[command(flatten)]
     selection: Selection,
-    /// Don't ask
+    /// Don't ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// The result as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     bridge: Bridge,
 }
 
-/// What is or would be published.
+/// Counts of what is, or would be, published.
 #[derive(Debug, Default, Serialize)]
 struct Sum {
     pages: u64,
     user_events: u64,
     channel_events: u64,
-    /// Events that stand in an earlier page of them, too.
+    /// Events that also occur in an earlier one of the pages.
     repeats: u64,
     not_events: u64,
     too_large: u64,
 }
 
-/// From pages to a batch.
+/// Decodes pages into a batch of records.
 struct Decoder<'a> {
     limits: &'a dyn Fn(Topic) -> Limits,
     now: Timestamp,
@@ -88,13 +89,13 @@ struct Decoder<'a> {
 impl Replay {
     pub(super) async fn run(self) -> Result<(), Failure> {
         if self.selection.is_everything() {
-            let message = "say which pages, by --app, --endpoint, --page, --since, --from or --to";
+            let message = "select pages with --app, --endpoint, --page, --since, --from or --to";
             return Err(Failure { message: message.to_owned(), code: 2 });
         }
         let cluster = self.bridge.cluster()?;
         let failed = |error: KafkaError| Failure::of(&error);
         let reader = cluster.reader().map_err(failed)?;
-        // Where no bridge has been there is nothing to replay, and no topics are to be made.
+        // If no bridge has run here, there is nothing to replay, and no topics must be created.
         let (reader, pages) = super::aside(move || {
             let pages = reader.partitions(Topic::Pages);
             (reader, pages)
@@ -122,7 +123,7 @@ impl Replay {
     }
 }
 
-/// Reads the pages and hands their events over, batch by batch.
+/// Reads the pages and publishes their events, batch by batch.
 fn read(
     selection: &Selection,
     reader: &Reader,
@@ -157,16 +158,17 @@ fn read(
         Ok(()) => Ok(decoder.sum),
         Err(error) => {
             let published = HumanCount(published as u64);
-            let message = format!("{error}; {published} events were published again before that");
+            let message = format!("{error}; {published} events had already been published again");
             Err(Failure { message, code: 1 })
         }
     }
 }
 
-/// Asks the person at the terminal.
+/// Asks for confirmation on the terminal.
 fn asked() -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        let message = "nothing was published: nobody can be asked; say --yes".to_owned();
+        let message =
+            "nothing was published: stdin is not a terminal; confirm with --yes".to_owned();
         return Err(Failure { message, code: 2 });
     }
     eprint!("Publish them? [y/N] ");
@@ -232,7 +234,7 @@ impl Sum {
     }
 
     fn announcement(&self, reader: &Reader) -> String {
-        let mut text = format!("{} pages hold", HumanCount(self.pages));
+        let mut text = format!("{} pages contain", HumanCount(self.pages));
         for (count, topic) in
             [(self.user_events, Topic::UserEvents), (self.channel_events, Topic::ChannelEvents)]
         {
@@ -242,16 +244,16 @@ impl Sum {
             }
         }
         for (count, what) in [
-            (self.repeats, "events that stand in another of these pages too: left out"),
-            (self.not_events, "elements that are no events: left out"),
-            (self.too_large, "events too large for their topic: left out"),
+            (self.repeats, "repeats of events in another of these pages: skipped"),
+            (self.not_events, "elements that are not events: skipped"),
+            (self.too_large, "events too large for their topic: skipped"),
         ] {
             if count > 0 {
                 text.push_str(&format!("\n  {} {what}", HumanCount(count)));
             }
         }
         text.push_str(
-            "\nTheir consumers will see them once more, with the same ce_id and a header `replayed`.\n",
+            "\nConsumers will see them again, with the same ce_id and a header `replayed`.\n",
         );
         text
     }

@@ -1,4 +1,4 @@
-//! Which pages are meant, and the way through the topic to them.
+//! The selection of pages, and how to find them in the topic.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -20,39 +20,39 @@ use crate::model::Feed;
 use crate::model::PageId;
 use crate::model::Timestamp;
 
-/// Which pages are meant.
+/// Which pages to read.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Selection {
-    /// Only pages of this App ID; may be given several times
+    /// Select pages of this App ID; may be repeated
     #[arg(long = "app", value_name = "APP_ID")]
     apps: Vec<String>,
-    /// Only pages of this endpoint: user_events or channel_events
+    /// Select pages of this endpoint: user_events or channel_events
     #[arg(long, value_name = "NAME", value_parser = endpoint)]
     endpoint: Option<Endpoint>,
-    /// Only this page: the header `agora_page` of an event; may be given several times
+    /// Select this page by the `agora_page` header of an event; may be repeated
     #[arg(long = "page", value_name = "PAGE", value_parser = page_id)]
     pages: Vec<PageId>,
     #[command(flatten)]
     when: When,
 }
 
-/// A range of time: when Agora's answer had come.
+/// A time range for the arrival of Agora's answer.
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct When {
-    /// Only what came in so long a time until now, as in 90s, 10m, 2h 30m
+    /// Select pages received within this time before now, as in 90s, 10m, 2h 30m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     #[arg(conflicts_with = "from")]
     since: Option<Duration>,
-    /// Only what came at this moment or later, as in 2026-03-01T08:00:00Z
+    /// Select pages received at this time or later, as in 2026-03-01T08:00:00Z
     #[arg(long, value_name = "MOMENT", value_parser = moment)]
     from: Option<Timestamp>,
-    /// Only what came at this moment or earlier. The topic is read to its end all the same: a page
-    /// may be forwarded long after it came
+    /// Select pages received at this time or earlier. The topic is still read to its end, because a
+    /// page may be forwarded long after it was received
     #[arg(long, value_name = "MOMENT", value_parser = moment)]
     to: Option<Timestamp>,
 }
 
-/// A page or a gap, and where it lies.
+/// A page or a gap, and its place in the topic.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) partition: i32,
@@ -65,12 +65,12 @@ pub(super) struct Found {
 // === impl Selection ===
 
 impl Selection {
-    /// One page, of one of the apps if any are named.
+    /// Selects one page, of the given apps if there are any.
     pub(super) fn of_page(page: PageId, apps: Vec<String>, when: When) -> Self {
         Self { apps, endpoint: None, pages: vec![page], when }
     }
 
-    /// Whether nothing narrows it.
+    /// Whether it selects all pages.
     pub(in crate::cli) fn is_everything(&self) -> bool {
         let When { since, from, to } = self.when;
         self.apps.is_empty()
@@ -79,7 +79,8 @@ impl Selection {
             && (since.is_none() && from.is_none() && to.is_none())
     }
 
-    /// The same pages whenever it is read: "since" is counted from now.
+    /// Makes the selection independent of when it is read: converts `--since` to a fixed time,
+    /// counted from now.
     pub(in crate::cli) fn fixed(mut self, clock: Clock) -> Self {
         if let Some(since) = self.when.since.take() {
             self.when.from = Some(clock.now().before(since));
@@ -87,8 +88,8 @@ impl Selection {
         self
     }
 
-    /// Reads the pages, in their order within each app, until `each` breaks off. Records that are
-    /// no pages are passed over, and stderr tells how many.
+    /// Reads the pages, in order within each app, until `each` breaks. Skips records that are not
+    /// pages and reports their number on stderr.
     pub(super) fn read(
         &self,
         reader: &Reader,
@@ -96,7 +97,8 @@ impl Selection {
     ) -> Result<(), Failure> {
         let failed = |error| Failure::of(&error);
         let from = self.when.beginning(Clock::system());
-        // What came at a moment was forwarded later, by a clock that may go a little wrong.
+        // A page is forwarded after it was received, but Kafka's clock may differ from ours a
+        // little.
         let forwarded = from.map(|from| from.before(CLOCK_MARGIN));
         let mut spans = reader.spans(Topic::Pages, forwarded).map_err(failed)?;
         if !self.apps.is_empty() {
@@ -130,7 +132,7 @@ impl Selection {
         drop(progress);
         if let Some((partition, offset, reason)) = first {
             eprintln!(
-                "agora-rtm-bridge: {unreadable} records of the pages topic were passed over; the \
+                "agora-rtm-bridge: {unreadable} unreadable records of the pages topic skipped; the \
                  first, at offset {offset} of partition {partition}: {reason}"
             );
         }
@@ -142,12 +144,12 @@ impl Selection {
         self.meets(*id, content.feed(), found.came(), from)
     }
 
-    /// Whether a page is meant, once "since" is [`Self::fixed`].
+    /// Whether a page is selected, once the selection is [`Self::fixed`].
     pub(in crate::cli) fn includes(&self, id: PageId, feed: &Feed, came: Timestamp) -> bool {
         self.meets(id, feed, came, self.when.from)
     }
 
-    /// Whether a page is meant of which nothing is known but its name.
+    /// Whether a page of which only the name is known is selected.
     pub(in crate::cli) fn names(&self, name: &str) -> bool {
         self.pages.iter().any(|page| page.to_string() == name)
     }
@@ -172,7 +174,7 @@ impl When {
 // === impl Found ===
 
 impl Found {
-    /// When it came; of a gap that is when its end was known.
+    /// When it was received; for a gap, when its end was known.
     pub(super) fn came(&self) -> Timestamp {
         match &self.entry.content {
             Content::Page(page) => page.answered_at,
@@ -181,11 +183,11 @@ impl Found {
     }
 }
 
-/// Reads what `agora_page` holds.
+/// Parses an `agora_page` header.
 pub(in crate::cli) fn page_id(text: &str) -> Result<PageId, String> {
     text.trim().parse().map_err(|()| {
-        "is not the name of a page: 32 hex digits, a slash and a number, as the header \
-         `agora_page` of an event has them"
+        "not the name of a page: 32 hex digits, a slash and a number, as in the \
+         `agora_page` header of an event"
             .to_owned()
     })
 }
@@ -194,13 +196,13 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     text.parse().map_err(|()| "must be user_events or channel_events".to_owned())
 }
 
-/// Reads a moment: RFC 3339, or milliseconds since 1970 as events have them.
+/// Parses a time: RFC 3339, or milliseconds since 1970 as in events.
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(millis) = text.parse() {
         return Ok(Timestamp::from_millis(millis));
     }
     let moment = humantime::parse_rfc3339_weak(text).map_err(|_| {
-        "is not a moment such as 2026-03-01T08:00:00Z (UTC), or milliseconds since 1970".to_owned()
+        "not a time such as 2026-03-01T08:00:00Z (UTC) or milliseconds since 1970".to_owned()
     })?;
     let since = moment.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Ok(Timestamp::default().after(since))

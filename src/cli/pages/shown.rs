@@ -1,4 +1,4 @@
-//! How a page looks: a line, an envelope, the elements in it.
+//! How pages are printed: as a line, as metadata, and element by element.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,10 +20,10 @@ use crate::model::Page;
 use crate::model::PageId;
 use crate::model::Timestamp;
 
-/// What stands above the lines of a list.
+/// Column headings of a list.
 pub(super) const HEAD: &str = "came                      app/region/endpoint  status  body  elements  bytes  page  Agora's request id";
 
-/// What is known of a page or a gap, for programs. Times are in milliseconds since 1970.
+/// Metadata of a page or a gap, for programs. Times are in milliseconds since 1970.
 #[derive(Serialize)]
 struct Envelope<'a> {
     page: String,
@@ -57,10 +57,10 @@ struct Answer<'a> {
     content_encoding: Option<&'a str>,
     bytes: usize,
     elements: usize,
-    /// The body as received, where it is text.
+    /// The body as received, if it is text.
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'a str>,
-    /// The body, where it is not.
+    /// The body, if it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     body_base64: Option<String>,
 }
@@ -82,7 +82,7 @@ enum Element<'a> {
     Other { index: Option<usize>, dead_letter: String, raw: String },
 }
 
-/// A page or a gap in a line.
+/// A page or a gap as one line.
 pub(super) fn line(found: &Found) -> String {
     let (id, feed, came) = (found.entry.id, found.entry.content.feed(), found.came());
     match &found.entry.content {
@@ -110,7 +110,7 @@ pub(super) fn envelope(found: &Found) -> String {
     text(&Envelope::new(found, true))
 }
 
-/// What is known of a page, for people.
+/// Metadata of a page, for people.
 pub(super) fn facts(found: &Found) -> String {
     let (id, feed) = (found.entry.id, found.entry.content.feed());
     let mut rows = vec![("page", id.to_string()), ("feed", feed.to_string())];
@@ -130,7 +130,7 @@ pub(super) fn facts(found: &Found) -> String {
             let inflated = if contents.is_as_received() {
                 String::new()
             } else {
-                format!(", {} when inflated", contents.text().len())
+                format!(", {} decompressed", contents.text().len())
             };
             rows.push((
                 "body",
@@ -145,11 +145,12 @@ pub(super) fn facts(found: &Found) -> String {
     if let Some(at) = found.forwarded_at {
         rows.push(("forwarded", at.to_string()));
     }
-    rows.push(("lies at", format!("offset {} of partition {}", found.offset, found.partition)));
+    rows.push(("stored at", format!("offset {} of partition {}", found.offset, found.partition)));
     rows.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
 }
 
-/// What each element of a page decodes to: as the bridge publishes it, whether it did or not.
+/// The decoded elements of a page, in the form in which the bridge publishes them, whether or not
+/// it has.
 pub(super) fn elements(reader: &Reader, id: PageId, page: &Page, json: bool) -> Vec<String> {
     let feed = &page.feed;
     let source = Source::new(&feed.app, feed.endpoint, id);
@@ -191,7 +192,7 @@ fn dead_letter(index: Option<usize>, reason: &str, raw: &[u8], json: bool) -> St
         let raw = String::from_utf8_lossy(raw).into_owned();
         return text(&Element::Other { index, dead_letter: reason.to_owned(), raw });
     }
-    format!("no event ({reason})  {}", raw.escape_ascii())
+    format!("not an event ({reason})  {}", raw.escape_ascii())
 }
 
 fn bounds(gap: &Gap) -> String {

@@ -15,7 +15,7 @@ use crate::plan::Tally;
 pub(super) struct Report {
     /// Whether nothing was lost.
     pub(super) sustainable: bool,
-    /// What was asked for.
+    /// The arguments.
     rate: f64,
     split: f64,
     burst: u32,
@@ -23,7 +23,7 @@ pub(super) struct Report {
     seconds: u32,
     /// Events that happened, over all trials.
     events: u64,
-    /// The share of them that was overwritten before it was fetched.
+    /// The fraction of them that was overwritten before it was fetched.
     pub(super) lost_share: f64,
     lost_per_minute: f64,
     requests_per_second: f64,
@@ -32,16 +32,16 @@ pub(super) struct Report {
     age_p50_ms: Option<u64>,
     pub(super) age_p99_ms: Option<u64>,
     fullest_buffer: u64,
-    /// Looked for only where the load is not sustainable; `None` also where there is none.
+    /// Searched only if the load is not sustainable; `None` also if no rate is.
     pub(super) largest_sustainable_rate: Option<f64>,
-    /// What would help.
+    /// Suggested remedies.
     advice: Vec<String>,
 }
 
 // === impl Report ===
 
 impl Report {
-    /// What came of it, and what would help, where that was looked for.
+    /// Builds the report; with `remedies`, it includes advice.
     pub(super) fn new(plan: &Plan, tally: &Tally, remedies: Option<Remedies>) -> Self {
         let millis = |age: Option<Duration>| age.and_then(|it| u64::try_from(it.as_millis()).ok());
         let minutes = tally.measured.as_secs_f64() / 60.0;
@@ -82,7 +82,7 @@ impl Report {
         };
         let refused = match self.refused_requests {
             0 => String::new(),
-            refused => format!("; {} were one too many", HumanCount(refused)),
+            refused => format!("; {} refused (429)", HumanCount(refused)),
         };
         let rows = [
             (
@@ -108,8 +108,8 @@ impl Report {
         }
         let (trials, seconds) = (HumanCount(self.trials.into()), self.seconds);
         text.push_str(&format!(
-            "\nPlayed {trials} times for {seconds} s, after the load had grown to its rate within 5 s: \
-             a jump from\nrest to thousands a second is a burst.\n"
+            "\n{trials} trials of {seconds} s each, after the load had grown to its rate within \
+             5 s: a jump from\nrest to thousands a second would be a burst.\n"
         ));
         for sentence in &self.advice {
             text.push_str(&format!("\n* {sentence}"));
@@ -127,7 +127,7 @@ impl Report {
             burst => format!(" with bursts of {}", HumanCount(burst.into())),
         };
         if self.sustainable {
-            return format!("Sustainable: nothing is lost of {rate} events a second{bursts}.");
+            return format!("Sustainable: no events are lost at {rate} events a second{bursts}.");
         }
         let (share, a_minute) = (percent(self.lost_share), self.lost_a_minute());
         format!(
@@ -147,51 +147,52 @@ impl Report {
     }
 }
 
-/// What would help where something is lost, and what would not.
+/// Which changes would help, and which would not.
 fn advice(plan: &Plan, remedies: Remedies) -> Vec<String> {
     let mut advice = Vec::new();
     let burst = plan.burst.map_or(0, |it| u64::from(it.get()));
     if let Some(over @ 1..) = burst.checked_sub(BUFFER_LIMIT) {
         let (keeps, burst, over) = (HumanCount(BUFFER_LIMIT), HumanCount(burst), HumanCount(over));
         advice.push(format!(
-            "Agora keeps {keeps} events of an endpoint: of {burst} at once {over} are gone at once."
+            "Agora keeps {keeps} events per endpoint: a burst of {burst} always loses {over}."
         ));
     } else if burst > 0 && plan.longest_interval > plan.shortest_interval {
         advice.push(
-            "A shorter --longest-interval leaves less to gather before a burst; it costs requests."
+            "A shorter --longest-interval lets fewer events gather before a burst, at the cost of \
+             more requests."
                 .to_owned(),
         );
     }
     if plan.requests_per_second < 10 {
-        advice.push("More --requests-per-second: Agora allows 10.".to_owned());
+        advice.push("Raise --requests-per-second: Agora allows 10.".to_owned());
     }
     if remedies.largest_rate >= 1.0 {
         let largest = two_digits(remedies.largest_rate);
         let apps = HumanCount(whole((plan.rate / largest).ceil().max(2.0)));
         let largest = HumanCount(whole(largest));
-        advice
-            .push(format!("Sustainable, all else being as it is, are {largest} events a second."));
+        advice.push(format!("With all else unchanged, {largest} events a second are sustainable."));
         advice.push(format!(
-            "Spread the load over {apps} App IDs: each has its own requests and its own buffers."
+            "Spread the load over {apps} App IDs: each has its own rate limit and its own buffers."
         ));
     } else {
-        advice.push("No rate is sustainable, all else being as it is.".to_owned());
+        advice.push("With all else unchanged, no rate is sustainable.".to_owned());
     }
     let (way, nearby) = match plan.page_time.is_zero() {
         true => ("round trip", ""),
-        false => ("way", " and pages that come at once"),
+        false => ("network path", " and pages that arrive at once"),
     };
     advice.push(match remedies.lost_nearby {
         0.0 => {
-            format!("A shorter and steadier {way} would do: with 5 ms{nearby} nothing is lost.")
+            format!("A shorter, steadier {way} would be enough: with 5 ms{nearby} nothing is lost.")
         }
         lost => format!(
-            "A shorter {way} would not do: with steady 5 ms{nearby}, lost are {}.",
+            "A shorter {way} would not be enough: with a steady 5 ms{nearby}, it still loses {}.",
             percent(lost)
         ),
     });
     advice.push(
-        "More regions or a second bridge lift no limit: Agora counts an App ID's requests together."
+        "More regions or a second bridge don't help: Agora's rate limit applies to the App ID as a \
+         whole."
             .to_owned(),
     );
     advice
@@ -202,13 +203,13 @@ fn percent(share: f64) -> String {
     if percent < 0.01 { "less than 0.01 %".to_owned() } else { format!("{percent:.2} %") }
 }
 
-/// Rounded down to as many digits as were looked for.
+/// Rounded down to the two digits that the search determined.
 fn two_digits(number: f64) -> f64 {
     let unit = 10_f64.powf((number.log10().floor() - 1.0).max(0.0));
     (number / unit).floor() * unit
 }
 
-/// A count that was worked out in fractions.
+/// Rounds a count that was computed as a fraction.
 #[expect(clippy::cast_possible_truncation, reason = "`as` saturates, and a count is not negative")]
 #[expect(clippy::cast_sign_loss, reason = "`as` saturates, and a count is not negative")]
 fn whole(number: f64) -> u64 {
