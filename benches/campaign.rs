@@ -1,12 +1,12 @@
-//! The campaign as a command: `tests/campaign` runs it.
+//! The campaign as a command, run by `tests/campaign`.
 //!
-//! The table goes to stdout, how it is going to stderr. It needs what the tests need: Kafka's
-//! jars, which `tests/run` fetches.
+//! The table goes to stdout, progress to stderr. It needs what the tests need: Kafka's jars, which
+//! `tests/run` fetches.
 
 #[path = "../tests/it"]
 mod it {
     pub(crate) mod campaign;
-    #[expect(dead_code, unused_imports, reason = "the tests need more of it than the campaign")]
+    #[expect(dead_code, unused_imports, reason = "the tests use more of it than the campaign")]
     pub(crate) mod support;
 }
 
@@ -23,49 +23,50 @@ use crate::it::campaign::Plan;
 use crate::it::campaign::kind::Kind;
 use crate::it::support;
 
-/// Harm of many kinds, round by round, on a real broker: nothing may be missing or twice
+/// Faults of many kinds, round by round, on a real broker: nothing may be missing or duplicated
 ///
-/// Each round lets events happen, does harm, takes it back, and waits until all is well: whatever
-/// Agora handed over is published once and in order, or told by a gap that the harm excuses, and
-/// the accounts of the bridge balance and say what the simulated Agora's ledger says. What is wrong
-/// ends the campaign with exit code 1 and the command that repeats the round.
+/// Each round generates events, injects faults, removes them, and waits until everything has
+/// recovered. Then every event that Agora handed over must be published once and in order, or be
+/// covered by a gap that a fault explains, and the bridge's accounts must balance and match the
+/// simulated Agora's ledger. Any violation ends the campaign with exit code 1 and prints the
+/// command that repeats the round.
 #[derive(Debug, Parser)]
 #[command(name = "tests/campaign")]
 struct Args {
-    /// How many rounds
+    /// Number of rounds
     #[arg(long, default_value_t = 100)]
     rounds: u64,
-    /// Decides which harm is done when
+    /// Seed that decides which faults happen when
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The number of the first round: each has a schedule of its own
+    /// Number of the first round; each number has its own schedule
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     from: u64,
-    /// Only these kinds of harm; all but outage unless set
+    /// Only these kinds of faults; by default all except outage
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<Kind>,
-    /// How many kinds meet in a round at most; 1 for a single kind, 3 otherwise
+    /// Maximum number of kinds per round; by default 1 for a single kind, otherwise 3
     #[arg(long, value_name = "NUMBER")]
     at_once: Option<usize>,
-    /// Events a second
+    /// Events per second
     #[arg(long, value_name = "EVENTS", default_value_t = 1_000.0)]
     rate: f64,
-    /// How long an outage lasts
+    /// Duration of an outage
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     away: Duration,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Between two lines of progress.
+/// Interval between progress lines.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // `cargo test --all-targets` runs benchmarks too, and means something else.
+    // `cargo test --all-targets` runs benchmarks too, but without `--bench`.
     if !args.bench {
-        eprintln!("nothing is done: run tests/campaign");
+        eprintln!("nothing to do: use tests/campaign");
         return ExitCode::SUCCESS;
     }
     let kinds = if args.kinds.is_empty() { Kind::usual() } else { args.kinds };
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
     let mut plan =
         Plan { seed: args.seed, rounds, kinds, at_once, rate: args.rate, away: args.away };
     for (kind, why) in plan.leave_out_what_cannot_be() {
-        eprintln!("── left out: {}: {why}", kind.name());
+        eprintln!("── skipped: {}: {why}", kind.name());
     }
     let mut told = Instant::now();
     let (tally, wrong) = campaign::run(&plan, |done, left| {

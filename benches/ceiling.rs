@@ -1,10 +1,9 @@
-//! How near to Agora's limit one App ID can be drained, in simulated time.
+//! How close to Agora's limit one App ID can be drained, in simulated time.
 //!
-//! `cargo bench --bench ceiling` offers loads near the ceiling of ten requests of 1,000 events a
-//! second to the bridge's schedule, to two scripts that people write, and to a program with perfect
-//! knowledge (`foresight.rs`), over round trips that are fixed or drawn. Nothing but the counted
-//! simulator runs, so a thousand seeds take minutes. The table goes to stdout, how it is going to
-//! stderr.
+//! `cargo bench --bench ceiling` applies loads near the ceiling of ten requests of 1,000 events a
+//! second to the bridge's schedule, to two typical scripts, and to a program with perfect knowledge
+//! (`foresight.rs`), over fixed and random round trips. Only the counting simulator runs, so a
+//! thousand seeds take minutes. The table goes to stdout, progress to stderr.
 
 #[path = "steady/table.rs"]
 mod table;
@@ -48,61 +47,62 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench ceiling --")]
 struct Args {
-    /// How many seeds each row is played with
+    /// Number of seeds per row
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = 1..)]
     seeds: i64,
-    /// The first of them
+    /// The first seed
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     from_seed: u64,
-    /// How long steady loads are measured, after 16 s of growth and rest
+    /// How long steady loads are measured, after 16 s of growth and warm-up
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = 1..=3_600)]
     seconds: i64,
-    /// Steady loads at even distances, not as chance has it
+    /// Evenly spaced events for steady loads, instead of random ones
     #[arg(long)]
     even: bool,
-    /// Every rate with every round trip and every split
+    /// All combinations of rate, round trip and split
     #[arg(long)]
     all: bool,
     /// Only these programs
     #[arg(long, value_name = "PROGRAM", value_delimiter = ',')]
     only: Vec<Player>,
-    /// Only rows whose load or round trip contains this
+    /// Only rows whose load or round trip contains this text
     #[arg(long, value_name = "TEXT")]
     row: Option<String>,
-    /// The table as Markdown
+    /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Who polls.
+/// The program that polls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Player {
     /// The bridge's schedule.
     Bridge,
     /// A script that asks each endpoint once a second.
     Interval,
-    /// A script that asks on while pages are full, with half of the budget for each endpoint.
+    /// A script that polls again while pages are full, with half of the rate limit for each
+    /// endpoint.
     Loop,
     /// Perfect knowledge.
     Foresight,
 }
 
-/// A row to be filled.
+/// A row of the table, to be filled.
 struct Row {
     case: Case,
     player: Player,
-    /// What came of all seeds, and the seeds that lost something.
+    /// The results of all seeds, and the seeds with losses.
     came: Mutex<(Tally, Vec<u64>)>,
 }
 
 fn main() {
     let args = Args::parse();
     if !args.bench {
-        // `cargo test --all-targets` runs benchmarks too, and means something else.
-        eprintln!("nothing is measured: run `cargo bench --bench ceiling`");
+        // `cargo test --all-targets` runs benchmarks too, but without `--bench`.
+        eprintln!("nothing measured: run `cargo bench --bench ceiling`");
         return;
     }
     let rows = rows(&args);
@@ -122,7 +122,7 @@ fn rows(args: &Args) -> Vec<Row> {
     let cases = cases(args.all).into_iter().filter(is_wanted);
     cases
         .flat_map(|case| {
-            // Perfect knowledge was written for a buffer each.
+            // Perfect knowledge only supports separate buffers.
             let one_buffer = case.has_one_buffer();
             let knows = move |it: &&Player| **it != Player::Foresight || !one_buffer;
             players.iter().filter(knows).map(move |player| Row {
@@ -134,7 +134,7 @@ fn rows(args: &Args) -> Vec<Row> {
         .collect()
 }
 
-/// Plays every row with every seed, on all cores.
+/// Runs every row with every seed, on all cores.
 fn play(args: &Args, rows: &[Row]) {
     let seeds = args.from_seed..args.from_seed + args.seeds.unsigned_abs();
     let seconds = u32::try_from(args.seconds).expect("an hour at most");
@@ -143,7 +143,7 @@ fn play(args: &Args, rows: &[Row]) {
     let work = || {
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
-            // Seed by seed, so that what is left can be estimated from what is done.
+            // Seed by seed, so that the remaining time can be estimated from the elapsed time.
             let (seed, row) = (job / rows.len().max(1) as u64, job % rows.len().max(1) as u64);
             let row = usize::try_from(row).ok().and_then(|row| rows.get(row));
             let (Some(row), true) = (row, job < jobs) else { return };
@@ -257,7 +257,7 @@ impl Player {
     }
 }
 
-/// What the bridge does unless it is configured otherwise.
+/// The bridge's default settings.
 fn limits() -> Limits {
     Limits {
         requests_per_second: NonZeroU32::new(10).expect("ten"),

@@ -1,27 +1,27 @@
-//! The benchmark at the edges: one App ID at the API's ceiling, many busy ones, very many idle ones,
-//! and ten times as many of which a fifth is refused.
+//! The benchmark of the extremes: one App ID at the API's ceiling, many busy ones, very many idle
+//! ones, and ten times as many of which a fifth is refused.
 //!
-//! `cargo bench --bench crowd` starts what `steady` starts (Apache Kafka, a simulated Agora in this
-//! process, the bridge as its users run it), lets the load grow over ten seconds, and measures. The
-//! simulated Agora shares the machine, so its own CPU time is told too: where it is busy all the
-//! time, a figure says nothing about the bridge.
+//! `cargo bench --bench crowd` starts the same processes as `steady` (Apache Kafka, a simulated
+//! Agora in this process, the bridge as its users run it), lets the load grow over ten seconds, and
+//! measures. The simulated Agora shares the machine, so its CPU time is reported too: if it is busy
+//! all the time, a figure says nothing about the bridge.
 //!
-//! The table goes to stdout, how it is going to stderr. It needs what the tests need: Kafka's jars,
-//! which `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
+//! The table goes to stdout, progress to stderr. It needs what the tests need: Kafka's jars, which
+//! `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
 
 #[path = "../tests/it"]
 mod it {
-    #[expect(dead_code, unused_imports, reason = "the tests need more of it than the benchmark")]
+    #[expect(dead_code, unused_imports, reason = "the tests use more of it than the benchmark")]
     pub(crate) mod support;
 }
 
 #[path = "steady"]
 mod steady {
-    #[expect(dead_code, reason = "`steady` needs more of it")]
+    #[expect(dead_code, reason = "`steady` uses more of it")]
     pub(crate) mod agora;
     pub(crate) mod meter;
     pub(crate) mod say;
-    #[expect(dead_code, reason = "`steady` tells more of it")]
+    #[expect(dead_code, reason = "`steady` reports more of it")]
     pub(crate) mod score;
     pub(crate) mod table;
     pub(crate) mod topics;
@@ -60,35 +60,35 @@ struct Args {
     /// Only these parts
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<Part>,
-    /// Events a second of each App ID in place of the part's own
+    /// Events per second for each App ID, instead of the part's own rate
     #[arg(long, value_name = "EVENTS")]
     rate: Option<u32>,
-    /// App IDs in place of the part's own
+    /// Number of App IDs, instead of the part's own
     #[arg(long, value_name = "APPS", value_parser = some_apps)]
     apps: Option<usize>,
-    /// The share of user events
+    /// Fraction of user events
     #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
     split: f64,
-    /// The table as Markdown
+    /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Also tell which threads of the process took the time
+    /// Also print CPU time per thread of the process
     #[arg(long)]
     threads: bool,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() {
     let args = Args::parse();
-    // `cargo test --all-targets` runs benchmarks too, and means something else.
+    // `cargo test --all-targets` runs benchmarks too, but without `--bench`.
     if !args.bench {
-        eprintln!("nothing is measured: run `cargo bench --bench crowd`");
+        eprintln!("nothing measured: run `cargo bench --bench crowd`");
         return;
     }
     let seconds = Duration::from_secs(args.seconds.unsigned_abs());
-    say::progress("a Kafka broker");
+    say::progress("starting a Kafka broker");
     let bootstrap = support::broker::shared();
     let mut outcomes = Vec::new();
     for part in Part::value_variants() {
@@ -112,6 +112,6 @@ fn idle_core(outcome: &Outcome) -> Option<f64> {
 fn some_apps(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(apps @ 1..=10_000) => Ok(apps),
-        _ => Err("a number from 1 to 10000".to_owned()),
+        _ => Err("must be a number from 1 to 10000".to_owned()),
     }
 }

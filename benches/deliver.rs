@@ -1,22 +1,22 @@
-//! The benchmark of the last leg: from the last byte of an answer to the moment when a
-//! `read_committed` consumer has all of its events.
+//! The benchmark of the last stage: from the last byte of an answer until a `read_committed`
+//! consumer has all of its events.
 //!
-//! `cargo bench --bench deliver` starts what `steady` starts: Apache Kafka, a simulated Agora in
-//! this process, the bridge as its users run it; and a consumer in this process, on a thread of its
-//! own, with the settings of a plain one. `docs/benchmarks.md` tells what each figure means.
+//! `cargo bench --bench deliver` starts the same processes as `steady`: Apache Kafka, a simulated
+//! Agora in this process, the bridge as its users run it; plus a consumer in this process, on its
+//! own thread, with ordinary settings. `docs/benchmarks.md` explains each figure.
 //!
-//! The table goes to stdout, how it is going to stderr. It needs what the tests need: Kafka's jars,
-//! which `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
+//! The table goes to stdout, progress to stderr. It needs what the tests need: Kafka's jars, which
+//! `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
 
 #[path = "../tests/it"]
 mod it {
-    #[expect(dead_code, unused_imports, reason = "the tests need more of it than the benchmark")]
+    #[expect(dead_code, unused_imports, reason = "the tests use more of it than the benchmark")]
     pub(crate) mod support;
 }
 
 #[path = "steady"]
 mod steady {
-    #[expect(dead_code, reason = "`steady` needs more of it")]
+    #[expect(dead_code, reason = "`steady` uses more of it")]
     pub(crate) mod agora;
     pub(crate) mod say;
     pub(crate) mod table;
@@ -41,38 +41,38 @@ use crate::steady::say;
 use crate::steady::table::Table;
 use crate::steady::table::grouped;
 
-/// From the last byte of an answer to a consumer that has its events
+/// Time from the last byte of an answer until a consumer has its events
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench deliver --")]
 struct Args {
     /// How long each row is measured, after a warm-up of 5 s
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     seconds: u64,
-    /// Pages a second, a row each
+    /// Pages per second, one row for each value
     #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_value = "1,2,5,10")]
     pages: Vec<u32>,
-    /// Events in a page
+    /// Events per page
     #[arg(long, value_name = "NUMBER", default_value_t = 300)]
     events: u32,
-    /// The table as Markdown
+    /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What p50 and p99 have to be, in milliseconds.
+/// Targets for p50 and p99, in milliseconds.
 const TARGETS: (f64, f64) = (35.0, 120.0);
 
 fn main() {
     let args = Args::parse();
-    // `cargo test --all-targets` runs benchmarks too, and means something else.
+    // `cargo test --all-targets` runs benchmarks too, but without `--bench`.
     if !args.bench {
-        eprintln!("nothing is measured: run `cargo bench --bench deliver`");
+        eprintln!("nothing measured: run `cargo bench --bench deliver`");
         return;
     }
-    say::progress("a Kafka broker");
+    say::progress("starting a Kafka broker");
     let bootstrap = support::broker::shared();
     let mut table = Table::new([
         "pages a second",
@@ -118,7 +118,7 @@ fn row(pages: u32, legs: &[Legs]) -> [String; 8] {
     ]
 }
 
-/// Of a sorted list; the next one above where there is none in the very place.
+/// A quantile of a sorted list; between two values the higher one.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     #[expect(clippy::cast_possible_truncation, reason = "an index times a share is an index")]
     let index = (sorted.len().saturating_sub(1) as f64 * share).ceil() as usize;

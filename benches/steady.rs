@@ -1,17 +1,17 @@
-//! The benchmark: what the bridge costs, how late it is, and what is lost.
+//! The main benchmark: the bridge's CPU and memory, its latency, and its losses.
 //!
 //! `cargo bench --bench steady` starts Apache Kafka, a simulated Agora (in this process) and the
-//! bridge as its users run it, and offers a steady load. Beside it runs a naive poller, the script
-//! that the bridge replaces, measured in the same way. Every event that was made is looked for in
-//! the topics afterwards, so that a figure never hides a loss. `docs/benchmarks.md` tells what each
-//! figure means.
+//! bridge as its users run it, and applies a steady load. For comparison it measures a naive
+//! poller, the script that the bridge replaces, in the same way. Afterwards it looks for every
+//! event that was made in the topics, so that no figure hides a loss. `docs/benchmarks.md` explains
+//! each figure.
 //!
-//! The table goes to stdout, how it is going to stderr. It needs what the tests need: Kafka's jars,
-//! which `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
+//! The table goes to stdout, progress to stderr. It needs what the tests need: Kafka's jars, which
+//! `tests/run` fetches, or a Kafka named by `KAFKA_BOOTSTRAP_SERVERS`.
 
 #[path = "../tests/it"]
 mod it {
-    #[expect(dead_code, unused_imports, reason = "the tests need more of it than the benchmark")]
+    #[expect(dead_code, unused_imports, reason = "the tests use more of it than the benchmark")]
     pub(crate) mod support;
 }
 
@@ -20,7 +20,7 @@ mod steady {
     pub(crate) mod first_request;
     pub(crate) mod idle;
     pub(crate) mod load;
-    #[expect(dead_code, reason = "`crowd` meters itself too")]
+    #[expect(dead_code, reason = "`crowd` also measures its own process")]
     pub(crate) mod meter;
     pub(crate) mod naive;
     pub(crate) mod report;
@@ -49,7 +49,7 @@ use crate::steady::naive::Naive;
 use crate::steady::report::Report;
 use crate::steady::say;
 
-/// A steady load into a real Kafka, beside a naive poller
+/// A steady load into a real Kafka, compared with a naive poller
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench steady --")]
 struct Args {
@@ -59,16 +59,16 @@ struct Args {
     /// Only these parts
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<Part>,
-    /// Events a second in place of 3,000, and twice as many in place of 6,000
+    /// Events per second instead of 3,000, and twice as many instead of 6,000
     #[arg(long, value_name = "EVENTS", default_value_t = 3_000)]
     rate: u32,
-    /// The tables as Markdown
+    /// Print the tables as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Also tell which threads of the process took the time
+    /// Also print CPU time per thread of the process
     #[arg(long)]
     threads: bool,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]
@@ -85,15 +85,15 @@ enum Part {
     Double,
     /// The naive poller under twice that load.
     NaiveDouble,
-    /// The bridge while nothing happens.
+    /// The idle bridge: no events happen.
     Idle,
-    /// How soon after its start it asks.
+    /// The time from its start to its first request.
     Start,
 }
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Be the naive poller: the benchmark starts itself so
+    /// Run as the naive poller: the benchmark starts itself with this
     #[command(hide = true)]
     Naive(Naive),
 }
@@ -102,8 +102,8 @@ fn main() {
     let args = Args::parse();
     match args.role {
         Some(Role::Naive(order)) => naive::run(&order),
-        // `cargo test --all-targets` runs benchmarks too, and means something else.
-        None if !args.bench => eprintln!("nothing is measured: run `cargo bench --bench steady`"),
+        // `cargo test --all-targets` runs benchmarks too, but without `--bench`.
+        None if !args.bench => eprintln!("nothing measured: run `cargo bench --bench steady`"),
         None => measure(&args),
     }
 }
@@ -112,7 +112,7 @@ fn measure(args: &Args) {
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let seconds = Duration::from_secs(args.seconds.unsigned_abs());
     let mut report = Report::begin();
-    say::progress("a Kafka broker");
+    say::progress("starting a Kafka broker");
     let bootstrap = support::broker::shared();
     let parts = [
         (Part::Bridge, Subject::Bridge, args.rate),

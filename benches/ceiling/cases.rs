@@ -1,4 +1,4 @@
-//! The loads that are offered: steady ones near the limit, bursts, and a start on full buffers.
+//! The loads: steady ones near the limit, bursts, and a start with full buffers.
 
 use std::time::Duration;
 
@@ -14,43 +14,44 @@ use agora_rtm_bridge::simulator::Spread;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The load grows to its rate in this time: a jump from rest to thousands a second is a burst.
+/// Time in which the load grows to its rate: a jump from rest to thousands a second would be a
+/// burst.
 const RAMP: Duration = Duration::from_secs(8);
 
 const RATES: [u32; 6] = [1_000, 5_000, 9_000, 9_500, 9_700, 9_900];
 const RTTS: [u64; 4] = [5, 60, 120, 300];
-/// Users' share of the events, in percent.
+/// Percentage of user events.
 const SPLITS: [u32; 4] = [50, 80, 95, 100];
 
 /// A row of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
-    /// What happens.
+    /// The load.
     pub(crate) kind: Kind,
     /// The round trip.
     pub(crate) rtt: Spread,
 }
 
-/// What happens.
+/// A load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// So many events a second, so many percent of them users'.
+    /// `rate` events a second, `split` percent of them user events.
     Steady { rate: u32, split: u32 },
     /// 1,990 events at once on both endpoints of an app with 5 a second.
     Burst,
     /// 1,990 events, and 910 more 500 ms later, on a feed that burst before; or on both.
     Twice { both: bool },
-    /// A steady load where both endpoints have one buffer of 2,000 events together.
+    /// A steady load where both endpoints share one buffer of 2,000 events.
     Shared { rate: u32, split: u32 },
-    /// From 3,500 events a second to 9,500 within a second, so many percent of them users'.
+    /// From 3,500 to 9,500 events a second within a second, `split` percent of them user events.
     Jump { split: u32 },
-    /// From rest to so many events a second in an instant, half of them users'.
+    /// From rest to `rate` events a second in an instant, half of them user events.
     FromRest { rate: u32 },
-    /// Buffers that are full when the program starts, with 1,000 events a second on each.
+    /// Buffers that are already full when the program starts, with 1,000 events a second on each.
     FullBuffers,
 }
 
-/// Every case there is, or those that make a readable table.
+/// All cases, or a selection for a readable table.
 pub(crate) fn cases(all: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for rtt in RTTS {
@@ -95,7 +96,7 @@ fn half_more_or_less(rtt: u64) -> Spread {
 // === impl Case ===
 
 impl Case {
-    /// Whether it tells something that its neighbours don't.
+    /// Whether it shows something that similar rows don't.
     fn is_telling(&self) -> bool {
         let Kind::Steady { rate, split } = self.kind else { return true };
         let is_fixed = self.rtt.from == self.rtt.to;
@@ -110,7 +111,7 @@ impl Case {
         }
     }
 
-    /// The load in words.
+    /// The load as text.
     pub(crate) fn load(&self) -> String {
         match self.kind {
             Kind::Steady { rate, split } => {
@@ -135,7 +136,7 @@ impl Case {
         }
     }
 
-    /// The round trip in words.
+    /// The round trip as text.
     pub(crate) fn round_trip(&self) -> String {
         let Spread { from, to } = self.rtt;
         if from == to {
@@ -144,8 +145,8 @@ impl Case {
         format!("{}–{} ms", from.as_secs_f64() * 1_000.0, to.as_secs_f64() * 1_000.0)
     }
 
-    /// It with everything drawn by this seed. Steady loads are measured for so long; `even` ones come
-    /// at even distances, and not as chance has it.
+    /// The trial with this seed. Steady loads are measured for this long; `even` spaces their
+    /// events evenly instead of randomly.
     pub(crate) fn trial(&self, seed: u64, seconds: u32, even: bool) -> Trial {
         let network = Network { rtt: self.rtt, ..Network::default() };
         let app = |user_events, channel_events| {
@@ -201,18 +202,18 @@ impl Case {
         }
     }
 
-    /// Whether both endpoints have one buffer together.
+    /// Whether both endpoints share a buffer.
     pub(crate) fn has_one_buffer(&self) -> bool {
         matches!(self.kind, Kind::Shared { .. })
     }
 
-    /// Whether only events count that happened after the first request.
+    /// Whether only events after the first request count.
     pub(crate) fn starts_late(&self) -> bool {
         matches!(self.kind, Kind::FullBuffers)
     }
 }
 
-/// Such a share of the jump, which comes at another moment for each seed.
+/// This share of the jump, whose time depends on the seed.
 fn jump(share: f64, seed: u64) -> Load {
     let at = SECOND * 14 + phase(seed);
     let points = [(RAMP, 3_500.0), (at, 3_500.0), (at + SECOND, 9_500.0)];
@@ -227,7 +228,7 @@ fn ramped(rate: f64) -> Load {
     Load { ramp: vec![RampPoint { at: RAMP, rate }], ..Load::default() }
 }
 
-/// Half of 5 events a second, and bursts.
+/// 2.5 events a second on an endpoint (half of 5), plus bursts.
 fn quiet(bursts: Vec<Burst>) -> Load {
     Load { rate: 2.5, bursts, ..Load::default() }
 }
@@ -236,8 +237,9 @@ fn burst(at: Duration, events: u32) -> Burst {
     Burst { at, events, over: Duration::ZERO }
 }
 
-/// Another moment for each seed, spread evenly over more than the longest interval.
+/// A different offset for each seed, spread evenly over more than the longest interval.
 fn phase(seed: u64) -> Duration {
-    // The golden ratio's fraction fills a span evenly, however many seeds there are.
+    // The fractional part of multiples of the golden ratio fills a range evenly for any number of
+    // seeds.
     SECOND.mul_f64((seed as f64 * 0.618_033_988_749_895).fract() * 4.0)
 }

@@ -1,20 +1,19 @@
-//! What a program could do that knows everything: the buffers, the future, and how long each
-//! request will be on its way. Nobody can; it is what is left to gain.
+//! A program with perfect knowledge: of the buffers, the future, and the delay of each request. No
+//! real program can have that; it shows how much there is left to gain.
 //!
-//! It decides at Agora itself: a request arrives just when it shall, never more than the limit
-//! within a second. Whenever a request is free:
+//! It decides at Agora itself: a request arrives exactly when wanted, but never more than the limit
+//! within a second. Whenever a request is available:
 //!
-//! 1. A feed that holds a full page is asked, the one that runs over soonest first: a full page is
-//!    the most that a request can fetch, so nothing is wasted. So is one that the next event would
-//!    make run over, which is how a burst looks just before it comes.
-//! 2. Otherwise the feed whose oldest event is oldest is asked, so that events get fresh, at even
-//!    distances, and only if this loses nothing: what rule 1 alone would lose until the end is
-//!    played through with this request spent and with it saved, and it is spent where that is no
-//!    more.
+//! 1. A feed with a full page is polled, the one that overflows soonest first: a request can't
+//! fetch more than a full page, so nothing is wasted. The same holds for a feed that the next event
+//! would make overflow, which is how a burst looks just before it happens.
+//! 2. Otherwise the feed with the oldest event is polled, to keep events fresh, evenly spaced, and
+//! only if this loses nothing. To find out, the losses by rule 1 alone until the end are simulated
+//! with this request spent and with it saved; it is spent if that loses no more.
 //!
-//! Rule 2 empties a feed ahead of a burst just as well as it keeps requests for one. So no more is
-//! lost than rule 1 alone would lose. Where it loses nothing it is the best there is; where it loses,
-//! some other plan may lose less, and its ages are good ones, not the best.
+//! Rule 2 can empty a feed ahead of a burst as well as save requests for one. So it never loses
+//! more than rule 1 alone. Where it loses nothing, its loss is optimal; where it loses, another
+//! plan may lose less. Its ages are good ones, not the best possible.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -28,35 +27,35 @@ use agora_rtm_bridge::simulator::Counted;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often it thinks again while nothing is worth a request.
+/// Interval between decisions while no request is worthwhile.
 const STEP: Duration = Duration::from_millis(20);
 
-/// How things stand at a moment.
+/// The state at a moment.
 #[derive(Clone)]
 struct State<'a> {
     feeds: [Feed<'a>; 2],
-    /// When the requests that still count arrived.
+    /// Arrival times of the requests that still count.
     arrivals: VecDeque<Duration>,
     limit: usize,
     end: Duration,
 }
 
-/// A buffer, with all that will ever happen to it.
+/// A buffer with all its events, future ones included.
 #[derive(Clone)]
 struct Feed<'a> {
     happens: &'a [Duration],
-    /// How many have happened.
+    /// Number of events that have happened.
     made: usize,
-    /// How many of them are gone, handed over or overwritten.
+    /// Number of events that are gone, handed over or overwritten.
     gone: usize,
     overwritten: u64,
-    /// How many had happened when it was first asked, and how many later ones were overwritten.
+    /// Number of events before the first request, and number of later ones that were overwritten.
     before: usize,
     overwritten_of_later: usize,
     fullest: usize,
 }
 
-/// Plays the trial.
+/// Runs the trial.
 pub(crate) fn play(trial: &Trial) -> Tally {
     let script = &trial.script;
     let end = trial.ends_at;
@@ -110,13 +109,13 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Notes that it is asked for the first time; how much is lost already.
+    /// Marks the first request; returns the number of events lost before it.
     fn begin(&mut self) -> u64 {
         self.feeds.iter_mut().for_each(|feed| feed.before = feed.made);
         self.feeds.iter().map(|feed| feed.overwritten).sum()
     }
 
-    /// The first moment from `now` on at which a request may arrive.
+    /// The earliest time, `now` or later, at which a request may arrive.
     fn free_at(&self, now: Duration) -> Duration {
         match self.arrivals.len().checked_sub(self.limit) {
             Some(over) => self.arrivals.get(over).map_or(now, |counts| now.max(*counts + SECOND)),
@@ -124,7 +123,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Whom to ask at `now`, if anybody.
+    /// The feed to poll at `now`, if any.
     fn choose(&self, now: Duration) -> Option<usize> {
         if self.free_at(now) > now {
             return None;
@@ -137,18 +136,18 @@ impl<'a> State<'a> {
         })
     }
 
-    /// Whether the last request is long enough ago that they come at even distances.
+    /// Whether the last request is long enough ago for even spacing.
     fn is_rested(&self, now: Duration) -> bool {
         let distance = SECOND.checked_div(u32::try_from(self.limit).unwrap_or(u32::MAX));
         self.arrivals.back().is_none_or(|last| *last + distance.unwrap_or_default() <= now)
     }
 
-    /// When rule 1 wants to ask next, if ever.
+    /// When rule 1 next wants a request, if ever.
     fn wanted_at(&self) -> Option<Duration> {
         self.feeds.iter().filter_map(Feed::wanted_at).min()
     }
 
-    /// Of the feeds that rule 1 wants to ask the one that runs over soonest.
+    /// Of the feeds that rule 1 wants to poll, the one that overflows soonest.
     fn most_urgent(&self, now: Duration) -> Option<usize> {
         let is_wanted = |feed: &Feed| feed.wanted_at().is_some_and(|at| at <= now);
         let full = self.feeds.iter().enumerate().filter(|(_, feed)| is_wanted(feed));
@@ -165,7 +164,7 @@ impl<'a> State<'a> {
         self.feeds.get_mut(feed).expect("an App ID has two feeds").take()
     }
 
-    /// What is lost from `now` on until the end by rule 1.
+    /// The number of events lost from `now` until the end by rule 1.
     fn would_lose(mut self, mut now: Duration) -> u64 {
         let lost = |state: &Self| state.feeds.iter().map(|it| it.overwritten).sum::<u64>();
         let before = lost(&self);
@@ -214,17 +213,18 @@ impl<'a> Feed<'a> {
         self.made - self.gone
     }
 
-    /// When the first event is overwritten if nobody asks; `None` is later than any.
+    /// When the first event is overwritten without a request; `None` is later than any time.
     fn runs_over_at(&self) -> (bool, Option<&Duration>) {
         let at = self.happens.get(self.gone + buffer());
         (at.is_none(), at)
     }
 
-    /// When rule 1 wants to ask it.
+    /// When rule 1 wants to poll it.
     fn wanted_at(&self) -> Option<Duration> {
         let full = *self.happens.get(self.gone + page() - 1)?;
         let just_before = full.saturating_sub(Duration::from_nanos(1));
-        // What makes the page full makes the buffer run over: the last chance is just before.
+        // The event that fills the page also overflows the buffer: the last chance is just before
+        // it.
         let is_burst = self.happens.get(self.gone + buffer()) == Some(&full);
         let waits_before = self.happens.get(self.gone).is_some_and(|at| *at <= just_before);
         Some(if is_burst && waits_before { just_before } else { full })

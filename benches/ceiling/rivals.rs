@@ -1,4 +1,4 @@
-//! Two scripts that people write, beside which the bridge has to show what it is good for.
+//! Two typical scripts, for comparison with the bridge.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Each feed has half of the ten requests of a second.
 const SPACING: Duration = Duration::from_millis(200);
 
-/// Asks a feed, waits for its answer, and asks it again when its time has come.
+/// Polls a feed, waits for its answer, and polls it again after an interval.
 #[derive(Debug)]
 pub(crate) struct Script {
     feeds: [Feed; 2],
     habit: Habit,
 }
 
-/// When a script asks again.
+/// When a script polls again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Habit {
-    /// A second after it asked the last time, whatever came.
+    /// A second after its last request, regardless of the answer.
     EverySecond,
-    /// As soon as its half of the budget allows after a full page, and a second after it asked the
-    /// last time otherwise.
+    /// After a full page as soon as its half of the rate limit allows, otherwise a second after its
+    /// last request.
     WhileFull,
 }
 
@@ -41,7 +41,7 @@ struct Feed {
 // === impl Script ===
 
 impl Script {
-    /// It asks both feeds at once when it starts.
+    /// It polls both feeds immediately at the start.
     pub(crate) fn new(habit: Habit, now: Instant) -> Self {
         Self { feeds: [Feed { asked_at: now, due: now, is_out: false }; 2], habit }
     }

@@ -1,4 +1,4 @@
-//! What it costs to say that something fails, where very much else is known and fails too.
+//! The cost of reporting a failure, where many conditions are registered and many of them fail.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use tokio::time::Instant;
 
 use super::part::Offer;
 
-/// How often each failure is said again.
+/// How often each failure is reported again.
 const AGAIN: u32 = 20;
 
-/// The mean time of a call of [`Condition::failing`] that says once more what is known, with the
-/// conditions of this many apps; `None` where no app fails.
+/// Mean time of a [`Condition::failing`] call that repeats a known failure, with the conditions of
+/// this many apps; `None` if no app fails.
 pub(crate) fn failing_call(offer: &Offer) -> Option<Duration> {
     let health = Health::new(Clock::system());
     let of_app = |app: usize| {
-        // Those of a process, by their names: what an app has of its own, and its two feeds.
+        // The conditions of a real process, by their names: those of each app and its two feeds.
         for name in ["credentials", "token", "journal"] {
             health.condition(name, format!("app-{app}"));
         }
@@ -30,7 +30,7 @@ pub(crate) fn failing_call(offer: &Offer) -> Option<Duration> {
         of_feeds.filter(|(app, _)| offer.fails(*app)).flat_map(|(_, feeds)| feeds).collect();
     let say = |round: u32| {
         for (feed, condition) in failing.iter().enumerate() {
-            condition.failing(format_args!("Agora refuses feed {feed}, {round} times by now"));
+            condition.failing(format_args!("Agora refuses feed {feed}, {round} times so far"));
         }
     };
     say(0);

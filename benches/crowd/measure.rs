@@ -21,35 +21,35 @@ use crate::support::consume;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 
-/// What the bridge did.
+/// The results of a part.
 pub(crate) struct Outcome {
     pub(crate) offer: Offer,
     pub(crate) start: Start,
-    /// Of all events, from the first to the last.
+    /// All events, from the first to the last.
     pub(crate) score: Score,
-    /// Of the bridge, in the time measured.
+    /// CPU time of the bridge, in the measured time.
     pub(crate) usage: Usage,
-    /// The same of the simulated Agora's thread.
+    /// CPU time of the simulated Agora's thread, in the measured time.
     pub(crate) simulator: Duration,
     /// Events that Agora handed over in that time.
     pub(crate) handed_over: u64,
     /// Requests in that time.
     pub(crate) asked: u64,
     pub(crate) over: Duration,
-    /// From the start on.
+    /// Since the start.
     pub(crate) requests: Requests,
     pub(crate) connections: u64,
-    /// In bytes, from the start on.
+    /// In bytes, since the start.
     pub(crate) peak_memory: u64,
-    /// What saying that something fails takes where as much is known and fails.
+    /// Time to report a failure, with as many conditions and failures.
     pub(crate) failing_call: Option<Duration>,
     /// The share of a core that the part with idle App IDs took in the same run.
     pub(crate) idle_core: Option<f64>,
-    /// Lines of the log with a warning or an error, each with how often it came.
+    /// Distinct warnings and errors in the log, with the number of each.
     pub(crate) complaints: BTreeMap<String, usize>,
 }
 
-/// What is known at a moment.
+/// A snapshot of the counters.
 struct Moment {
     at: Duration,
     usage: Usage,
@@ -58,7 +58,7 @@ struct Moment {
     asked: u64,
 }
 
-/// What librdkafka says at every start, or about a broker that has just started.
+/// What librdkafka logs at every start, or about a broker that has just started.
 const USUAL: [&str; 2] = ["CONFWARN", "Coordinator load in progress: retrying"];
 
 /// Longer than the bridge's `shutdown_grace`.
@@ -80,13 +80,13 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let begun = agora.now();
     let mut bridge = Bridge::start(&config);
     let start = Start::watch(&agora, 2 * offer.apps, begun);
-    // Never ready is a bridge of which Agora refuses an app.
+    // A bridge never becomes ready while Agora refuses an app.
     if !(0..offer.apps).any(|app| offer.fails(app)) {
         bridge.wait_ready();
     }
     let (meter, own) = (Meter::of(&bridge.data_dir()), Meter::own());
 
-    agora.wait_for("the load grows", STEADY_FROM);
+    agora.wait_for("the load to grow", STEADY_FROM);
     let before = Moment::now(&agora, &meter, &own);
     agora.wait_for("measuring", STEADY_FROM + offer.seconds);
     let then = Moment::now(&agora, &meter, &own);
@@ -96,7 +96,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let status = bridge.wait(STOP_LIMIT);
     assert!(status.success(), "the bridge ended with {status}:\n{}", bridge.log());
 
-    say::progress(format_args!("{title}: reading all of it"));
+    say::progress(format_args!("{title}: reading all records"));
     let records = consume::read_all(bootstrap, &[&names.user_events, &names.channel_events]);
     let measured = agora.wall_clock(before.at)..agora.wall_clock(then.at);
     Outcome {
@@ -117,7 +117,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     }
 }
 
-/// Warnings and errors, without their times and what is particular to each.
+/// Warnings and errors, without their times and variable parts.
 fn complaints(log: &str) -> BTreeMap<String, usize> {
     let mut complaints = BTreeMap::new();
     for line in log.lines().filter(|line| !USUAL.iter().any(|usual| line.contains(usual))) {
@@ -149,27 +149,27 @@ impl Moment {
 // === impl Outcome ===
 
 impl Outcome {
-    /// User and system time of the bridge, as a share of one core.
+    /// CPU time (user and system) of the bridge, as a share of one core.
     pub(crate) fn core(&self) -> f64 {
         self.usage.cpu.as_secs_f64() / self.over.as_secs_f64()
     }
 
-    /// User and system time of the bridge for each event handed over, in microseconds.
+    /// CPU time (user and system) of the bridge per event handed over, in microseconds.
     pub(crate) fn cpu_an_event(&self) -> f64 {
         self.usage.cpu.as_secs_f64() * 1e6 / self.handed_over as f64
     }
 
-    /// The same for each request.
+    /// The same per request.
     pub(crate) fn cpu_a_request(&self) -> f64 {
         self.usage.cpu.as_secs_f64() * 1e6 / self.asked as f64
     }
 
-    /// Events lost before anybody fetched them, of all.
+    /// Share of all events that were overwritten before they were fetched.
     pub(crate) fn overflowed(&self) -> f64 {
         self.score.overwritten as f64 / self.score.made as f64
     }
 
-    /// Handed over and not delivered.
+    /// Events handed over but not delivered.
     pub(crate) fn missing(&self) -> usize {
         self.score.lost - self.score.overwritten
     }

@@ -1,4 +1,4 @@
-//! What is offered to the bridge.
+//! The loads on the bridge.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -25,50 +25,50 @@ pub(crate) enum Part {
     CeilingDrawn,
     /// One App ID, 9,700 events a second, a round trip of 300 ms.
     CeilingFar,
-    /// One App ID, 6,000 events a second, four fifths of them channel events, a round trip of
-    /// 100 ms, and 700 ms more for the body of a full page.
+    /// One App ID, 6,000 events a second, four fifths of them channel events, a round trip of 100
+    /// ms, plus 700 ms for the body of a full page.
     SlowBodies,
     /// 100 App IDs with 200 events a second each.
     Many,
-    /// 1,000 App IDs in which nothing happens.
+    /// 1,000 App IDs without events.
     IdleMany,
-    /// 10,000 App IDs in which nothing happens; 2,000 of them are refused, half of these for their
+    /// 10,000 App IDs without events; 2,000 of them are refused, half of these because of their
     /// credentials.
     FailingMany,
 }
 
-/// What it has to do.
+/// A part's parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) part: Part,
     pub(crate) apps: usize,
-    /// Events a second of each App ID.
+    /// Events per second of each App ID.
     pub(crate) rate: u32,
-    /// The share of user events.
+    /// Fraction of user events.
     pub(crate) split: f64,
     pub(crate) rtt: Spread,
-    /// How long the body of a full page takes behind its head.
+    /// Time from the head of a full page to the end of its body.
     pub(crate) page_time: Option<Duration>,
-    /// How long it is measured.
+    /// Duration of the measurement.
     pub(crate) seconds: Duration,
 }
 
-/// When the load sets in: the bridge has to be ready by then.
+/// When the load starts; the bridge must be ready by then.
 const LOAD_FROM: Duration = Duration::from_secs(8);
 
-/// When it has grown to its rate. In one jump it would be a burst.
+/// When the load has grown to its rate. A sudden jump would be a burst.
 pub(crate) const STEADY_FROM: Duration = Duration::from_secs(18);
 
-/// How often the plan is played.
+/// Number of trials for the plan.
 const PLANNED_SEEDS: u64 = 5;
 
-/// What the plan supposes that a page needs to become durable, as the command does.
+/// The plan's time to make a page durable, as in the `plan` command.
 const WORK: Duration = Duration::from_millis(5);
 
 // === impl Offer ===
 
 impl Offer {
-    /// What a part offers.
+    /// The parameters of a part.
     pub(crate) fn of(part: Part, seconds: Duration, split: f64) -> Self {
         let (apps, rate, rtt) = match part {
             Part::CeilingFixed => (1, 9_700, Spread::always(Duration::from_millis(60))),
@@ -85,13 +85,13 @@ impl Offer {
         Self { part, apps, rate, split, rtt, page_time, seconds }
     }
 
-    /// The way to Agora.
+    /// The network to Agora.
     pub(crate) fn network(&self) -> Network {
         Network { rtt: self.rtt, page_time: self.page_time, ..Network::default() }
     }
 
-    /// The share of events that would run over, as `plan` has it; `None` of several apps, which it
-    /// does not play.
+    /// The fraction of events that would overflow, according to `plan`; `None` for several apps,
+    /// which it doesn't simulate.
     pub(crate) fn planned_overflow(&self) -> Option<f64> {
         if self.apps > 1 {
             return None;
@@ -116,7 +116,7 @@ impl Offer {
         Some(sum.measured_loss())
     }
 
-    /// The same in a few words.
+    /// A short title.
     pub(crate) fn title(&self) -> String {
         let part = self.part.to_possible_value().expect("no part is hidden");
         let each = match self.apps {
@@ -126,17 +126,17 @@ impl Offer {
         format!("{} {each}", part.get_name())
     }
 
-    /// Whether an app is refused, as long as it is asked for.
+    /// Whether an app is refused for the whole run.
     pub(crate) fn fails(&self, app: usize) -> bool {
         self.part == Part::FailingMany && app.is_multiple_of(5)
     }
 
-    /// Whether it is refused for its credentials.
+    /// Whether it is refused because of its credentials.
     pub(crate) fn is_unauthorised(&self, app: usize) -> bool {
         self.fails(app) && app.is_multiple_of(2)
     }
 
-    /// The App IDs with what happens in them.
+    /// The App IDs with their loads.
     pub(crate) fn scripts(&self) -> Vec<AppScript> {
         let rate = f64::from(self.rate);
         let script = |index| {

@@ -1,4 +1,4 @@
-//! What was measured, beside what it has to be.
+//! The results, next to their targets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const LINES: &[Line] = &[
     },
     Line {
         digits: 3,
-        ..Line::plain("the same, as planned, %", |it| {
+        ..Line::plain("the same by `plan`, %", |it| {
             it.offer.planned_overflow().map_or(f64::NAN, |share| 100.0 * share)
         })
     },
@@ -44,8 +44,8 @@ const LINES: &[Line] = &[
     Line { target: NEVER, ..Line::plain("429s", |it| it.requests.over_limit as f64) },
     Line::plain("age, p50, ms", |it| it.score.latency.value_at_quantile(0.5) as f64),
     Line::plain("age, p99, ms", |it| it.score.latency.value_at_quantile(0.99) as f64),
-    Line { digits: 1, ..Line::plain("CPU an event, µs", Outcome::cpu_an_event) },
-    Line { digits: 1, ..Line::plain("CPU a request, µs", Outcome::cpu_a_request) },
+    Line { digits: 1, ..Line::plain("CPU per event, µs", Outcome::cpu_an_event) },
+    Line { digits: 1, ..Line::plain("CPU per request, µs", Outcome::cpu_a_request) },
     Line {
         digits: 1,
         target: |part| (part == Part::IdleMany).then_some(15.0),
@@ -61,7 +61,7 @@ const LINES: &[Line] = &[
     Line {
         digits: 2,
         target: |part| (part == Part::FailingMany).then_some(2.0),
-        ..Line::plain("to say that a feed fails, µs", |it| {
+        ..Line::plain("to report a failing feed, µs", |it| {
             it.failing_call.map_or(f64::NAN, |it| 1e6 * it.as_secs_f64())
         })
     },
@@ -93,7 +93,7 @@ const LINES: &[Line] = &[
     },
     Line {
         digits: 1,
-        ..Line::plain("simulated Agora: CPU an event, µs", |it| {
+        ..Line::plain("simulated Agora: CPU per event, µs", |it| {
             1e6 * seconds(it.simulator) / it.handed_over as f64
         })
     },
@@ -107,7 +107,7 @@ const LINES: &[Line] = &[
 
 const NEVER: fn(Part) -> Option<f64> = |_| Some(0.0);
 
-/// The table, then what missed its target and what the log complained of.
+/// The table, then the missed targets and the log's warnings and errors.
 pub(crate) fn text(outcomes: &[Outcome], markdown: bool, threads: bool) -> String {
     let mut missed = Vec::new();
     let mut head = vec![String::new()];

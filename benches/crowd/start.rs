@@ -1,5 +1,5 @@
-//! The first seconds of the process, as Agora sees them: how soon every feed is asked, and whether
-//! all of them come at once.
+//! The first seconds of the process, as Agora sees them: how soon every feed is polled, and whether
+//! the requests come in a burst.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,33 +8,33 @@ use agora_rtm_bridge::simulator::AnswerRecord;
 
 use crate::steady::agora::Agora;
 
-/// What was seen.
+/// The observations.
 pub(crate) struct Start {
-    /// From just before the process was made to the first request's arrival.
+    /// From just before the process was started to the arrival of its first request.
     pub(crate) first: Option<Duration>,
-    /// From the first request to the moment when every feed had been asked.
+    /// From the first request until every feed had been polled.
     pub(crate) all_asked: Option<Duration>,
     /// Requests within [`LOOK`] of the first.
     pub(crate) requests: usize,
-    /// The most of these within [`CROWD`].
+    /// The maximum number of these within [`CROWD`].
     pub(crate) at_once: usize,
     /// Connections opened within that time.
     pub(crate) connections: u64,
 }
 
-/// How long it is looked at.
+/// Duration of the observation.
 pub(crate) const LOOK: Duration = Duration::from_secs(3);
 
-/// What comes within this time comes at once.
+/// Requests within this time count as simultaneous.
 pub(crate) const CROWD: Duration = Duration::from_millis(100);
 
-/// No start takes so long.
+/// Upper limit for any start.
 const LIMIT: Duration = Duration::from_secs(20);
 
 // === impl Start ===
 
 impl Start {
-    /// Looks at a process that was made at `begun`, until [`LOOK`] after its first request.
+    /// Observes a process that was started at `begun`, until [`LOOK`] after its first request.
     pub(crate) fn watch(agora: &Agora, feeds: usize, begun: Duration) -> Self {
         let first = || agora.ledger(|ledger| Some(ledger.answers().first()?.at));
         let first = crate::support::within(LIMIT, first).expect("the bridge asks");
@@ -62,7 +62,7 @@ fn times_until(answers: &[AnswerRecord], end: Duration) -> impl Iterator<Item = 
     answers.iter().map(|answer| answer.at).take_while(move |at| *at < end)
 }
 
-/// The most moments within any such time.
+/// The maximum number of moments within any such period.
 fn most_within(times: &[Duration], span: Duration) -> usize {
     let within = |(begin, from): (usize, &Duration)| {
         times.iter().skip(begin).take_while(|at| **at < *from + span).count()

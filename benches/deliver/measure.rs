@@ -1,4 +1,4 @@
-//! One row: so many pages a second.
+//! One row: a fixed number of pages per second.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,26 +20,27 @@ use crate::support::names::Names;
 use crate::support::process::Bridge;
 use crate::support::within;
 
-/// The way of a page after its last byte was sent: each mark in milliseconds since then.
+/// The stages of a page after its last byte was sent, in milliseconds since then.
 pub(crate) struct Legs {
     /// It is in the pages topic.
     pub(crate) forwarded: f64,
-    /// The last of its events is in an event topic, in a transaction that is not over yet.
+    /// The last of its events is in an event topic, in a transaction that is still open.
     pub(crate) appended: f64,
     /// The consumer has all of them.
     pub(crate) visible: f64,
 }
 
-/// As many as the bridge would make.
+/// The number of partitions that the bridge would create.
 const PAGE_PARTITIONS: i32 = 8;
 
-/// By then everything has started, and nothing is done for the first time.
+/// After this, everything has started and all first-time costs are paid.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// What is on its way when the last event has happened is delivered by then.
+/// Maximum time to deliver the last events.
 const TAIL: Duration = Duration::from_secs(10);
 
-/// Measures one row. Each page comes of a burst of one App ID; each App ID has one a second.
+/// Measures one row. Each page comes from a burst of one App ID; each App ID has one burst a
+/// second.
 pub(crate) fn run(bootstrap: &str, pages: u32, events: u32, seconds: Duration) -> Vec<Legs> {
     let names = Names::unique("deliver");
     topics::create(bootstrap, &names);
@@ -93,7 +94,7 @@ pub(crate) fn run(bootstrap: &str, pages: u32, events: u32, seconds: Duration) -
     legs.collect()
 }
 
-/// An App ID in whose channels so many events happen at once, each second.
+/// An App ID with a burst of `events` channel events each second.
 fn app(number: u32, of: u32, events: u32, seconds: Duration) -> AppScript {
     let first = Duration::from_secs(1) + Duration::from_secs(1) * number / of;
     let last = WARM_UP + seconds;

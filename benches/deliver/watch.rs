@@ -1,4 +1,4 @@
-//! A plain consumer that notes when it got what.
+//! A plain consumer that records when it received each page's events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::support::names;
 /// A page as the consumer saw it.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// One of its events; any of them tells from which answer they are.
+    /// One of its events; any of them identifies the answer.
     pub(crate) event: Event,
     pub(crate) events: usize,
-    /// When the consumer had the last of them.
+    /// When the consumer received the last of them.
     pub(crate) visible: Instant,
     /// When the broker appended the last of them, in milliseconds since 1970.
     pub(crate) appended: i64,
@@ -42,9 +42,9 @@ pub(crate) struct Watch {
 // === impl Watch ===
 
 impl Watch {
-    /// Begins to consume, from the start.
+    /// Starts consuming, from the beginning.
     pub(crate) fn begin(bootstrap: &str, topic: &str) -> Self {
-        // As a plain program would have it.
+        // With the settings of an ordinary program.
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("group.id", names::unique("watch"))
@@ -65,7 +65,7 @@ impl Watch {
         Self { stop, thread }
     }
 
-    /// What was seen, by the name of the page.
+    /// The pages seen, by name.
     pub(crate) fn end(self) -> HashMap<String, Seen> {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().expect("the consumer has not failed")

@@ -23,7 +23,7 @@ use super::say;
 
 /// App IDs in one region, served in this process.
 pub(crate) struct Agora {
-    /// With the credentials that [`Self::app_tables`] names.
+    /// With the credentials from [`Self::app_tables`].
     pub(crate) apps: Vec<AppScript>,
     pub(crate) url: String,
     server: Server,
@@ -32,14 +32,14 @@ pub(crate) struct Agora {
     stop: CancellationToken,
 }
 
-/// The name of the thread that serves.
+/// The name of the server's thread.
 pub(crate) const THREAD: &str = "agora";
 
-/// When the load sets in: who is to be measured has to be ready by then.
+/// When the load starts; the process under test must be ready by then.
 const LOAD_FROM: Duration = Duration::from_secs(4);
 
-/// When it has grown to its rate. In one jump it would be a burst, and Agora's buffers, which hold
-/// 2,000 events, could run over before anybody who polls can know of it: true, and not steady.
+/// When the load has grown to its rate. A sudden jump would be a burst, and could overflow Agora's
+/// buffers of 2,000 events before any poller can know: realistic, but not a steady load.
 pub(crate) const STEADY_FROM: Duration = Duration::from_secs(9);
 
 /// The round trip to Agora under load.
@@ -50,7 +50,7 @@ pub(crate) fn usual_way() -> Spread {
 // === impl Agora ===
 
 impl Agora {
-    /// One App ID: `rate` events a second from [`STEADY_FROM`] on, half of them of each endpoint.
+    /// One App ID: `rate` events a second from [`STEADY_FROM`] on, half of them on each endpoint.
     pub(crate) fn start(rate: u32, rtt: Spread) -> Self {
         let mut app = AppScript::numbered(0);
         app.user_events = steady(f64::from(rate) / 2.0);
@@ -58,7 +58,7 @@ impl Agora {
         Self::serve(vec![app], Network { rtt, ..Network::default() })
     }
 
-    /// Serves these App IDs; the time of an event is the machine's own.
+    /// Serves these App IDs; event times are by the machine's clock.
     pub(crate) fn serve(apps: Vec<AppScript>, network: Network) -> Self {
         let mut script = Script { apps: apps.clone(), network, ..Script::default() };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -82,7 +82,7 @@ impl Agora {
         self.apps.first().expect("it was given at least one")
     }
 
-    /// The tables `[[apps]]` of a configuration.
+    /// The `[[apps]]` tables of a configuration.
     pub(crate) fn app_tables(&self) -> String {
         let table = |app: &AppScript| {
             let AppScript { app_id, customer_id, customer_secret, .. } = app;
@@ -99,12 +99,12 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
         self.apps.iter().map(table).collect()
     }
 
-    /// The time since its start.
+    /// Time since its start.
     pub(crate) fn now(&self) -> Duration {
         self.server.now()
     }
 
-    /// The wall clock, in milliseconds since 1970, at a moment of its time.
+    /// The wall clock at a moment of its time, in milliseconds since 1970.
     pub(crate) fn wall_clock(&self, at: Duration) -> i64 {
         self.server.world().script().epoch.after(at).as_millis()
     }
@@ -113,18 +113,21 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
     ///
     /// # Panics
     ///
-    /// Where that moment has gone by: what is to be measured then would not be.
+    /// If that moment has passed: the measurement would miss its subject.
     pub(crate) fn wait_for(&self, what: &str, at: Duration) {
         let rest = at.checked_sub(self.now());
-        say::wait(what, rest.unwrap_or_else(|| panic!("too late for {what}: the start took long")));
+        say::wait(
+            what,
+            rest.unwrap_or_else(|| panic!("too late for {what}: the start took too long")),
+        );
     }
 
-    /// What its ledger says.
+    /// Totals of its ledger.
     pub(crate) fn ledger<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
         look(self.server.world().ledger())
     }
 
-    /// The load ends; waits until somebody has fetched everything.
+    /// Stops the load and waits until all events have been fetched.
     pub(crate) fn come_to_rest(&self) {
         self.server.world().stop_load();
         while self.ledger(|ledger| ledger.total().buffered) > 0 {
@@ -132,7 +135,7 @@ auth = {{ customer_id = "{customer_id}", customer_secret = "{customer_secret}" }
         }
     }
 
-    /// The name of the path below an App ID.
+    /// The endpoint's path below an App ID.
     pub(crate) fn path(&self, endpoint: Endpoint) -> String {
         let AppScript { app_id, .. } = self.app();
         format!("{}/dev/v2/project/{app_id}/rtm/vendor/{}", self.url, endpoint.name())

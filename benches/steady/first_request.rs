@@ -1,6 +1,6 @@
-//! How soon after the start of the process its first request reaches Agora.
+//! Time from the start of the process until its first request reaches Agora.
 //!
-//! The way to Agora takes no time here, so that the arrival of the request is its departure.
+//! The network takes no time here, so the request arrives when it is sent.
 
 use std::fs;
 use std::path::Path;
@@ -31,15 +31,15 @@ use crate::support::within;
 /// One start.
 pub(crate) struct Outcome {
     pub(crate) what: &'static str,
-    /// From just before the process is made to the request's arrival; `None`: not within
-    /// [`LIMIT`].
+    /// From just before the process is started to the request's arrival; `None` if it took longer
+    /// than [`LIMIT`].
     pub(crate) after: Option<Duration>,
 }
 
-/// Later than that it does not matter how late.
+/// Upper limit; beyond it the exact time doesn't matter.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
-/// Nobody listens there.
+/// An address where no server listens.
 const NO_KAFKA: &str = "127.0.0.1:1";
 
 /// Pages in the journal, about twenty minutes of 3,000 events a second.
@@ -49,8 +49,8 @@ const EVENTS_A_PAGE: usize = 400;
 /// The bridge's default of `kafka.topics.page_partitions`.
 const PARTITIONS: u32 = 8;
 
-/// A former process' requests do not count any more: the case of a restart at once has a row of
-/// its own.
+/// After this, requests of a previous process no longer count; an immediate restart has its own
+/// row.
 const LONG_AGO: Duration = Duration::from_millis(1_500);
 
 /// Measures each kind of start.
@@ -82,7 +82,7 @@ fn after_kill(kafka: &str) -> Option<Duration> {
     let (agora, config) = stage(kafka);
     let mut bridge = Bridge::start(&config);
     bridge.wait_ready();
-    // The worst moment: a request has just left, and counts for a second.
+    // The worst moment: a request has just left and counts for a second.
     let ready = agora.now();
     first_request(&agora, ready)?;
     bridge.kill_9();
@@ -93,7 +93,7 @@ fn after_kill(kafka: &str) -> Option<Duration> {
 
 fn with_pages(kafka: &str) -> Option<Duration> {
     let (agora, config) = stage(kafka);
-    // It makes its folder, and leaves it to us.
+    // It creates its directory and leaves it for us.
     let mut bridge = Bridge::start(&config);
     bridge.kill_9();
     fill(&bridge.data_dir(), &agora.app().app_id);
@@ -122,7 +122,7 @@ fn first_request(agora: &Agora, begun: Duration) -> Option<Duration> {
     within(LIMIT, arrived).ok().map(|at| at - begun)
 }
 
-/// Makes a journal in which pages wait, as an outage of Kafka leaves it.
+/// Creates a journal with waiting pages, as an outage of Kafka leaves it.
 fn fill(data_dir: &Path, app: &AppId) {
     if data_dir.exists() {
         fs::remove_dir_all(data_dir).expect("its owner is gone");
@@ -140,7 +140,7 @@ fn fill(data_dir: &Path, app: &AppId) {
         let tracker = TaskTracker::new();
         for number in 0..PAGES {
             tracker.spawn(keep(journal.clone(), page(app, number)));
-            // Not more at a time than share a transaction of the journal.
+            // At most as many at once as fit into one transaction of the journal.
             if number % 250 == 249 {
                 tracker.close();
                 tracker.wait().await;
@@ -149,7 +149,7 @@ fn fill(data_dir: &Path, app: &AppId) {
         }
         tracker.close();
         tracker.wait().await;
-        // The journal answers a moment before it tells how much waits.
+        // The journal answers a moment before it updates its backlog.
         let mut backlog = journal.backlog();
         let all = backlog.wait_for(|it| it.entries == PAGES as u64);
         let all = timeout(LIMIT, all).await.expect("all pages are in the journal");

@@ -1,4 +1,4 @@
-//! The bridge while nothing happens at Agora.
+//! The idle bridge: no events happen at Agora.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use super::topics;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 
-/// What it takes.
+/// The resources it uses.
 pub(crate) struct Outcome {
     pub(crate) usage: Usage,
     pub(crate) over: Duration,
-    /// In bytes, from the start on.
+    /// In bytes, since the start.
     pub(crate) peak_memory: u64,
     pub(crate) requests: u64,
 }
 
-/// Connections, topics and transactions come about in this time.
+/// Time for connections, topics and transactions to be set up.
 const WARM_UP: Duration = Duration::from_secs(10);
 
 /// Measures one App ID with two endpoints.

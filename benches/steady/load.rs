@@ -1,4 +1,4 @@
-//! One subject under a steady load.
+//! One program under a steady load.
 
 use std::env;
 use std::path::Path;
@@ -27,43 +27,43 @@ use crate::support::names;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 
-/// What is measured.
+/// The program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     Bridge,
     Naive,
 }
 
-/// What it has to do.
+/// A measurement's parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) subject: Subject,
-    /// Events a second.
+    /// Events per second.
     pub(crate) rate: u32,
-    /// How long it is measured.
+    /// Duration of the measurement.
     pub(crate) seconds: Duration,
 }
 
-/// What it did.
+/// The results.
 pub(crate) struct Outcome {
     pub(crate) offer: Offer,
     pub(crate) score: Score,
-    /// Between warm-up and end.
+    /// CPU time between warm-up and end.
     pub(crate) usage: Usage,
     /// Events that Agora handed over in that time.
     pub(crate) handed_over: u64,
-    /// In bytes, from the start on.
+    /// In bytes, since the start.
     pub(crate) peak_memory: u64,
-    /// From the start on.
+    /// Since the start.
     pub(crate) requests: Requests,
-    /// Requests in the time measured.
+    /// Requests in the measured time.
     pub(crate) requests_measured: u64,
 }
 
-/// The full load runs so long before anything is measured.
+/// Time under full load before the measurement starts.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// What has been fetched is in Kafka after so long.
+/// Time after which everything fetched is in Kafka.
 const NAIVE_TAIL: Duration = Duration::from_secs(3);
 
 /// Longer than the bridge's `shutdown_grace`.
@@ -74,7 +74,7 @@ enum Running {
     Naive { process: Guarded, home: TempDir },
 }
 
-/// Measures one subject.
+/// Measures one program.
 pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let title = offer.title();
     say::progress(&title);
@@ -88,7 +88,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
             .ledger(|ledger| (meter.usage(), ledger.total().delivered, ledger.all_requests().asked))
     };
 
-    agora.wait_for("the load grows, and warm-up", STEADY_FROM + WARM_UP);
+    agora.wait_for("the load to grow and warm up", STEADY_FROM + WARM_UP);
     let (usage_before, handed_over_before, requests_before) = counts();
     let begin = agora.now();
     agora.wait_for("measuring", STEADY_FROM + WARM_UP + offer.seconds);
@@ -98,7 +98,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
     let peak_memory = meter.peak_memory();
     subject.stop();
 
-    say::progress(format_args!("{title}: reading all of it"));
+    say::progress(format_args!("{title}: reading all records"));
     let records = consume::read_all(bootstrap, &[&names.user_events, &names.channel_events]);
     let measured = agora.wall_clock(begin)..agora.wall_clock(end);
     Outcome {
@@ -115,7 +115,7 @@ pub(crate) fn run(bootstrap: &str, offer: Offer) -> Outcome {
 // === impl Offer ===
 
 impl Offer {
-    /// What is measured, in words.
+    /// The title of the measurement.
     pub(crate) fn title(&self) -> String {
         let subject = match self.subject {
             Subject::Bridge => "bridge",
@@ -128,7 +128,7 @@ impl Offer {
 // === impl Outcome ===
 
 impl Outcome {
-    /// User and system time for each event that was handed over, in microseconds.
+    /// CPU time (user and system) per event handed over, in microseconds.
     pub(crate) fn cpu_an_event(&self) -> f64 {
         self.usage.cpu.as_secs_f64() * 1e6 / self.handed_over as f64
     }
@@ -150,7 +150,7 @@ impl Running {
                 let mut command = Command::new(env::current_exe().expect("we are a file"));
                 command
                     .args(Naive::arguments(agora, bootstrap, names))
-                    // By this the meter finds it.
+                    // The meter finds the process by this.
                     .env("STEADY_HOME", home.path())
                     .stdin(Stdio::null())
                     .stdout(Stdio::null());
@@ -166,7 +166,7 @@ impl Running {
         }
     }
 
-    /// Ends it, when everything is delivered.
+    /// Stops the program once everything is delivered.
     fn stop(self) {
         match self {
             Self::Bridge(mut bridge) => {

@@ -1,4 +1,4 @@
-//! What a process takes, as the kernel counts it: proc_pid_stat(5), proc_pid_status(5).
+//! The resources a process uses, as the kernel counts them: proc_pid_stat(5), proc_pid_status(5).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,17 +15,17 @@ pub(crate) struct Meter {
     pid: u32,
 }
 
-/// What was used up to a moment, or between two.
+/// Usage up to a moment, or between two.
 pub(crate) struct Usage {
-    /// User and system time of the whole process.
+    /// CPU time (user and system) of the whole process.
     pub(crate) cpu: Duration,
-    /// The same by the name of the thread; threads of one name together.
+    /// The same by thread name; threads with the same name together.
     pub(crate) threads: BTreeMap<String, Duration>,
-    /// Time that all cores of the machine were busy, with whatever.
+    /// Time that all cores of the machine were busy, with any process.
     pub(crate) machine: Duration,
 }
 
-/// A process that was started shows its environment within this time.
+/// Maximum time until a new process shows its environment.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
 // === impl Meter ===
@@ -44,7 +44,7 @@ impl Meter {
                 processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
             pids.find(is_it)
         };
-        // The kernel shows the environment a moment after the process runs.
+        // The kernel shows the environment a moment after the process starts.
         Self { pid: within(START_LIMIT, find).expect("the process was started just now") }
     }
 
@@ -53,12 +53,12 @@ impl Meter {
         Self { pid: std::process::id() }
     }
 
-    /// What it has used since its start.
+    /// Its usage since its start.
     pub(crate) fn usage(&self) -> Usage {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");
         let mut threads = BTreeMap::new();
         for task in tasks.filter_map(Result::ok) {
-            // A thread may end while we look.
+            // A thread may end during the scan.
             let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
             let Some((name, cpu)) = name_and_cpu(&stat) else { continue };
             *threads.entry(name).or_default() += cpu;
@@ -68,7 +68,7 @@ impl Meter {
         Usage { cpu, threads, machine: machine() }
     }
 
-    /// The most memory that was resident at a time, in bytes.
+    /// The peak resident memory, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = self.read("status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -96,7 +96,7 @@ impl Sub for Usage {
     }
 }
 
-/// The second field, and the sum of the 14th and the 15th. The name may hold spaces.
+/// The second field, and the sum of the 14th and the 15th. The name may contain spaces.
 fn name_and_cpu(stat: &str) -> Option<(String, Duration)> {
     let (start, rest) = stat.rsplit_once(')')?;
     let (_, name) = start.split_once('(')?;
@@ -110,7 +110,8 @@ fn machine() -> Duration {
     let stat = fs::read_to_string("/proc/stat").expect("the benchmark needs Linux's /proc");
     let line = stat.lines().next().unwrap_or_default();
     let fields = line.split_whitespace().skip(1).map(|it| it.parse::<u64>().unwrap_or(0));
-    // Of user, nice, system, idle, iowait, irq, softirq, steal; what follows is in user already.
+    // Of user, nice, system, idle, iowait, irq, softirq, steal; the remaining fields are included
+    // in user.
     let busy = fields.take(8).enumerate().filter(|(at, _)| ![3, 4].contains(at));
     duration(busy.map(|(_, ticks)| ticks).sum())
 }

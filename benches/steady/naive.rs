@@ -1,9 +1,9 @@
 //! The naive poller: the script that people write first.
 //!
-//! A careful one: it follows up full pages at once, checks what it is answered, waits until Kafka
-//! has confirmed a page before it asks for the next. What it can't do is what the bridge is for: a
-//! page is nowhere but in its memory until then, a restart or an outage of Kafka loses what is out,
-//! two regions publish everything twice. None of that happens in a steady benchmark.
+//! It is a careful one: it follows up full pages at once, checks the answers, and waits until Kafka
+//! has confirmed a page before it requests the next. It can't do what the bridge is for: until then
+//! a page exists only in its memory, so a restart or an outage of Kafka loses all pages in flight,
+//! and two regions publish everything twice. None of that happens in a steady benchmark.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tokio::time::sleep_until;
 use super::agora::Agora;
 use crate::support::names::Names;
 
-/// All it needs to know.
+/// Its settings.
 #[derive(Debug, Args)]
 pub(crate) struct Naive {
     #[arg(long)]
@@ -98,7 +98,7 @@ pub(crate) fn run(order: &Naive) {
 // === impl Naive ===
 
 impl Naive {
-    /// What a process needs to be told to poll `agora` into the topics of `names`.
+    /// The environment of a process that polls `agora` into the topics of `names`.
     pub(crate) fn arguments(agora: &Agora, bootstrap: &str, names: &Names) -> Vec<String> {
         let pairs = [
             ("--app-id", agora.app().app_id.to_string()),
@@ -133,8 +133,8 @@ impl Poller<'_> {
         }
     }
 
-    /// One page; how many events it had.
-    #[expect(clippy::disallowed_methods, reason = "what the script of that day does")]
+    /// Fetches one page; returns its number of events.
+    #[expect(clippy::disallowed_methods, reason = "a simple script would do this")]
     async fn ask(&self, url: &str, endpoint: Endpoint, topic: &str) -> u64 {
         let request = self.client.get(url).basic_auth(&self.order.user, Some(&self.order.password));
         let answered = async { request.send().await?.error_for_status()?.bytes().await };

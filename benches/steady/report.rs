@@ -1,4 +1,4 @@
-//! What was measured, beside what it has to be.
+//! The results, next to their targets.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use super::load::Subject;
 use super::table::Table;
 use super::table::grouped;
 
-/// Collects outcomes and writes them down.
+/// Collects results and formats them.
 pub(crate) struct Report {
     cores: usize,
     loads: Vec<load::Outcome>,
@@ -27,17 +27,18 @@ struct Line {
     figure: fn(&load::Outcome) -> f64,
     digits: usize,
     target: fn(u32) -> Option<f64>,
-    /// Whether it makes sense to divide by the naive poller's.
+    /// Whether the ratio to the naive poller's figure is meaningful.
     is_compared: bool,
 }
 
 enum Column<'a> {
     Of(&'a load::Outcome),
-    /// The bridge's and the naive poller's.
+    /// The figures of the bridge and of the naive poller.
     Ratio(&'a load::Outcome, &'a load::Outcome),
 }
 
-/// From this load on each event has to cost less: what a page costs is shared by more events.
+/// From this rate on the CPU target per event is lower, because more events share the cost of a
+/// page.
 const DENSE: u32 = 6_000;
 
 const LINES: &[Line] = &[
@@ -68,7 +69,7 @@ const LINES: &[Line] = &[
         digits: 1,
         target: |rate| Some(if rate >= DENSE { 10.0 } else { 15.0 }),
         is_compared: true,
-        ..Line::plain("CPU an event, µs", load::Outcome::cpu_an_event)
+        ..Line::plain("CPU per event, µs", load::Outcome::cpu_an_event)
     },
     Line {
         digits: 1,
@@ -114,7 +115,7 @@ impl Report {
         self.first_requests = outcomes;
     }
 
-    /// All tables, then what missed its target.
+    /// All tables, then the missed targets.
     pub(crate) fn text(&self, markdown: bool, threads: bool) -> String {
         let mut missed = Vec::new();
         let mut parts = vec![self.machine()];
@@ -160,7 +161,7 @@ impl Report {
             let share = 100.0 * busy / self.cores as f64;
             writeln!(
                 text,
-                "Whole machine while measuring {}: {share:.0} % busy.",
+                "Whole machine busy while measuring {}: {share:.0} %.",
                 load.offer.title()
             )
             .expect("writing into memory never fails");
@@ -192,7 +193,7 @@ impl Report {
         table
     }
 
-    /// Each outcome, and behind each naive one how the bridge compares under the same load.
+    /// All results, and after each naive one the bridge's ratio under the same load.
     fn columns(&self) -> Vec<Column<'_>> {
         let bridge = |rate| self.bridges().find(|it| it.offer.rate == rate);
         let mut columns = Vec::new();
@@ -205,7 +206,7 @@ impl Report {
         columns
     }
 
-    /// The targets of a line, and whether the bridge missed one. The naive poller promises nothing.
+    /// The targets of a line, and whether the bridge missed one. The naive poller has no targets.
     fn judge(&self, line: &Line, missed: &mut Vec<String>) -> String {
         let mut targets = Vec::new();
         for outcome in self.bridges() {

@@ -1,15 +1,15 @@
-//! Tells a person what takes a while: to stderr, beside the table.
+//! Progress messages of long steps: on stderr, so that stdout has only the table.
 
 use std::fmt::Display;
 use std::thread;
 use std::time::Duration;
 
-/// Tells what takes a while now.
+/// Announces a long step.
 pub(crate) fn progress(what: impl Display) {
     eprintln!("── {what}");
 }
 
-/// Waits, and tells the rest of it now and then.
+/// Waits, and prints the remaining time now and then.
 pub(crate) fn wait(what: &str, mut rest: Duration) {
     const EVERY: Duration = Duration::from_secs(10);
     while !rest.is_zero() {

@@ -1,6 +1,6 @@
 //! What became of every event, and how long each took.
 //!
-//! An event is known by its fields, not by an id that its publisher gave it, so that the bridge and
+//! Events are identified by their fields, not by an id from the publisher, so that the bridge and
 //! the naive poller are judged alike.
 
 use std::collections::HashMap;
@@ -18,19 +18,19 @@ use crate::support::judge::Event;
 pub(crate) struct Score {
     pub(crate) made: usize,
     pub(crate) delivered: usize,
-    /// Made and not delivered.
+    /// Made but not delivered.
     pub(crate) lost: usize,
-    /// Lost before anybody fetched them.
+    /// Overwritten before they were fetched.
     pub(crate) overwritten: usize,
     pub(crate) twice: usize,
-    /// Behind a later event of the same App ID and key.
+    /// Published after a later event of the same App ID and key.
     pub(crate) out_of_order: usize,
-    /// From the time of the event to the broker's time of appending it, in milliseconds.
+    /// From the time of the event to the time when the broker appended it, in milliseconds.
     pub(crate) latency: Histogram<u64>,
 }
 
-/// Compares all that happened with all that was read, by topic, partition and offset. Latencies are
-/// taken of the events whose time is in `measured` (milliseconds since 1970).
+/// Compares all events that happened with all records read, by topic, partition and offset.
+/// Latencies cover the events whose time is in `measured` (milliseconds since 1970).
 pub(crate) fn score(
     happened: impl Iterator<Item = Recorded>,
     records: &[Record],
@@ -44,14 +44,14 @@ pub(crate) fn score(
         let value = record.value.as_deref().unwrap_or_default();
         let event: Event = serde_json::from_slice(value).expect("records are JSON as agreed");
         let key = record.key.as_deref().expect("records have keys");
-        // App IDs share keys: a user of one is not that of another.
+        // App IDs share keys: the same user id in another App ID is a different user.
         let of_key = (&*record.topic, event.app_id.clone(), key);
         let last = last_of_key.entry(of_key).or_insert(event.ms);
         out_of_order += usize::from(event.ms < *last);
         *last = event.ms.max(*last);
         if measured.contains(&event.ms) {
             let appended = record.timestamp.expect("the broker stamps");
-            // The two clocks are one, read at different moments.
+            // Both times come from the same clock, read at different moments.
             latency.saturating_record((appended - event.ms).max(0).unsigned_abs());
         }
         *read.entry(event).or_default() += 1;

@@ -3,25 +3,25 @@
 use std::fmt::Display;
 use std::fmt::Write as _;
 
-/// The first row is the head, the first column names the rows.
+/// The first row is the header, the first column names the rows.
 pub(crate) struct Table(Vec<Vec<String>>);
 
 // === impl Table ===
 
 impl Table {
-    /// A table with this head.
+    /// A table with this header.
     pub(crate) fn new(head: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let mut table = Self(Vec::new());
         table.add(head);
         table
     }
 
-    /// Adds a row; as many cells as the head has.
+    /// Adds a row, with as many cells as the header.
     pub(crate) fn add(&mut self, row: impl IntoIterator<Item = impl Into<String>>) {
         self.0.push(row.into_iter().map(Into::into).collect());
     }
 
-    /// The whole of it.
+    /// Formats the whole table.
     pub(crate) fn text(&self, markdown: bool) -> String {
         let columns = self.0.first().map_or(0, Vec::len);
         let widths: Vec<usize> = (0..columns).map(|column| self.width(column)).collect();
@@ -54,7 +54,7 @@ impl Table {
     }
 }
 
-/// A number with commas between thousands, as people read it.
+/// A number with commas between thousands.
 pub(crate) fn grouped(number: impl Display) -> String {
     let text = number.to_string();
     let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));

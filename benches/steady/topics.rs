@@ -1,4 +1,4 @@
-//! The topics of one measurement: the broker stamps when it appends.
+//! The topics of one measurement: the broker stamps records when it appends them.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
@@ -9,7 +9,7 @@ use rdkafka::client::DefaultClientContext;
 
 use crate::support::names::Names;
 
-/// As many as the bridge would make.
+/// The number of partitions that the bridge would create.
 pub(crate) const PARTITIONS: i32 = 6;
 
 /// Creates the two event topics. The bridge creates the others.
