@@ -1,4 +1,4 @@
-//! `plan`: tells whether the bridge would keep up with a load, without installing it.
+//! `plan`: predicts whether the bridge would keep up with a load, without installing it.
 //!
 //! The bridge's own schedule polls a simulated Agora in simulated time, with several seeds. The
 //! verdict goes to stdout, progress to stderr.
