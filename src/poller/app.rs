@@ -398,7 +398,7 @@ impl State {
         }
         let refuses = match done.outcome {
             Outcome::Refused { refusal: Refusal::Credentials, .. } => {
-                " refuses the credentials of this app; other hosts accept them"
+                " refuses the credentials of this app, but not every host does"
             }
             _ => "",
         };

@@ -83,7 +83,7 @@ impl Clocks {
             Some((true, difference)) => warn!(
                 host,
                 seconds = seconds(difference),
-                "Agora's clock and ours are far apart: correct this machine's clock (NTP)"
+                "Agora's clock and ours are far apart: correct the clock of this machine (NTP)"
             ),
             Some((false, difference)) => {
                 info!(host, seconds = seconds(difference), "Agora's clock and ours agree again");

@@ -28,7 +28,7 @@ use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
 
-/// Added to the longest request: after its end, the request must also be settled.
+/// Added to the longest request, to allow for the time to settle it after its end.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// The times of the first and the last event of a page.

@@ -185,7 +185,7 @@ impl Errand {
                 done.fail_with(Some(trouble));
             }
             Answer::Lost(error) => {
-                error!(%feed, %ticket, %error, "answer lost; a page may be lost with it");
+                error!(%feed, %ticket, %error, "answer lost; a page may be gone");
                 let gap = Gap {
                     feed: feed.clone(),
                     cause: GapCause::AnswerLost,
