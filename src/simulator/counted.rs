@@ -73,7 +73,7 @@ pub struct Counts {
     pub taken: u64,
     /// Events that newer ones replaced.
     pub overwritten: u64,
-    /// Overwritten events that were overwritten after the App ID's first request.
+    /// Events that were overwritten after the App ID's first request.
     pub overwritten_once_asked: u64,
     /// Overwritten events that happened after the App ID's first request.
     pub overwritten_of_later: u64,

@@ -196,7 +196,8 @@ impl Crowd {
     }
 }
 
-/// Draws a user; `None` if that user has already acted within this unit of time.
+/// Draws a user; `None` if there is none, or if the one drawn has already acted within this unit of
+/// time.
 fn pick(people: &mut Vec<(u32, i64)>, ms: i64, rng: &mut StdRng) -> Option<u32> {
     if people.is_empty() {
         return None;

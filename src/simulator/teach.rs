@@ -93,7 +93,7 @@ THE LEDGER
 
     made = delivered + overwritten + torn + buffered
 
-delivered: sent in full; overwritten: replaced by newer ones; torn: in an answer
+  delivered: sent in full; overwritten: replaced by newer ones; torn: in an answer
   that broke off before its last byte; buffered: still waiting. A consumer is
   correct when it has each delivered event exactly once and no other.
 
