@@ -353,7 +353,7 @@ mod tests {
     fn what_is_above_the_ceiling_is_not_and_the_way_out_is_named() {
         let report = report("--rate 25000 --split 0.5");
         assert!(!report.sustainable);
-        // What is fetched is 10,000 a second at best.
+        // At best 10,000 events a second are fetched.
         assert!((0.55..0.75).contains(&report.lost_share), "{}", report.lost_share);
         let largest = report.largest_sustainable_rate.unwrap();
         assert!((5_000.0..10_000.0).contains(&largest), "{largest}");
