@@ -53,6 +53,7 @@ use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 pub use self::files::Holder;
+pub use self::files::exposure;
 pub use self::files::holder;
 pub use self::files::is_in_use;
 pub use self::files::kept;

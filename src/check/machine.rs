@@ -50,7 +50,17 @@ enum Kind {
 
 /// The data directory, and the port.
 pub(super) async fn look(settings: &Settings) -> Vec<Finding> {
-    vec![data_dir(&settings.data_dir, settings.journal.max_size), port(settings).await]
+    let directory = &settings.data_dir;
+    let mut findings = vec![data_dir(directory, settings.journal.max_size)];
+    findings.extend(exposed(directory));
+    findings.push(port(settings).await);
+    findings
+}
+
+fn exposed(path: &Path) -> Option<Finding> {
+    let says = journal::exposure(path)?;
+    let (says, remedy) = says.rsplit_once(": ").unwrap_or((&says, ""));
+    Some(Finding::warning(format!("data_dir {}", path.display()), says, remedy))
 }
 
 fn data_dir(path: &Path, max_size: u64) -> Finding {

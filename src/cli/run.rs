@@ -167,6 +167,9 @@ pub(super) async fn start(
     )
     .map_err(|error| Failure::of(&error))?;
     announce(&settings, &journal, listen);
+    if let Some(exposed) = journal::exposure(&settings.data_dir) {
+        warn!("{exposed}");
+    }
     make_room_for_connections(&settings);
     let seed = rand::random::<u32>().into();
     let stale = transport.stale();

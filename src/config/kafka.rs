@@ -1,6 +1,7 @@
 //! The section about Kafka, and what may not be passed to librdkafka.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::reader::{Read, Reader};
 use super::{Delivery, Kafka, OptionValue, Topics, keys};
@@ -53,6 +54,22 @@ pub(super) const REFUSED: [(&[&str], &str); 13] = [
     ),
 ];
 
+/// The settings of librdkafka that switch a check of certificates off, with the words that do so and
+/// what to do instead.
+const CERTIFICATE_CHECKS: [(&str, &[&str], &str); 2] = [
+    (
+        "enable.ssl.certificate.verification",
+        &["false", "f", "0"],
+        "remove it, and name the authority that signed them in ssl.ca.location",
+    ),
+    (
+        "ssl.endpoint.identification.algorithm",
+        &["none"],
+        "remove it, and give the brokers certificates for the names in kafka.bootstrap_servers and \
+         advertised.listeners",
+    ),
+];
+
 /// Reads the section.
 pub(super) fn kafka(reader: &mut Reader) -> Read<Kafka> {
     let servers = reader.checked("kafka.bootstrap_servers", bootstrap_servers);
@@ -60,6 +77,11 @@ pub(super) fn kafka(reader: &mut Reader) -> Read<Kafka> {
     let delivery = reader.choice("kafka.delivery", &DELIVERIES);
     let topics = topics(reader);
     let options = options(reader);
+    if let Ok(servers) = &servers
+        && !servers.split(',').all(is_loopback)
+    {
+        refuse_unchecked_certificates(reader, options.as_ref().ok());
+    }
     Ok(Kafka {
         bootstrap_servers: servers?,
         group: group?,
@@ -85,6 +107,44 @@ fn is_server(server: &str) -> bool {
     let (host, port) = address.rsplit_once(':').unwrap_or_default();
     let legal = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]".contains(letter);
     !host.is_empty() && host.chars().all(legal) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// Whether a server is on this machine.
+fn is_loopback(server: &str) -> bool {
+    let address = server.split_once("://").map_or(server, |(_, address)| address);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|it| it.is_loopback())
+}
+
+/// Beyond loopback a certificate that nobody checks lets anybody on the way read and change what is
+/// sent, passwords and events.
+fn refuse_unchecked_certificates(
+    reader: &mut Reader,
+    options: Option<&BTreeMap<String, OptionValue>>,
+) {
+    for (name, switched_off, remedy) in CERTIFICATE_CHECKS {
+        let path = format!("kafka.options.{name}");
+        let is_off = match options.and_then(|options| options.get(name)) {
+            None => continue,
+            Some(OptionValue::Plain(text)) => {
+                switched_off.iter().any(|word| text.trim().eq_ignore_ascii_case(word))
+            }
+            // What a file says may change later.
+            Some(OptionValue::Secret(_)) => true,
+        };
+        if is_off {
+            let file = format!("{path}_file");
+            let written = if reader.is_given(&path) { path } else { file };
+            reader.fault(
+                &written,
+                format!(
+                    "leaves the brokers' certificates unchecked, and kafka.bootstrap_servers are \
+                     not on this machine: {remedy}"
+                ),
+            );
+        }
+    }
 }
 
 fn group(text: &str) -> Result<String, String> {

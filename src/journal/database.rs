@@ -30,6 +30,7 @@ use tracing::warn;
 use self::trust::Unusable;
 use self::trust::file_error;
 use self::trust::is_full;
+use self::trust::open_no_link;
 use self::trust::open_untouched;
 use self::trust::proves_nothing;
 use self::trust::requests_in_doubt;
@@ -389,7 +390,7 @@ impl Database {
         let path = files.data_dir.join(files::MAKING);
         files::remove(&path).map_err(|it| file_error(&it))?;
         files::make_private(&path).map_err(|it| file_error(&it))?;
-        let new = Connection::open(&path)?;
+        let new = open_no_link(&path)?;
         // It is thrown away if it does not become whole.
         new.pragma_update(None, "journal_mode", "MEMORY")?;
         schema::prepare(&new)?;

@@ -9,6 +9,7 @@ use std::fs::TryLockError;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tracing::warn;
 
 use super::OpenError;
@@ -38,6 +40,10 @@ const FILE_MODE: u32 = 0o600;
 
 /// As [`FILE_MODE`], for the directory.
 const DIRECTORY_MODE: u32 = 0o700;
+
+/// A file of ours is never a link: whoever can put a name into the directory can't have us write
+/// elsewhere.
+const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 const LOCK: &str = "lock";
 
@@ -121,12 +127,33 @@ pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
 ///
 /// The lock can't be opened; as `NotFound` where nobody has ever had the directory.
 pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
-    let file = File::open(data_dir.join(LOCK))?;
+    let file = open_existing(&data_dir.join(LOCK))?;
     match file.try_lock_shared() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(cause)) => Err(cause),
     }
+}
+
+/// Why others may read what is in a data directory, or put something there: its mode, or its owner.
+/// `None` where it is ours alone, or not there.
+pub fn exposure(data_dir: &Path) -> Option<String> {
+    let folder = fs::metadata(data_dir).ok()?;
+    let (owner, us) = (folder.uid(), rustix::process::geteuid().as_raw());
+    let mode = folder.mode() & 0o777;
+    let directory = data_dir.display();
+    if owner != us {
+        return Some(format!(
+            "data directory `{directory}` belongs to user {owner}, and this process runs as user \
+             {us}: run it as that user, or chown -R {us} {directory}"
+        ));
+    }
+    (mode & !DIRECTORY_MODE != 0).then(|| {
+        format!(
+            "data directory `{directory}` has mode {mode:04o}, so that other users can look into \
+             it; what waits there is personal data: chmod 700 {directory}"
+        )
+    })
 }
 
 /// Who has a data directory now, if anybody has.
@@ -135,7 +162,7 @@ pub fn holder(data_dir: &Path) -> Option<Holder> {
 }
 
 fn last_holder(data_dir: &Path) -> Option<Holder> {
-    fs::read_to_string(data_dir.join(LOCK)).ok()?.parse().ok()
+    io::read_to_string(open_existing(&data_dir.join(LOCK)).ok()?).ok()?.parse().ok()
 }
 
 /// Makes sure that the database and what SQLite puts beside it is made with our rights: SQLite
@@ -146,7 +173,13 @@ pub(super) fn make_private(database: &Path) -> io::Result<()> {
 
 /// Opens a file for writing, and makes it where it is missing.
 pub(super) fn open_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(FILE_MODE).custom_flags(NO_LINK);
+    options.open(path)
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(NO_LINK).open(path)
 }
 
 /// The write-ahead log of a database.
@@ -362,6 +395,9 @@ impl std::str::FromStr for Holder {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -374,6 +410,50 @@ mod tests {
         }
         assert_eq!("running pid=1".parse::<Holder>(), Err(()));
         assert_eq!("".parse::<Holder>(), Err(()));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_look_into_is_named_with_its_remedy() {
+        let home = tempfile::tempdir().unwrap();
+        let data_dir = home.path().join("data");
+        assert_eq!(exposure(&data_dir), None);
+        drop(lock(&data_dir, Timestamp::from_millis(7)).unwrap());
+        assert_eq!(exposure(&data_dir), None);
+        let link = home.path().join("link");
+        symlink(&data_dir, &link).unwrap();
+        assert_eq!(exposure(&link), None);
+        for mode in [0o750, 0o701, 0o777] {
+            fs::set_permissions(&data_dir, fs::Permissions::from_mode(mode)).unwrap();
+            let says = exposure(&data_dir).unwrap();
+            let words = format!("has mode {mode:04o}");
+            assert!(says.contains(&words) && says.contains("chmod 700"), "{says}");
+        }
+        let ours = rustix::process::geteuid().as_raw();
+        if ours != 0 {
+            let says = exposure(Path::new("/")).unwrap();
+            assert!(says.contains("belongs to user 0") && says.contains("chown"), "{says}");
+        }
+    }
+
+    /// Files that are made or written never lead elsewhere; the directory may.
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_refused_and_a_link_to_the_directory_is_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let (data_dir, elsewhere) = (home.path().join("data"), home.path().join("elsewhere"));
+        fs::create_dir(&data_dir).unwrap();
+        fs::write(&elsewhere, "mine").unwrap();
+        for name in [LOCK, DATABASE, "ballast"] {
+            let link = data_dir.join(name);
+            symlink(&elsewhere, &link).unwrap();
+            assert_eq!(open_private(&link).unwrap_err().raw_os_error(), Some(40), "{name}");
+            assert!(open_existing(&link).is_err(), "{name}");
+            fs::remove_file(link).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "mine");
+        let link = home.path().join("link");
+        symlink(&data_dir, &link).unwrap();
+        open_private(&link.join(LOCK)).unwrap();
+        assert!(data_dir.join(LOCK).is_file());
     }
 
     #[test]

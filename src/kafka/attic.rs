@@ -180,11 +180,15 @@ fn offset(cell: Cell) -> u64 {
     u64::from(cell.0) * CELL_BYTES as u64
 }
 
-/// Makes a file and takes its name away. One that a kill left between the two is used again.
+/// Makes a file and takes its name away. One that a kill left between the two is removed, and so is a
+/// link that somebody has put there: `create_new` follows none.
 fn make(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = OpenOptions::new();
-    let options = options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
-    let file = options.open(path)?;
+    let file = options.read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
     fs::remove_file(path)?;
     Ok(file)
 }
@@ -222,6 +226,21 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         let mode = cells.file.unwrap().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, FILE_MODE);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_file_leads_nowhere() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mine = other.path().join("mine");
+        fs::write(&mine, "mine").unwrap();
+        std::os::unix::fs::symlink(&mine, folder.path().join("attic-0")).unwrap();
+        let mut cells = Attic::in_folder(folder.path()).cells(0);
+        assert!(cells.put(&events(0, 9)).is_some());
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
+        fs::remove_file(&mine).unwrap();
+        std::os::unix::fs::symlink(&mine, folder.path().join("attic-1")).unwrap();
+        assert!(Attic::in_folder(folder.path()).cells(1).put(&events(0, 9)).is_some());
+        assert!(!mine.exists());
     }
 
     #[test]

@@ -269,3 +269,39 @@ token_file = "/nowhere/token"
         ]
     );
 }
+
+/// Beyond this machine nothing switches the check of a broker's certificate off.
+#[test]
+fn certificates_of_brokers_are_checked_beyond_loopback() {
+    let fault_of = |servers: &str, option: &str| {
+        let text = RIGHT.replacen("127.0.0.1:9092", servers, 1);
+        let text = text.replacen("\"linger.ms\" = 5", option, 1);
+        lines(load_both(&text, &[]))
+    };
+    let verification = "enable.ssl.certificate.verification";
+    let algorithm = "ssl.endpoint.identification.algorithm";
+    for (name, off) in [
+        (verification, "false"),
+        (verification, "\"False\""),
+        (verification, "0"),
+        (algorithm, "\"none\""),
+    ] {
+        let option = format!("\"{name}\" = {off}");
+        for servers in ["kafka:9092", "127.0.0.1:1,10.0.0.1:1", "SASL_SSL://localhost.example:1"] {
+            let found = fault_of(servers, &option);
+            let [fault] = &found[..] else { panic!("{servers} {option}: {found:#?}") };
+            let begin =
+                format!("30: kafka.options.{name} = {off}: leaves the brokers' certificates");
+            assert!(fault.starts_with(&begin) && fault.contains("remove it, and"), "{fault}");
+        }
+        for servers in ["127.0.0.1:9092", "localhost:1,SSL://[::1]:2"] {
+            assert_eq!(fault_of(servers, &option), Vec::<String>::new(), "{servers} {option}");
+        }
+    }
+    for (name, on) in [(verification, "true"), (algorithm, "\"https\"")] {
+        let found = fault_of("kafka:9092", &format!("\"{name}\" = {on}"));
+        assert_eq!(found, Vec::<String>::new(), "{name}");
+    }
+    let found = fault_of("kafka:9092", &format!("{verification}_file = \"/dev/null\""));
+    assert_ne!(found, Vec::<String>::new());
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 use rusqlite::ErrorCode;
+use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
 use rusqlite::ffi;
 use tracing::error;
@@ -102,7 +103,7 @@ pub(super) fn requests_in_doubt(lock: &Lock, path: &Path, log: &Path) -> bool {
 
 /// Opens a database so that closing it changes nothing.
 pub(super) fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let connection = open_no_link(path)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     Ok(connection)
@@ -157,4 +158,13 @@ pub(super) fn file_error(cause: &io::Error) -> rusqlite::Error {
         _ => ffi::SQLITE_IOERR,
     };
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(cause.to_string()))
+}
+
+/// Opens a database, or makes it. Its directory may be reached by a link; itself it may not be one,
+/// so that whoever can put a name there can't have us write elsewhere.
+pub(super) fn open_no_link(path: &Path) -> rusqlite::Result<Connection> {
+    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
+    let real = folder.zip(path.file_name()).map(|(folder, name)| folder.join(name));
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    Connection::open_with_flags(real.as_deref().unwrap_or(path), flags)
 }
