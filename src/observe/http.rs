@@ -1,15 +1,21 @@
 //! The pages for people, probes and Prometheus.
 //!
 //! Read-only and small: what a page shows is prepared by others, and no request changes anything.
-//! It is bounded because it may be reachable by strangers: so many connections, one request on
-//! each, so long for the request and so long for the whole. Bodies of requests are not read.
+//! It is bounded because it may be reachable by strangers: at most [`MAX_CONNECTIONS`], one request
+//! on each, a second for its head and [`CONNECTION_TIMEOUT`] for the whole. Bodies of requests are
+//! not read. Where all places are taken, a new connection takes that of the oldest one that has sent no
+//! head, so that slow ones never keep a probe from its answer.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,8 +61,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// The largest head of a request, in bytes, and what is buffered for one connection.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// From the connection to the end of the request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the connection to the end of the request's head, which is a few hundred bytes: one that takes
+/// longer is of no use to a probe.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// From the connection to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
@@ -67,6 +74,33 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long to let be after the operating system refused a connection, mostly for want of file
 /// descriptors: it would refuse the next at once.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The connections that are open. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+struct Connections {
+    places: Arc<Semaphore>,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// Grows with each connection, so the oldest comes first.
+    next: u64,
+    /// Ends those whose head has not come.
+    silent: BTreeMap<u64, CancellationToken>,
+    /// Ends those that are being answered.
+    answered: BTreeMap<u64, CancellationToken>,
+}
+
+/// The place of one connection, given back when this is dropped.
+#[derive(Debug)]
+struct Seat {
+    connections: Connections,
+    number: u64,
+    /// Somebody else needs the place.
+    taken: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -87,16 +121,16 @@ pub async fn serve(
     stop: CancellationToken,
     tracker: &TaskTracker,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Connections::new();
     loop {
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &connections) => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
-                tracker.spawn(converse(stream, place, pages.clone(), stop.clone()));
+            Ok((stream, seat)) => {
+                tracker.spawn(converse(stream, seat, pages.clone(), stop.clone()));
             }
             Err(error) => {
                 warn!(error = %Chain(&error), "connection not accepted");
@@ -109,24 +143,17 @@ pub async fn serve(
     }
 }
 
-/// Waits for a place before it takes a connection, so that those who come in excess wait in the
-/// operating system and not in our memory.
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.expect("nobody closes the places");
+    connections: &Connections,
+) -> io::Result<(TcpStream, Seat)> {
     let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    Ok((stream, connections.seat().await))
 }
 
-async fn converse(
-    stream: TcpStream,
-    place: OwnedSemaphorePermit,
-    pages: Pages,
-    stop: CancellationToken,
-) {
+async fn converse(stream: TcpStream, seat: Seat, pages: Pages, stop: CancellationToken) {
     let service = service_fn(|request: Request<_>| {
+        seat.head_has_come();
         let response = respond(&pages, request.method(), request.uri().path());
         future::ready(Ok::<_, Infallible>(response))
     });
@@ -139,6 +166,7 @@ async fn converse(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
+        () = seat.taken.cancelled() => return debug!("connection given up: others need its place"),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(LAST_WORDS, connection.as_mut()).await
@@ -149,7 +177,6 @@ async fn converse(
         Ok(Err(error)) => debug!(error = %Chain(&error), "connection broke"),
         Err(error) => debug!(error = %Chain(&error), "connection given up"),
     }
-    drop(place);
 }
 
 /// Answers one request. HEAD is answered as GET; hyper leaves the body out.
@@ -186,6 +213,57 @@ fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response
         .header(header::CACHE_CONTROL, "no-store")
         .body(Full::new(body))
         .expect("the parts are constants")
+}
+
+// === impl Connections ===
+
+impl Connections {
+    fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), open: Arc::default() }
+    }
+
+    /// Takes a place; where there is none, the one of the oldest connection without a head. Where each
+    /// has sent one, that of the oldest: what is small is answered at once, so it has a client that
+    /// does not read.
+    async fn seat(&self) -> Seat {
+        if self.places.available_permits() == 0 {
+            let mut open = self.lock();
+            let oldest = open.silent.pop_first().or_else(|| open.answered.pop_first());
+            oldest.into_iter().for_each(|(_, taken)| taken.cancel());
+        }
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.expect("nobody closes the places");
+        let taken = CancellationToken::new();
+        let mut open = self.lock();
+        open.next += 1;
+        let number = open.next;
+        open.silent.insert(number, taken.clone());
+        drop(open);
+        Seat { connections: self.clone(), number, taken, _place: place }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    fn head_has_come(&self) {
+        let mut open = self.connections.lock();
+        if let Some(taken) = open.silent.remove(&self.number) {
+            open.answered.insert(self.number, taken);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut open = self.connections.lock();
+        open.silent.remove(&self.number);
+        open.answered.remove(&self.number);
+    }
 }
 
 // === impl Pages ===

@@ -63,6 +63,18 @@ fn the_stateful_set_fits_the_configuration_in_it() {
     assert!(settings.http.listen.ip().is_unspecified(), "the kubelet asks from outside");
     assert_eq!(behind(&manifest, "containerPort:"), port);
     assert_eq!(behind(&manifest, "port: 9"), &port[1..]);
+    let policy = block(&manifest, "ingress:");
+    assert!(policy.contains(&format!("port: {port}\n")), "{policy}");
+    for (from, reached) in [("egress:", "443"), ("egress:", "9092"), ("egress:", "53")] {
+        assert!(block(&manifest, from).contains(&format!("port: {reached}\n")), "{reached}");
+    }
+    assert!(settings.kafka.bootstrap_servers.ends_with(":9092"));
+    // The head of a request has a second; the answer to a probe is there long before the rest.
+    let liveness = block(&manifest, "livenessProbe:");
+    let times = ["timeoutSeconds:", "periodSeconds:", "failureThreshold:"];
+    let [timeout, period, failures] = times.map(|name| seconds(behind(&liveness, name)).as_secs());
+    assert!(timeout > 1 && period > timeout && period * failures >= 60, "{liveness}");
+    assert!(behind(&block(&manifest, "readinessProbe:"), "path:") == "/ready");
     let volume = Path::new("/var/lib/agora-rtm-bridge");
     assert!(settings.data_dir.starts_with(volume));
     assert!(manifest.contains(&format!("mountPath: {}\n", volume.display())));

@@ -158,6 +158,52 @@ async fn silent_clients_cannot_lock_others_out() {
     assert!(asked.elapsed() < CONNECTION_TIMEOUT, "{:?}", asked.elapsed());
 }
 
+/// The clock is paused, so that an answer which had to wait for anything shows.
+#[tokio::test(start_paused = true)]
+async fn a_probe_is_answered_at_once_however_many_slow_connections_there_are() {
+    let server = Server::start().await;
+    let mut slow = Vec::new();
+    for _ in 0..4 * MAX_CONNECTIONS {
+        slow.push(server.begin("GET /live HTTP/1.1\r\nHost:").await);
+        let asked = Instant::now();
+        if slow.len() % MAX_CONNECTIONS < 2 {
+            assert_eq!(server.get("/live").await.0, 200);
+            assert!(asked.elapsed() < HEAD_TIMEOUT / 2, "{:?}", asked.elapsed());
+        }
+    }
+    // The oldest of them had to go, and the youngest are still there.
+    let mut rest = Vec::new();
+    slow.remove(0).read_to_end(&mut rest).await.unwrap_or_default();
+    assert_eq!(rest, b"");
+    let mut last = slow.pop().unwrap();
+    last.write_all(b" x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    last.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_do_not_read_cannot_lock_a_probe_out() {
+    let server = Server::start().await;
+    let mut deaf = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        deaf.push(server.begin("GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n").await);
+    }
+    let asked = Instant::now();
+    assert_eq!(server.get("/live").await.0, 200);
+    assert!(asked.elapsed() < CONNECTION_TIMEOUT / 2, "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_has_a_second() {
+    let server = Server::start().await;
+    let begun = Instant::now();
+    let mut slow = server.begin("GET /live HTTP/1.1\r\nHost:").await;
+    slow.read_to_end(&mut Vec::new()).await.unwrap_or_default();
+    assert!(begun.elapsed() <= 2 * HEAD_TIMEOUT, "{:?}", begun.elapsed());
+    assert_eq!(HEAD_TIMEOUT, Duration::from_secs(1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_given_up() {
     let server = Server::start().await;
@@ -176,5 +222,5 @@ async fn a_stop_waits_for_no_client() {
     server.stop.cancel();
     server.tracker.close();
     server.tracker.wait().await;
-    assert!(stopped.elapsed() < HEAD_TIMEOUT, "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < 2 * LAST_WORDS, "{:?}", stopped.elapsed());
 }
