@@ -8,38 +8,45 @@
 //! An error means a new attempt from the oldest entry that is not confirmed: order is kept, and a
 //! page that arrives twice costs nothing.
 //!
-//! A page that the topic refuses for good, as one that is larger than its `max.message.bytes`, is
-//! set aside: it stays in the journal with all its bytes, those behind it go on, and it is tried
-//! again when it has waited. Each time it gets a new ticket, at the end of the journal. Under its
-//! old one it would hold back the watermark of all later pages, and the publisher's memory of
-//! tickets above the watermark would grow for as long as nobody helps.
+//! An entry that the topic refuses for good, as a page that is larger than its `max.message.bytes` or
+//! anything where the topic takes no record of this time, is set aside: it stays in the journal, those
+//! behind it go on, and it is tried again where it lies ([`aside`]). At each refusal the journal
+//! gives it a new ticket and the last place. Under its old one it would hold back the watermark of all
+//! later pages, and the publisher's memory of tickets above the watermark would grow while it waits.
+//! Where the journal can't do that, the entry waits in its old place, and nothing else does.
 
-use std::collections::BTreeMap;
+mod aside;
+
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::error;
 
+use self::aside::Aside;
 use crate::error::Chain;
 use crate::journal::Backlog;
 use crate::journal::Journal;
 use crate::journal::JournalError;
 use crate::journal::Sequence;
+use crate::journal::Waiting;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
 use crate::kafka::Progress;
 use crate::kafka::pages;
 use crate::kafka::wait_to_try_again;
-use crate::model::Clock;
 use crate::model::Content;
+use crate::model::Page;
 use crate::model::PageId;
 use crate::observe::health::Condition;
 use crate::observe::health::Health;
@@ -57,9 +64,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// A page that is not confirmed so long after it was handed over is somebody's concern.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a page that was set aside waits until it is tried again.
-const ASIDE: Duration = Duration::from_secs(30);
-
 /// Forwards the entries of one partition.
 #[derive(Debug)]
 pub struct Forwarder<K> {
@@ -69,8 +73,8 @@ pub struct Forwarder<K> {
     pub journal: Journal,
     /// The partition.
     pub partition: i32,
-    /// The wall clock.
-    pub clock: Clock,
+    /// Who counts pages.
+    pub adopts: Adopts,
     /// How far the loops are.
     pub progress: Progress,
     /// Whether all is well.
@@ -79,22 +83,43 @@ pub struct Forwarder<K> {
     pub metrics: ForwarderMetrics,
 }
 
+/// Is called with each page of an earlier process that gets a ticket of this one: from then on it
+/// counts as received by this one. Cheap to clone; clones share.
+#[derive(Clone)]
+pub struct Adopts(pub Arc<dyn Fn(&Page) + Send + Sync>);
+
 /// Counters of all partitions together. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
 pub struct ForwarderMetrics {
     /// Pages and gaps that are in the pages topic.
     pub forwarded: Counter,
-    /// Pages that the pages topic refused.
+    /// Pages and gaps that the pages topic refused.
     pub refused: Counter,
+    /// Reads of the journal.
+    pub reads: Counter,
 }
 
 /// What outlives an attempt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Course {
-    /// Entries that were refused although they were alone, and when.
-    aside: BTreeMap<Sequence, Instant>,
+    /// Whether Kafka confirms.
+    forwarding: Condition,
+    /// Whether entries are aside.
+    refused: Condition,
+    backlog: watch::Receiver<Backlog>,
+    aside: Aside,
     /// Kafka refused something: entries up to this one are handed over one at a time.
     alone_until: Sequence,
+    /// Before the next attempt.
+    wait: Duration,
+}
+
+/// What an attempt has handed over.
+#[derive(Default)]
+struct Line {
+    /// The newest entry of it.
+    last: Sequence,
+    on_the_way: OnTheWay,
 }
 
 /// Why forwarding begins anew.
@@ -104,10 +129,9 @@ enum NotForwarded {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    #[error(
-        "the topic refuses page {page}; it waits in the journal and is tried again, the others go on"
-    )]
-    Refused { page: PageId, source: KafkaError },
+    /// An entry was set aside. Those that were handed over behind it failed with it.
+    #[error("an entry is set aside")]
+    SetAside,
 }
 
 type Confirmation = Pin<Box<dyn Future<Output = Result<i64, KafkaError>> + Send>>;
@@ -121,25 +145,39 @@ impl<K: Kafka> Forwarder<K> {
     /// Forwards until `stop` has come and nothing waits any more, or `give_up`. The pollers have to
     /// be done when `stop` comes.
     pub async fn run(self, stop: CancellationToken, give_up: CancellationToken) {
-        let condition =
-            self.health.condition("forwarding", format!("partition {}", self.partition));
-        let mut backlog = self.journal.backlog();
-        let mut course = Course::default();
-        let mut wait = SHORTEST_WAIT;
+        let condition = |name| self.health.condition(name, format!("partition {}", self.partition));
+        let mut course = Course {
+            forwarding: condition("forwarding"),
+            refused: condition("refused"),
+            backlog: self.journal.backlog(),
+            aside: Aside::default(),
+            alone_until: Sequence::START,
+            wait: SHORTEST_WAIT,
+        };
         loop {
-            let attempt = self.forward(&condition, &mut course, &mut backlog, &mut wait, &stop);
             let forwarded = tokio::select! {
                 biased;
                 () = give_up.cancelled() => return,
-                forwarded = attempt => forwarded,
+                forwarded = self.forward(&mut course, &stop) => forwarded,
             };
-            let Err(error) = forwarded else { return };
-            condition.failing_alike(Chain(&error));
-            debug!(partition = self.partition, error = %Chain(&error), ?wait, "forwarding failed");
+            let wait = course.wait;
+            match forwarded {
+                Ok(()) => return,
+                Err(NotForwarded::SetAside) => {}
+                Err(error) => {
+                    course.forwarding.failing_alike(Chain(&error));
+                    debug!(
+                        partition = self.partition, error = %Chain(&error), ?wait,
+                        "forwarding failed"
+                    );
+                }
+            }
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => return,
-                () = wait_to_try_again(wait, &stop) => wait = (wait * 2).min(LONGEST_WAIT),
+                () = wait_to_try_again(wait, &stop) => {
+                    course.wait = (wait * 2).min(LONGEST_WAIT);
+                }
             }
         }
     }
@@ -147,104 +185,183 @@ impl<K: Kafka> Forwarder<K> {
     /// Forwards from the oldest entry on, until the stop (`Ok`) or a failure.
     async fn forward(
         &self,
-        condition: &Condition,
         course: &mut Course,
-        backlog: &mut watch::Receiver<Backlog>,
-        wait: &mut Duration,
         stop: &CancellationToken,
     ) -> Result<(), NotForwarded> {
-        let mut last = Sequence::START;
-        let mut on_the_way = OnTheWay::new();
+        let mut line = Line::default();
         let mut patience = Instant::now() + PATIENCE;
         loop {
-            let newest = backlog.borrow_and_update().newest;
-            let is_due = course.is_due();
-            if is_due && on_the_way.is_empty() {
-                last = Sequence::START;
+            let newest = course.backlog.borrow_and_update().newest;
+            let next_try = course.aside.next_try();
+            let is_due = next_try.is_some_and(|at| at <= Instant::now());
+            if is_due && line.on_the_way.is_empty() {
+                self.try_one_again(course).await?;
+                continue;
             }
-            let most = if is_due { 1 } else { course.most(last, &on_the_way) };
-            let room = most.saturating_sub(on_the_way.len());
-            let waiting = match room {
-                0 => Vec::new(),
-                _ => self.journal.read(self.partition, last, room).await?,
-            };
-            let are_there = !waiting.is_empty();
-            if are_there {
-                self.kafka.prepare().await?;
+            let most = if is_due { 0 } else { course.most(&line) };
+            if line.on_the_way.is_empty() {
+                patience = Instant::now() + PATIENCE;
             }
-            for entry in waiting {
-                last = entry.sequence;
-                if let Some(since) = course.aside.get(&entry.sequence) {
-                    if since.elapsed() >= ASIDE {
-                        self.put_behind(entry.sequence, entry.entry.content, course).await?;
-                    }
-                    continue;
-                }
-                if on_the_way.is_empty() {
-                    patience = Instant::now() + PATIENCE;
-                }
-                let record = pages::encode(&entry.entry, entry.settled);
-                let confirmation = Box::pin(self.kafka.append(self.partition, record));
-                on_the_way.push_back((entry.sequence, entry.entry.id, confirmation));
-            }
-            if are_there && on_the_way.is_empty() {
+            let are_there = self.hand_over(&mut line, most, course).await?;
+            if are_there && line.on_the_way.is_empty() {
                 // All of them are aside; what waits behind them?
                 continue;
             }
-            if stop.is_cancelled() && on_the_way.is_empty() {
+            if stop.is_cancelled() && line.on_the_way.is_empty() {
                 return Ok(());
             }
-            let may_take_more = on_the_way.len() < most;
+            let may_take_more = line.on_the_way.len() < most;
             tokio::select! {
                 biased;
-                Some((sequence, page, outcome)) = oldest(&mut on_the_way) => {
-                    let offset = match outcome {
-                        Ok(offset) => offset,
+                Some((sequence, page, outcome)) = oldest(&mut line.on_the_way) => {
+                    match outcome {
+                        Ok(offset) => self.confirm(sequence, offset, course).await,
                         Err(error) => {
-                            self.metrics.refused.inc_by(u64::from(error.failure() == Failure::Unfit));
-                            return Err(course.learn(error, sequence, page, last));
+                            return Err(self.learn(error, sequence, page, line.last, course).await);
                         }
-                    };
-                    self.journal.forget(vec![sequence]).await;
-                    self.metrics.forwarded.inc();
-                    self.progress.note_forwarded(self.partition, offset + 1);
+                    }
                     patience = Instant::now() + PATIENCE;
-                    *wait = SHORTEST_WAIT;
-                    if course.aside.is_empty() {
-                        condition.ok();
-                    }
                 }
-                () = more_than(newest, backlog), if may_take_more => {}
-                () = stop.cancelled(), if on_the_way.is_empty() => {}
-                () = tokio::time::sleep_until(patience) => {
-                    if !on_the_way.is_empty() {
-                        condition.failing_alike(format_args!(
-                            "Kafka has confirmed no page for {PATIENCE:?}: it is away, or too few \
-                             replicas are in sync; pages wait in the journal"
-                        ));
-                    }
+                () = more_than(newest, &mut course.backlog), if may_take_more => {}
+                () = stop.cancelled(), if line.on_the_way.is_empty() => {}
+                () = at(next_try), if line.on_the_way.is_empty() => {}
+                () = sleep_until(patience), if !line.on_the_way.is_empty() => {
+                    course.say_unconfirmed();
                     patience = Instant::now() + PATIENCE;
                 }
             }
         }
     }
 
-    /// Gives an entry a new ticket and the last place. Where the process is killed between the two,
-    /// there are two of it: its events are recognised as repeats.
-    async fn put_behind(
+    /// Hands over what waits behind the line, up to `most` on their way. Whether something waits.
+    async fn hand_over(
+        &self,
+        line: &mut Line,
+        most: usize,
+        course: &Course,
+    ) -> Result<bool, NotForwarded> {
+        let room = most.saturating_sub(line.on_the_way.len());
+        if room == 0 {
+            return Ok(false);
+        }
+        self.metrics.reads.inc();
+        let waiting = self.journal.read(self.partition, line.last, room).await?;
+        let are_there = !waiting.is_empty();
+        if are_there {
+            self.kafka.prepare().await?;
+        }
+        for entry in waiting {
+            line.last = entry.sequence;
+            if !course.aside.holds(entry.sequence) {
+                let confirmation = self.append(&entry);
+                line.on_the_way.push_back((entry.sequence, entry.entry.id, confirmation));
+            }
+        }
+        Ok(are_there)
+    }
+
+    /// Tries an entry again that is aside, alone, where it lies.
+    async fn try_one_again(&self, course: &mut Course) -> Result<(), NotForwarded> {
+        let Some(sequence) = course.aside.take_due(Instant::now()) else { return Ok(()) };
+        self.metrics.reads.inc();
+        let Some(entry) = self.journal.read_one(self.partition, sequence).await? else {
+            course.aside.remove(sequence);
+            course.say_refused(None);
+            return Ok(());
+        };
+        self.kafka.prepare().await?;
+        let mut confirmation = self.append(&entry);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut confirmation => break outcome,
+                () = tokio::time::sleep(PATIENCE) => course.say_unconfirmed(),
+            }
+        };
+        match outcome {
+            Ok(offset) => {
+                course.aside.accept(sequence, Instant::now());
+                course.say_refused(None);
+                self.confirm(sequence, offset, course).await;
+                Ok(())
+            }
+            Err(error) if error.failure() == Failure::Unfit => {
+                self.metrics.refused.inc();
+                self.set_aside(sequence, entry.entry.id, &error, course).await;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn append(&self, entry: &Waiting) -> Confirmation {
+        let record = pages::encode(&entry.entry, entry.settled);
+        Box::pin(self.kafka.append(self.partition, record))
+    }
+
+    /// All in-sync replicas have an entry.
+    async fn confirm(&self, sequence: Sequence, offset: i64, course: &mut Course) {
+        self.journal.forget(vec![sequence]).await;
+        self.metrics.forwarded.inc();
+        self.progress.note_forwarded(self.partition, offset + 1);
+        course.wait = SHORTEST_WAIT;
+        course.forwarding.ok();
+    }
+
+    /// Takes a lesson from an entry that failed. A batch is refused as a whole: who of the entries
+    /// up to `last` is to blame shows when each is alone.
+    async fn learn(
+        &self,
+        error: KafkaError,
+        sequence: Sequence,
+        page: PageId,
+        last: Sequence,
+        course: &mut Course,
+    ) -> NotForwarded {
+        if error.failure() != Failure::Unfit {
+            return NotForwarded::Kafka(error);
+        }
+        self.metrics.refused.inc();
+        if sequence > course.alone_until {
+            course.alone_until = last;
+            return NotForwarded::Kafka(error);
+        }
+        self.set_aside(sequence, page, &error, course).await;
+        NotForwarded::SetAside
+    }
+
+    /// Lets an entry wait that is refused although it was alone. What can't be moved behind others
+    /// waits where it lies.
+    async fn set_aside(
         &self,
         sequence: Sequence,
-        content: Content,
+        page: PageId,
+        error: &KafkaError,
         course: &mut Course,
-    ) -> Result<(), NotForwarded> {
-        let Content::Page(page) = content else { return Ok(()) };
-        let feed = page.feed.clone();
-        let room = self.journal.reserve(&feed, self.partition, page.since, self.clock.now());
-        room.await?.settle(Content::Page(page)).await?;
-        self.journal.forget(vec![sequence]).await;
-        course.aside.remove(&sequence);
-        course.alone_until = self.journal.backlog().borrow().newest;
-        Ok(())
+    ) {
+        if course.aside.refuse(sequence, page, Instant::now()) {
+            error!(%page, %error, "a page or gap is set aside: its topic refuses it");
+        }
+        // Behind the newest entry it holds nothing back.
+        if course.backlog.borrow().newest > sequence {
+            match self.journal.move_behind(self.partition, sequence).await {
+                Ok(Waiting { sequence: to, entry, .. }) => {
+                    course.aside.rename(sequence, to, entry.id);
+                    if let Content::Page(content) = &entry.content
+                        && page.incarnation != entry.id.incarnation
+                    {
+                        (self.adopts.0)(content);
+                    }
+                    debug!(%page, now = %entry.id, "an entry that is aside has a new ticket");
+                }
+                Err(error) => debug!(
+                    %page, error = %Chain(&error), "an entry that is aside keeps its ticket"
+                ),
+            }
+        }
+        // Kafka answers: that is not what is wrong.
+        course.forwarding.ok();
+        course.say_refused(Some(error));
     }
 }
 
@@ -263,43 +380,53 @@ async fn more_than(newest: Sequence, backlog: &mut watch::Receiver<Backlog>) {
     announced.map(drop).expect("the journal announces as long as we hold it");
 }
 
+/// Waits until then, or for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 // === impl Course ===
 
 impl Course {
-    /// Whether an entry has been aside for long enough.
-    fn is_due(&self) -> bool {
-        self.aside.values().any(|since| since.elapsed() >= ASIDE)
-    }
-
-    /// How many entries may be on their way behind `last`.
-    fn most(&self, last: Sequence, on_the_way: &OnTheWay) -> usize {
+    /// How many entries of a line may be on their way.
+    fn most(&self, Line { last, on_the_way }: &Line) -> usize {
         let alone = match on_the_way.front() {
             Some((sequence, ..)) => *sequence <= self.alone_until,
-            None => last < self.alone_until,
+            None => *last < self.alone_until,
         };
         if alone { 1 } else { ON_THE_WAY }
     }
 
-    /// Takes a lesson from an entry that failed. A batch is refused as a whole: who of the entries
-    /// up to `last` is to blame shows when each is alone.
-    fn learn(
-        &mut self,
-        error: KafkaError,
-        sequence: Sequence,
-        page: PageId,
-        last: Sequence,
-    ) -> NotForwarded {
-        if error.failure() != Failure::Unfit {
-            return NotForwarded::Kafka(error);
-        }
-        if sequence > self.alone_until {
-            self.alone_until = last;
-            return NotForwarded::Kafka(error);
-        }
-        if self.aside.insert(sequence, Instant::now()).is_none() {
-            error!(%page, %error, "a page is set aside: its topic refuses it");
-        }
-        NotForwarded::Refused { page, source: error }
+    fn say_unconfirmed(&self) {
+        self.forwarding.failing_alike(format_args!(
+            "Kafka has confirmed no page for {PATIENCE:?}: it is away, or too few replicas are in \
+             sync; pages wait in the journal"
+        ));
+    }
+
+    /// Says what is aside, and why the latest of it was refused, where that is new.
+    fn say_refused(&self, error: Option<&KafkaError>) {
+        let Some(page) = self.aside.oldest() else { return self.refused.ok() };
+        let Some(error) = error else { return };
+        let others = match self.aside.len() {
+            0 | 1 => String::new(),
+            more => format!(" and {} more", more - 1),
+        };
+        self.refused.failing(format_args!(
+            "the topic refuses page {page}{others}: {error}; it waits in the journal and is tried \
+             again, the others are forwarded"
+        ));
+    }
+}
+
+// === impl Adopts ===
+
+impl fmt::Debug for Adopts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Adopts")
     }
 }
 
@@ -315,8 +442,13 @@ impl ForwarderMetrics {
         );
         registry.register(
             "pages_refused",
-            "Times that the pages topic refused a page for what it is",
+            "Times that the pages topic refused a page or gap for what it is",
             self.refused.clone(),
+        );
+        registry.register(
+            "journal_reads",
+            "Times that the journal was read in order to forward",
+            self.reads.clone(),
         );
     }
 }

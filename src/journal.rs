@@ -220,6 +220,9 @@ pub enum JournalError {
         /// How many.
         pages: usize,
     },
+    /// There is no such entry, or it is damaged.
+    #[error("the journal has no sound entry in this place")]
+    NotThere,
 }
 
 /// Why a journal can't be opened.
@@ -324,6 +327,11 @@ enum Command {
     },
     Forget {
         sequences: Vec<Sequence>,
+    },
+    MoveBehind {
+        partition: i32,
+        sequence: Sequence,
+        reply: oneshot::Sender<Result<Waiting, JournalError>>,
     },
     Flush {
         reply: oneshot::Sender<()>,
@@ -439,6 +447,29 @@ impl Journal {
         self.ask(|reply| Command::Read { partition, after, limit, reply }).await
     }
 
+    /// The entry in this place, where there is one.
+    pub async fn read_one(
+        &self,
+        partition: i32,
+        sequence: Sequence,
+    ) -> Result<Option<Waiting>, JournalError> {
+        let next = self.read(partition, Sequence(sequence.0 - 1), 1).await?.pop();
+        Ok(next.filter(|it| it.sequence == sequence))
+    }
+
+    /// Gives an entry a new ticket, of this incarnation, and the last place, in one transaction. On
+    /// an error it stays where it is and keeps its ticket.
+    ///
+    /// Nothing is reserved for it, so a full journal does it too. A full disk does not: what room it
+    /// has left belongs to the answers that are out.
+    pub async fn move_behind(
+        &self,
+        partition: i32,
+        sequence: Sequence,
+    ) -> Result<Waiting, JournalError> {
+        self.ask(|reply| Command::MoveBehind { partition, sequence, reply }).await
+    }
+
     /// Writes down what was only noted: forwarded entries to delete, releases, paces.
     pub async fn flush(&self) {
         self.ask(|reply| Command::Flush { reply }).await;
@@ -516,6 +547,12 @@ impl Held {
 impl Sequence {
     /// Before every entry.
     pub const START: Self = Self(0);
+
+    /// The place of this number.
+    #[cfg(test)]
+    pub(crate) fn from_number(number: i64) -> Self {
+        Self(number)
+    }
 }
 
 // === impl Place ===

@@ -142,6 +142,21 @@ pub(super) fn shift(connection: &Connection, from: Sequence, to: Sequence) -> ru
         .map(drop)
 }
 
+/// Gives an entry another row and another name. `None` where there is no sound one: then nothing is
+/// changed.
+pub(super) fn rename(
+    connection: &Connection,
+    from: Sequence,
+    to: Sequence,
+    place: Place,
+) -> rusqlite::Result<Option<Entry>> {
+    let Some(Ok((_, entry))) = one(connection, from)? else { return Ok(None) };
+    let entry = place.entry(entry.content);
+    delete(connection, from)?;
+    insert(connection, to, place.partition, &entry)?;
+    Ok(Some(entry))
+}
+
 /// Deletes an entry.
 pub(super) fn delete(connection: &Connection, row: Sequence) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM entries WHERE sequence = ?")?.execute([row.0]).map(drop)

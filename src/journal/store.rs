@@ -8,6 +8,7 @@
 
 mod admission;
 mod mending;
+mod moving;
 mod reading;
 mod recovery;
 mod room;
@@ -173,6 +174,7 @@ impl Store {
     /// Executes commands in one transaction and answers them.
     pub(super) fn execute(&mut self, commands: impl IntoIterator<Item = Command>) {
         let mut reads = Vec::new();
+        let mut moves = Vec::new();
         let mut flushes = Vec::new();
         let mut group = Group::default();
         for command in commands {
@@ -207,6 +209,9 @@ impl Store {
                     let rows: Vec<Sequence> = rows.collect();
                     self.forgotten.extend(rows);
                 }
+                Command::MoveBehind { partition, sequence, reply } => {
+                    moves.push((partition, sequence, reply));
+                }
                 Command::Flush { reply } => flushes.push(reply),
                 Command::Read { partition, after, limit, reply } => {
                     reads.push((partition, after, limit, reply));
@@ -219,6 +224,9 @@ impl Store {
         let forget = in_the_way || self.forgotten.len() >= FORGET_AT_ONCE;
         if !group.is_empty() || forget {
             self.write(group);
+        }
+        for (partition, sequence, reply) in moves {
+            drop(reply.send(self.move_behind(partition, sequence)));
         }
         for (partition, after, limit, reply) in reads {
             // A caller that is gone wants no answer.

@@ -1,6 +1,7 @@
 mod damage;
 mod doubt;
 mod model;
+mod moving;
 mod room;
 
 use bytes::Bytes;

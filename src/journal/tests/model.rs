@@ -21,6 +21,8 @@ enum Operation {
     Release(usize),
     /// The oldest entries are forwarded.
     Forget(usize),
+    /// An entry of the line gets a new name and the last place.
+    MoveBehind(usize),
     /// A gap of no request.
     Note,
     Flush,
@@ -66,6 +68,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => any::<usize>().prop_map(Hold),
         3 => any::<usize>().prop_map(Release),
         3 => (1_usize..4).prop_map(Forget),
+        2 => any::<usize>().prop_map(MoveBehind),
         1 => Just(Note),
         1 => Just(Flush),
         2 => Just(Kill),
@@ -158,6 +161,7 @@ impl Run {
                 self.journal.release(vec![held]).await;
             }
             Operation::Forget(n) => self.forget(n).await,
+            Operation::MoveBehind(n) => self.move_behind(n).await,
             Operation::Note => {
                 let before = self.waiting().await.len();
                 let stored = self.journal.note_gap(3, gap(GapCause::Overflow)).await;
@@ -234,6 +238,20 @@ impl Run {
         for (id, body) in self.line.drain(..waiting.len()) {
             self.in_memory.retain(|it| *it != id);
             self.forwarded.insert(id, body);
+        }
+    }
+
+    async fn move_behind(&mut self, n: usize) {
+        let waiting = self.journal.read(3, Sequence::START, usize::MAX).await.unwrap();
+        if waiting.is_empty() {
+            return;
+        }
+        let place = n % waiting.len();
+        // What memory holds stays where it is, and so does all else where nothing can be written.
+        if let Ok(moved) = self.journal.move_behind(3, waiting[place].sequence).await {
+            self.in_memory.clear();
+            let (_, body) = self.line.remove(place);
+            self.line.push((moved.entry.id, body));
         }
     }
 

@@ -504,7 +504,7 @@ impl State {
         let mut told = Told { at: dice.through(arrives_at + back), failure: None };
         let goes_on = dice.rng.random_bool(0.5);
         let poison = self.partition(partition).poisoned;
-        let unfit = self.trouble.refuses_page(&record.value);
+        let unfit = self.trouble.refuses_page(&record);
         let stored = match poison {
             Some(poison) => {
                 told =

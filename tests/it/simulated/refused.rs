@@ -6,8 +6,10 @@ use std::fs;
 use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use agora_rtm_bridge::forwarder::Adopts;
 use agora_rtm_bridge::forwarder::Forwarder;
 use agora_rtm_bridge::forwarder::ForwarderMetrics;
 use agora_rtm_bridge::journal::Journal;
@@ -18,6 +20,7 @@ use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
 use agora_rtm_bridge::model::Content;
 use agora_rtm_bridge::model::Incarnation;
+use agora_rtm_bridge::model::Page;
 use agora_rtm_bridge::model::Timestamp;
 use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
@@ -31,6 +34,8 @@ use tokio_util::task::TaskTracker;
 use super::kafka_model::Client;
 use super::kafka_model::Cluster;
 use super::kafka_model::Trouble;
+use super::run::listen_for_panics;
+use super::run::take_panics;
 use super::time::Now;
 use crate::support::pages;
 
@@ -47,6 +52,7 @@ struct Loops {
     health: Health,
     progress: Progress,
     accounts: Accounts,
+    forwarder: ForwarderMetrics,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -59,12 +65,19 @@ impl Loops {
     }
 
     async fn start_with(trouble: Trouble, attic: Attic) -> Self {
+        let database = Connection::open_in_memory().expect("SQLite has databases in memory");
+        Self::start_on(database, 1 << 30, trouble, attic).await
+    }
+
+    /// With a journal in this database and of this size.
+    async fn start_on(database: Connection, size: u64, trouble: Trouble, attic: Attic) -> Self {
+        listen_for_panics();
+        take_panics();
         let now = Now::born_at(Duration::ZERO).await;
         let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
         let kafka = Cluster::new(1, trouble, 1);
         let incarnation = Incarnation::from_u128(1);
-        let database = Connection::open_in_memory().expect("SQLite has databases in memory");
-        let (journal, _) = Journal::simulated(database, 1 << 30, incarnation, clock.now())
+        let (journal, _) = Journal::simulated(database, size, incarnation, clock.now())
             .expect("the journal can be opened");
         let loops = Self {
             client: kafka.connect(now),
@@ -75,6 +88,7 @@ impl Loops {
             health: Health::new(clock),
             progress: Progress::new(1),
             accounts: Accounts::default(),
+            forwarder: ForwarderMetrics::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -88,10 +102,10 @@ impl Loops {
             kafka: self.client.clone(),
             journal: self.journal.clone(),
             partition: 0,
-            clock: self.clock,
+            adopts: Adopts(Arc::new(|_| {})),
             progress: self.progress.clone(),
             health: self.health.clone(),
-            metrics: ForwarderMetrics::default(),
+            metrics: self.forwarder.clone(),
         };
         self.tasks.spawn(forwarder.run(self.stop.clone(), self.stop.clone()));
     }
@@ -117,14 +131,19 @@ impl Loops {
     /// Commits pages of two events, one page for each number.
     async fn commit(&self, numbers: std::ops::Range<u64>) {
         for number in numbers {
-            let event =
-                |kind| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":1699999999000}}"#);
-            let body = format!(r#"{{"events":[{},{}]}}"#, event("Login"), event("Logout"));
+            let page = self.page(number);
             let now = self.clock.now();
-            let page = pages::of_users(&AppId::new("a"), now, body);
             let room = self.journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
             room.settle(Content::Page(page)).await.expect("the database takes it");
         }
+    }
+
+    /// A page of two events.
+    fn page(&self, number: u64) -> Page {
+        let event =
+            |kind| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":1699999999000}}"#);
+        let body = format!(r#"{{"events":[{},{}]}}"#, event("Login"), event("Logout"));
+        pages::of_users(&AppId::new("a"), self.clock.now(), body)
     }
 
     /// Users whose events are in their topic, two of each.
@@ -143,6 +162,7 @@ impl Loops {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        assert_eq!(take_panics(), Vec::<String>::new());
     }
 }
 
@@ -173,6 +193,103 @@ async fn a_page_that_the_pages_topic_refuses_waits_in_the_journal_and_the_others
     let published = loops.published();
     assert_eq!(published.len() as u64, 4 * PAGES);
     assert!(published.ends_with(&["u7.", "u7."].map(str::to_owned)), "{published:?}");
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    assert_eq!(loops.journal.backlog().borrow().entries, 0);
+    loops.end().await;
+}
+
+/// A busy loop would read the journal without end, and simulated time would stand still.
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_the_pages_topic_refuses_leaves_when_it_is_taken_and_the_others_go_on() {
+    let trouble = Trouble { refused_gaps: true, until: 600 * SECOND, ..Trouble::default() };
+    let loops = Loops::start(trouble).await;
+    for number in 0..5 {
+        loops.commit(6 * number..6 * number + 6).await;
+        loops.journal.note_gap(0, pages::gap(&AppId::new("a"))).await.expect("it is stored");
+    }
+    loops.forward();
+    sleep(120 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]));
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("and 4 more"), "{reasons:?}");
+
+    let reads = loops.forwarder.reads.get();
+    loops.commit(PAGES..2 * PAGES).await;
+    sleep(3_600 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    // Each of five is tried every 30 s. That is three reads: of it, of its new place, and behind it.
+    let reads = loops.forwarder.reads.get() - reads;
+    assert!((1_200..2 * PAGES + 3 * 5 * 121 + 20).contains(&reads), "{reads} reads in an hour");
+
+    loops.kafka.heal();
+    sleep(31 * SECOND).await;
+    assert_eq!(loops.kafka.records(Topic::Gaps).len(), 5);
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    assert_eq!(loops.journal.backlog().borrow().entries, 0);
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_journal_with_a_page_that_is_refused_forwards_all_others() {
+    let trouble = Trouble { refused_page: Some(b"u7."), until: 600 * SECOND, ..Trouble::default() };
+    let database = Connection::open_in_memory().expect("SQLite has databases in memory");
+    let loops = Loops::start_on(database, 4 << 20, trouble, Attic::default()).await;
+    loops.commit(0..PAGES).await;
+    // Requests that are out have all the room that there is.
+    let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
+    let mut out = Vec::new();
+    while let Ok(room) = loops.journal.reserve(&feed, 0, None, loops.clock.now()).await {
+        out.push(room);
+    }
+    loops.forward();
+    sleep(120 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[7]));
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("refuses page"), "{reasons:?}");
+
+    loops.kafka.heal();
+    sleep(31 * SECOND).await;
+    assert_eq!(loops.published().len() as u64, 2 * PAGES);
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    assert_eq!(loops.journal.backlog().borrow().entries, 0);
+    for room in out {
+        room.close().await;
+    }
+    loops.end().await;
+}
+
+/// The database takes no more, and so pages wait in memory: the one that is refused can't be moved.
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_with_a_page_that_is_refused_forwards_all_others() {
+    let trouble = Trouble { refused_page: Some(b"u7."), until: 600 * SECOND, ..Trouble::default() };
+    let name = "file:/refused-on-a-full-disk?vfs=memdb";
+    let database = Connection::open(name).expect("SQLite has databases in memory");
+    let operator = Connection::open(name).expect("it is there");
+    let loops = Loops::start_on(database, 1 << 30, trouble, Attic::default()).await;
+    loops.commit(0..PAGES - 3).await;
+    let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        let now = loops.clock.now();
+        out.push(loops.journal.reserve(&feed, 0, None, now).await.expect("it has room"));
+    }
+    let full = "CREATE TRIGGER full BEFORE INSERT ON entries
+                BEGIN SELECT raise(ABORT, 'no room'); END";
+    operator.execute_batch(full).expect("the operator may do that");
+    for (room, number) in out.into_iter().zip(PAGES - 3..) {
+        let page = loops.page(number);
+        room.settle(Content::Page(page)).await.expect_err("the disk is full");
+    }
+    assert_eq!(loops.journal.backlog().borrow().in_memory, 3);
+    loops.forward();
+    sleep(120 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[7]));
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("refuses page"), "{reasons:?}");
+
+    loops.kafka.heal();
+    sleep(31 * SECOND).await;
+    assert_eq!(loops.published().len() as u64, 2 * PAGES);
     assert_eq!(loops.reasons(), Vec::<String>::new());
     assert_eq!(loops.journal.backlog().borrow().entries, 0);
     loops.end().await;

@@ -460,12 +460,17 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a run takes minutes")
 }
 
+/// What panicked on this thread since this was last asked.
+pub(crate) fn take_panics() -> Vec<String> {
+    PANICS.take()
+}
+
 thread_local! {
     /// What panicked on this thread. A task's panic ends nothing but the task.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-fn listen_for_panics() {
+pub(crate) fn listen_for_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual = panic::take_hook();

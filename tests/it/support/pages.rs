@@ -12,6 +12,8 @@ use std::thread;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::model::Feed;
+use agora_rtm_bridge::model::Gap;
+use agora_rtm_bridge::model::GapCause;
 use agora_rtm_bridge::model::Page;
 use agora_rtm_bridge::model::Region;
 use agora_rtm_bridge::model::Timestamp;
@@ -72,5 +74,17 @@ pub(crate) fn of_users(app: &AppId, at: Timestamp, body: String) -> Page {
         resource_id: None,
         content_encoding: None,
         body: body.into(),
+    }
+}
+
+/// A gap of user events that a process left which was killed.
+pub(crate) fn gap(app: &AppId) -> Gap {
+    Gap {
+        feed: Feed { app: app.clone(), region: Region::new("default"), endpoint: Endpoint::User },
+        cause: GapCause::ProcessKilled,
+        from: None,
+        to: Timestamp::from_millis(1_700_000_000_000),
+        at_least: 0,
+        at_most: None,
     }
 }

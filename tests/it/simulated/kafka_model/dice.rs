@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::kafka::Failure;
+use agora_rtm_bridge::kafka::PageRecord;
 use agora_rtm_bridge::kafka::Topic;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -29,6 +30,8 @@ pub(crate) struct Trouble {
     pub(crate) away: Vec<(Duration, Duration)>,
     /// Page records that hold this are refused for what they are.
     pub(crate) refused_page: Option<&'static [u8]>,
+    /// Gaps are refused by the pages topic.
+    pub(crate) refused_gaps: bool,
     /// Transactions in which an event holds this are refused for what they are.
     pub(crate) refused_event: Option<&'static [u8]>,
     /// When all of it but `away` is over.
@@ -52,8 +55,10 @@ pub(super) struct Told {
 
 impl Trouble {
     /// Whether a page record is refused, always.
-    pub(super) fn refuses_page(&self, value: &[u8]) -> bool {
-        self.refused_page.is_some_and(|refused| holds(value, refused))
+    pub(super) fn refuses_page(&self, record: &PageRecord) -> bool {
+        let is_gap = record.headers.iter().any(|(name, _)| name == "gap");
+        self.refused_page.is_some_and(|refused| holds(&record.value, refused))
+            || self.refused_gaps && is_gap
     }
 
     /// Whether a transaction with this record is refused, always.

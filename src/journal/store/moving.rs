@@ -1,0 +1,58 @@
+//! Entries that get a new ticket and the last place.
+
+use std::cell::RefCell;
+
+use super::JournalError;
+use super::Sequence;
+use super::Standing;
+use super::Store;
+use super::rows;
+use crate::journal::Waiting;
+
+// === impl Store ===
+
+impl Store {
+    /// Moves an entry behind all others, in one transaction: a crash leaves it in the old place or in
+    /// the new one. It is synced, because the new name may be forwarded right after it, and nothing
+    /// recognises a copy that comes back under the old one.
+    pub(super) fn move_behind(
+        &mut self,
+        partition: i32,
+        from: Sequence,
+    ) -> Result<Waiting, JournalError> {
+        self.mend();
+        self.store_what_waits_in_memory();
+        self.mend();
+        if !self.in_memory.is_empty() {
+            return Err(JournalError::PagesInMemory { pages: self.in_memory.len() });
+        }
+        let needed = self.reserved;
+        self.database
+            .has_room_for(needed)
+            .map_err(|available| JournalError::DiskFull { available, needed })?;
+        let (place, to) = (self.next_place(partition), Sequence(self.next_sequence));
+        // Released entries get their rows first: this one becomes durable behind them.
+        let noted = self.take_noted(true);
+        let moved = RefCell::new(None);
+        let written = self.transact(true, |connection| {
+            noted.write(connection)?;
+            *moved.borrow_mut() = rows::rename(connection, from, to, place)?;
+            Ok(())
+        });
+        match &written {
+            Ok(()) => self.doubt = self.doubt.filter(|_| !noted.settles_doubt),
+            Err(_) => self.put_back(noted),
+        }
+        let moved = written.and_then(|()| moved.take().ok_or(JournalError::NotThere));
+        // The number is used up, whether or not the transaction has left a trace.
+        let entry = moved.inspect_err(|_| self.settle(place))?;
+        self.next_sequence += 1;
+        if let Some(standing) = self.places.remove(&from) {
+            self.settle(standing.place);
+        }
+        let feed = self.feeds.name(entry.content.feed());
+        self.places.insert(to, Standing::new(place, &entry.content, feed));
+        let settled = self.settled(place.incarnation, partition);
+        Ok(Waiting { sequence: to, entry, settled })
+    }
+}

@@ -1,0 +1,86 @@
+//! A pages topic that refuses records for a while, as one does whose broker has another idea of the
+//! time.
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Network;
+use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::Spread;
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::admin::AdminOptions;
+use rdkafka::admin::AlterConfig;
+use rdkafka::admin::ResourceSpecifier;
+use rdkafka::client::DefaultClientContext;
+
+use super::LIMIT;
+use super::stop;
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::broker;
+use crate::support::consume::Consumer;
+use crate::support::judge::judge;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+use crate::support::within;
+
+/// How old a record may be, in milliseconds, for the topic to take it.
+fn set_oldest(bootstrap: &str, topic: &str, millis: &str) {
+    let client = ClientConfig::new().set("bootstrap.servers", bootstrap).create();
+    let admin: AdminClient<DefaultClientContext> = client.expect("the settings are right");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("message.timestamp.before.max.ms", millis);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it needs nothing");
+    let changed = runtime.block_on(admin.alter_configs([&change], &AdminOptions::new()));
+    assert!(changed.expect("the broker answers").iter().all(Result::is_ok), "{topic} is changed");
+}
+
+fn wait_for(bridge: &Bridge, what: &str, is_there: impl Fn(&Bridge) -> bool) {
+    within(LIMIT, || is_there(bridge).then_some(()))
+        .unwrap_or_else(|late| panic!("{what}: {late}\n{}", bridge.get("/ready").body));
+}
+
+#[test]
+fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_them() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("refused"));
+    let rtt = Spread::always(std::time::Duration::from_millis(400));
+    let agora = Agora::start(Script {
+        apps: vec![AppScript::numbered(0).rates(50.0, 50.0)],
+        network: Network { rtt, ..Network::default() },
+        ..Script::default()
+    });
+    let mut bridge = Bridge::start(&agora.config(&names, bootstrap, Hosts::EachRegion));
+    let consumer = Consumer::start(bootstrap, &names.published());
+    bridge.wait_ready();
+    agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 100);
+    // Requests are nearly always out, so that gaps are what the next start has first.
+    bridge.kill_9();
+    bridge.wait(LIMIT);
+    set_oldest(bootstrap, &names.pages, "1");
+    bridge.start_again();
+    wait_for(&bridge, "readiness names what is refused", |bridge| {
+        bridge.address().is_some() && bridge.get("/ready").body.contains("refuses page")
+    });
+    wait_for(&bridge, "several are refused", |bridge| {
+        bridge.metric("agora_rtm_bridge_pages_refused_total") >= 4.0
+    });
+    set_oldest(bootstrap, &names.pages, "9223372036854775807");
+    wait_for(&bridge, "it is well again", |bridge| bridge.get("/ready").status == 200);
+
+    // What is refused now and then wakes the loop up a few times, and nothing else does.
+    let figure = |name: &str| bridge.metric(&format!("agora_rtm_bridge_{name}_total"));
+    let of_all = || [figure("journal_reads"), figure("pages_forwarded"), figure("pages_committed")];
+    let before = of_all();
+    wait_for(&bridge, "forwarding goes on", |_| of_all()[1] > before[1] + 50.0);
+    let [reads, forwarded, committed] = {
+        let after = of_all();
+        [after[0] - before[0], after[1] - before[1], after[2] - before[2]]
+    };
+    // A partition reads once for what is new anywhere, and once when a page is confirmed.
+    let partitions = 8.0;
+    let most = (partitions + 2.0) * (forwarded + committed + 10.0);
+    assert!(reads <= most, "{reads} reads for {forwarded} forwarded and {committed} committed");
+
+    agora.come_to_rest(&[0], LIMIT);
+    stop(&mut bridge);
+    judge(&names, agora.events(), &consumer.finish()).assert_exactly_once();
+}
