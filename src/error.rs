@@ -1,5 +1,8 @@
 //! Display of errors: all causes in one line.
 
+#[cfg(debug_assertions)]
+mod provoked;
+
 use std::error::Error;
 use std::fmt;
 
@@ -8,6 +11,17 @@ use std::fmt;
 /// An error's own `Display` never prints its source, and a structured log of `%error` shows only
 /// the outermost text.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+/// A place at which a test can ask for a panic. A release has none.
+#[cfg(debug_assertions)]
+pub fn may_panic(place: &str) {
+    provoked::pass(place);
+}
+
+/// A place at which a test can ask for a panic. A release has none.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn may_panic(_place: &str) {}
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -34,6 +34,7 @@ use tracing::error;
 
 use self::aside::Aside;
 use crate::error::Chain;
+use crate::error::may_panic;
 use crate::journal::Backlog;
 use crate::journal::Journal;
 use crate::journal::JournalError;
@@ -191,6 +192,7 @@ impl<K: Kafka> Forwarder<K> {
         let mut line = Line::default();
         let mut patience = Instant::now() + PATIENCE;
         loop {
+            may_panic("forwarder");
             let newest = course.backlog.borrow_and_update().newest;
             let next_try = course.aside.next_try();
             let is_due = next_try.is_some_and(|at| at <= Instant::now());

@@ -66,6 +66,7 @@ pub use self::reader::Verdict;
 
 use self::database::Database;
 use self::store::Store;
+use crate::error::may_panic;
 use crate::model::AppId;
 use crate::model::Content;
 use crate::model::Entry;
@@ -367,6 +368,7 @@ impl Journal {
                             group.push(command);
                         }
                     }
+                    may_panic("journal");
                     store.execute(group.drain(..));
                 }
             })

@@ -45,6 +45,7 @@ use self::switches::Switches;
 use self::trail::Step;
 use self::trail::Trail;
 use crate::error::Chain;
+use crate::error::may_panic;
 use crate::kafka::Attic;
 use crate::kafka::BadMemory;
 use crate::kafka::Failure;
@@ -259,6 +260,7 @@ impl<K: Kafka> Publisher<K> {
         let mut rests = interval_at(Instant::now() + IDLE, IDLE);
         rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            may_panic("publisher");
             let limit = course.limit(memory.position());
             let pages = tokio::select! {
                 biased;

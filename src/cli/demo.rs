@@ -129,6 +129,7 @@ pub(super) async fn run(args: Demo) -> Result<(), Failure> {
     if let Some(filter) = &args.log {
         logs::init(logs::Format::Text, filter).map_err(|error| Failure::of(&error))?;
     }
+    logs::abort_at_panic();
     let mut signal: Signal = Box::pin(asked_to_stop()?);
     let scratch = Scratch::new().map_err(|error| Failure::of(&error))?;
     let wishes = Wishes {

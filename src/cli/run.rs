@@ -113,6 +113,7 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
         LogFormat::Json => logs::Format::Json,
     };
     logs::init(format, &settings.log.level).map_err(|error| Failure::of(&error))?;
+    logs::abort_at_panic();
     let first_signal = asked_to_stop()?;
     let grace = settings.shutdown_grace;
     let kafka = Cluster::new(settings.kafka.clone(), &settings.instance);

@@ -41,6 +41,7 @@ use tracing::debug;
 use tracing::warn;
 
 use crate::error::Chain;
+use crate::error::may_panic;
 use crate::observe::health::Health;
 use crate::observe::metrics;
 use crate::observe::metrics::Metrics;
@@ -123,6 +124,7 @@ pub async fn serve(
 ) {
     let connections = Connections::new();
     loop {
+        may_panic("http");
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,

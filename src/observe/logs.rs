@@ -8,17 +8,15 @@
 //! (`logs/queue.rs`). What a process says beside its log goes the same way, by [`say`].
 
 mod line;
+mod panics;
 mod queue;
 
-use std::backtrace::Backtrace;
-use std::backtrace::BacktraceStatus;
 use std::env;
 use std::io;
 use std::io::IsTerminal;
 use std::io::Write as _;
 use std::mem;
 use std::panic;
-use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::Mutex;
@@ -41,6 +39,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry;
+
+pub use self::panics::abort_at_panic;
 
 use self::queue::Dropped;
 use self::queue::Limits;
@@ -108,6 +108,9 @@ const LIMITS: Limits = Limits {
 /// expects it to end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// The thread that writes to stderr.
+const WRITER: &str = "log";
+
 /// What waits for stderr.
 static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(LIMITS));
 
@@ -128,7 +131,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), InitError> {
     let dispatch = dispatch(style, filter, stderr().map_err(InitError::Thread)?.clone())?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Taken)?;
     STYLE.set(style).map_err(|_| InitError::Taken)?;
-    panic::set_hook(Box::new(log_panic));
+    panic::set_hook(Box::new(panics::log));
     Ok(())
 }
 
@@ -170,7 +173,7 @@ fn stderr() -> io::Result<&'static Queue> {
     let mut is_started = IS_STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*is_started {
         let write = || STDERR.write_to(io::stderr(), |dropped| report(STYLE.get(), dropped));
-        thread::Builder::new().name("log".to_owned()).spawn(write)?;
+        thread::Builder::new().name(WRITER.to_owned()).spawn(write)?;
         *is_started = true;
     }
     Ok(&STDERR)
@@ -204,23 +207,6 @@ fn report(style: Option<&Style>, dropped: Dropped) -> Vec<u8> {
         ),
     };
     rendered(style, "warn", work).unwrap_or_default()
-}
-
-/// Logs a panic: the standard hook would wait for the reader of stderr.
-fn log_panic(panic: &PanicHookInfo<'_>) {
-    let current = thread::current();
-    let thread = current.name().unwrap_or("unnamed");
-    let location = panic.location().map(ToString::to_string).unwrap_or_default();
-    let payload = panic.payload();
-    let text = payload.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let message = text.unwrap_or("no message");
-    let backtrace = Backtrace::capture();
-    if backtrace.status() == BacktraceStatus::Captured {
-        error!(thread, location, %backtrace, "panicked: {message}");
-    } else {
-        error!(thread, location, "panicked: {message}; this is a defect, please report it");
-    }
 }
 
 fn dispatch<W>(style: Style, filter: &str, writer: W) -> Result<Dispatch, InitError>

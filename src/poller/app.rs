@@ -25,6 +25,7 @@ use crate::agora::Refused;
 use crate::agora::Request;
 use crate::agora::Transport;
 use crate::error::Chain;
+use crate::error::may_panic;
 use crate::journal::Held;
 use crate::model::CLOCK_MARGIN;
 use crate::model::Gap;
@@ -129,6 +130,7 @@ impl<T: Transport> App<T> {
 
     /// Decides what to do at `now`.
     pub(super) fn decide(&mut self, now: Instant) -> Decision {
+        may_panic("poller");
         if self.schedule.is_locked_out() {
             self.access.look(now);
         }

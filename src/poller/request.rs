@@ -31,6 +31,7 @@ use crate::agora::Transport;
 use crate::agora::answer::Ids;
 use crate::agora::answer::Said;
 use crate::agora::answer::Trouble;
+use crate::error::may_panic;
 use crate::journal::Held;
 use crate::journal::JournalError;
 use crate::journal::Reservation;
@@ -140,6 +141,7 @@ impl Errand {
             drop(news.try_send(News::Head { asked, at }));
         };
         let reply = tools.transport.ask_with(request, on_head).await;
+        may_panic("request");
         let head_at = reply.head_at();
         tools.learn_time(&host, &reply);
         let answered_at = tools.agora_now(&host);

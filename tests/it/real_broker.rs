@@ -12,6 +12,7 @@ mod duel;
 mod end_to_end;
 mod memory;
 mod odd_bodies;
+mod panics;
 mod refused;
 mod repeats;
 mod stops;

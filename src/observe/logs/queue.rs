@@ -27,6 +27,7 @@ use tracing::Level;
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::error::may_panic;
 use crate::model::Clock;
 use crate::model::Timestamp;
 
@@ -147,6 +148,7 @@ impl Queue {
     /// a named pipe is opened again.
     pub(super) fn write_to(&self, mut out: impl io::Write, report: impl Fn(Dropped) -> Vec<u8>) {
         while let Some(batch) = self.next() {
+            may_panic("log");
             let (bytes, room) = match batch {
                 Batch::Lines(bytes) => {
                     let room = bytes.len();

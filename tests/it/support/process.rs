@@ -69,6 +69,13 @@ impl Bridge {
         Self::start_on(config, |_| {})
     }
 
+    /// The same, which panics at the pass `place:passes` of a place that a test build has.
+    pub(crate) fn start_to_panic(config: &str, at: &str) -> Self {
+        let home = furnished(config, |_| {});
+        let process = spawn_with(&home, log_of(&home, 1), Some(("AGORA_RTM_BRIDGE_PANIC", at)));
+        Self { process, log: None, starts: 1, home }
+    }
+
     /// The same with a data folder that `prepare` makes and fills first.
     pub(crate) fn start_on(config: &str, prepare: impl FnOnce(&Path)) -> Self {
         let home = furnished(config, prepare);
@@ -219,7 +226,12 @@ fn log_of(home: &TempDir, start: u32) -> File {
 }
 
 fn spawn(home: &TempDir, log: impl Into<Stdio>) -> Guarded {
+    spawn_with(home, log, None)
+}
+
+fn spawn_with(home: &TempDir, log: impl Into<Stdio>, variable: Option<(&str, &str)>) -> Guarded {
     let mut command = command();
+    command.envs(variable);
     command
         .arg("run")
         .arg("--config")
