@@ -62,7 +62,8 @@ fn the_stateful_set_fits_the_configuration_in_it() {
     let port = settings.http.listen.port().to_string();
     assert!(settings.http.listen.ip().is_unspecified(), "the kubelet asks from outside");
     assert_eq!(behind(&manifest, "containerPort:"), port);
-    assert_eq!(behind(&manifest, "port: 9"), &port[1..]);
+    // The first ones are those of the Service.
+    assert_eq!(behind(&block(&manifest, "ports:"), "port:"), port);
     let policy = block(&manifest, "ingress:");
     assert!(policy.contains(&format!("port: {port}\n")), "{policy}");
     for (from, reached) in [("egress:", "443"), ("egress:", "9092"), ("egress:", "53")] {

@@ -291,7 +291,7 @@ fn certificates_of_brokers_are_checked_beyond_loopback() {
             let found = fault_of(servers, &option);
             let [fault] = &found[..] else { panic!("{servers} {option}: {found:#?}") };
             let begin =
-                format!("30: kafka.options.{name} = {off}: leaves the brokers' certificates");
+                format!("31: kafka.options.{name} = {off}: leaves the brokers' certificates");
             assert!(fault.starts_with(&begin) && fault.contains("remove it, and"), "{fault}");
         }
         for servers in ["127.0.0.1:9092", "localhost:1,SSL://[::1]:2"] {

@@ -182,16 +182,22 @@ async fn a_probe_is_answered_at_once_however_many_slow_connections_there_are() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn clients_that_do_not_read_cannot_lock_a_probe_out() {
-    let server = Server::start().await;
-    let mut deaf = Vec::new();
-    for _ in 0..2 * MAX_CONNECTIONS {
-        deaf.push(server.begin("GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n").await);
+#[tokio::test]
+async fn where_each_client_has_sent_a_head_the_oldest_gives_way() {
+    let connections = Connections::new();
+    let mut seats = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let seat = connections.seat().await;
+        seat.head_has_come();
+        seats.push(seat);
     }
-    let asked = Instant::now();
-    assert_eq!(server.get("/live").await.0, 200);
-    assert!(asked.elapsed() < CONNECTION_TIMEOUT / 2, "{:?}", asked.elapsed());
+    let oldest = seats.remove(0);
+    let gives_way = async move {
+        oldest.taken.cancelled().await;
+        drop(oldest);
+    };
+    let (_new, ()) = tokio::join!(connections.seat(), gives_way);
+    assert!(seats.iter().all(|seat| !seat.taken.is_cancelled()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,6 +61,10 @@ pub fn abort_at_panic() {
 
 /// Logs a panic: the standard hook would wait for the reader of stderr.
 pub(super) fn log(panic: &PanicHookInfo<'_>) {
+    log_with(panic, &Backtrace::capture());
+}
+
+fn log_with(panic: &PanicHookInfo<'_>, backtrace: &Backtrace) {
     let current = thread::current();
     let thread = current.name().unwrap_or("unnamed");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -68,7 +72,6 @@ pub(super) fn log(panic: &PanicHookInfo<'_>) {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let message = text.unwrap_or("no message");
-    let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         error!(thread, location, %backtrace, "panicked: {message}");
     } else {
@@ -79,7 +82,9 @@ pub(super) fn log(panic: &PanicHookInfo<'_>) {
 fn line(panic: &PanicHookInfo<'_>) -> String {
     let style = STYLE.get().copied();
     let style = style.unwrap_or(Style { format: Format::Text, colour: false });
-    let line = rendered(style, "error", || log(panic)).unwrap_or_default();
+    // The names in a backtrace would take longer than there is time: seconds in a large binary.
+    let work = || log_with(panic, &Backtrace::disabled());
+    let line = rendered(style, "error", work).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
     // Where it was the log that panicked, it takes nothing in.
     match line.is_empty() {
