@@ -52,9 +52,10 @@ use crate::model::PageId;
 use crate::observe::health::Condition;
 use crate::observe::health::Health;
 
-/// Pages of a partition that are on their way at most: 24 MB and 2.2 µs of CPU a message were
-/// measured with eight, 115 MB and up to 5.3 µs with as many as librdkafka takes.
-const ON_THE_WAY: usize = 8;
+/// Pages of a partition that are on their way at most: as many as an idempotent producer has in flight
+/// for a partition. More would wait in librdkafka, whose thread spins while a broker that hangs does
+/// not confirm those in flight.
+const ON_THE_WAY: usize = 5;
 
 /// The wait after a failure; doubled by each further one, up to [`LONGEST_WAIT`].
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);

@@ -213,6 +213,13 @@ impl KafkaError {
         Self { failure, operation, subject: subject.into(), reason: reason.to_string() }
     }
 
+    /// The same failure, of which more is known.
+    #[must_use]
+    pub fn with_reason(mut self, why: impl fmt::Display) -> Self {
+        self.reason = format!("{}; {why}", self.reason);
+        self
+    }
+
     /// What it means.
     pub fn failure(&self) -> Failure {
         self.failure

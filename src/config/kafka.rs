@@ -16,7 +16,8 @@ pub(super) const REFUSED: [(&[&str], &str); 13] = [
     (&["group.id"], "set kafka.group instead: ids of transactions begin with it too"),
     (
         &["transactional.id"],
-        "it is made of kafka.group and the partition, so that one owner fences the other",
+        "it is made of kafka.group, the partition and kafka.topics.pages, so that one owner fences \
+         the other",
     ),
     (&["enable.idempotence"], "without it the producer's own retries make repeats"),
     (

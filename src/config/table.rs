@@ -173,7 +173,8 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Text,
         absent: Absent::Default("agora-rtm-bridge"),
         why: "Prefix of transactional ids and name of the consumer group, so one ACL covers both. \
-              Two bridges with the same group fence each other: that is what makes a mistake safe.",
+              Two bridges with the same group and pages topic fence each other: that is what makes a \
+              mistake safe.",
     },
     Key {
         name: "kafka.delivery",

@@ -6,6 +6,7 @@
 //! again after a failure ([`topics`]): a topic may have been deleted, or its limits lowered.
 
 mod clients;
+mod coordinator;
 mod failure;
 mod inspect;
 mod memory;

@@ -3,6 +3,21 @@
 //! Words, because librdkafka tells a refused password, a strange certificate and a wrong protocol
 //! only in the text beside one and the same code.
 
+/// For the alerts of TLS, each version of which has words of its own.
+const SHOW_A_CERTIFICATE: &str = "the brokers want to see a certificate that they trust: set \
+                                  \"ssl.certificate.location\" and \"ssl.key.location\" in \
+                                  [kafka.options]; a renewed one is read at the next attempt";
+
+/// For connections that brokers close.
+const CHECK_THE_PROTOCOL: &str = "check kafka.bootstrap_servers, and \"security.protocol\" in \
+                                  [kafka.options]: brokers that want TLS or SASL hang up without a \
+                                  word";
+
+/// For records, or a coordinator, of brokers that otherwise answer.
+const CHECK_EVERY_BROKER: &str = "check that every broker runs, can be reached from here at its \
+                                  advertised address, and has enough replicas in sync \
+                                  (min.insync.replicas)";
+
 /// Words of a reason, and what to do. The first that occurs counts.
 const REMEDIES: &[(&str, &str)] = &[
     (
@@ -23,10 +38,33 @@ const REMEDIES: &[(&str, &str)] = &[
         "set \"security.protocol\" in [kafka.options] to what that port of the brokers speaks",
     ),
     (
-        "alert",
-        "the brokers want to see a certificate that they trust: set \"ssl.certificate.location\" \
-         and \"ssl.key.location\" in [kafka.options]",
+        "transaction.state.log.replication.factor",
+        "set transaction.state.log.replication.factor and transaction.state.log.min.isr of the \
+         brokers to no more than there are brokers, or kafka.delivery to \"at-least-once\"",
     ),
+    (
+        "transaction.state.log.min.isr",
+        "start the brokers that are down, or set transaction.state.log.min.isr of the brokers to 1",
+    ),
+    (
+        "offsets.topic.replication.factor",
+        "set offsets.topic.replication.factor of the brokers to no more than there are brokers",
+    ),
+    ("has no leader", "start the brokers that are down"),
+    (
+        "replicas are in sync, at worst",
+        "if these are too few, start the brokers that are down, or set min.insync.replicas of the topic to no more than \
+         are in sync; pages wait in the journal",
+    ),
+    (
+        "NotEnoughReplicas",
+        "start the brokers that are down, or set min.insync.replicas of the topic to no more than \
+         are in sync; pages wait in the journal",
+    ),
+    ("tls alert", SHOW_A_CERTIFICATE),
+    ("tlsv1 alert", SHOW_A_CERTIFICATE),
+    ("tlsv13 alert", SHOW_A_CERTIFICATE),
+    ("sslv3 alert", SHOW_A_CERTIFICATE),
     (
         "No provider for SASL mechanism",
         "set \"sasl.mechanism\" in [kafka.options] to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
@@ -74,7 +112,7 @@ const REMEDIES: &[(&str, &str)] = &[
     (
         "ClusterAuthorizationFailed",
         "grant Create on the topics (or on the cluster), or create them by hand and set \
-         kafka.topics.create to false",
+         kafka.topics.create to false; brokers before 2.8 want IdempotentWrite on the cluster, too",
     ),
     (
         "InvalidReplicationFactor",
@@ -85,16 +123,16 @@ const REMEDIES: &[(&str, &str)] = &[
         "Connection refused",
         "check kafka.bootstrap_servers, and whether a broker runs there; pages wait in the journal",
     ),
+    ("Message timed out", CHECK_EVERY_BROKER),
+    ("Timed out waiting for operation", CHECK_EVERY_BROKER),
     (
         "timed out",
         "check kafka.bootstrap_servers and the way there (firewall, network policy); pages wait in \
          the journal",
     ),
-    (
-        "brokers are down",
-        "check kafka.bootstrap_servers, and \"security.protocol\" in [kafka.options]: brokers that \
-         want TLS or SASL hang up without a word",
-    ),
+    ("brokers are down", CHECK_THE_PROTOCOL),
+    ("Broken pipe", CHECK_THE_PROTOCOL),
+    ("Connection reset", CHECK_THE_PROTOCOL),
     ("BrokerTransportFailure", "check kafka.bootstrap_servers, and whether a broker runs there"),
     ("No such configuration property", "correct the name in [kafka.options], or delete it"),
 ];
@@ -129,12 +167,27 @@ mod tests {
                 "ssl.key",
             ),
             ("Unsupported SASL mechanism: FOO", "PLAIN"),
+            ("SSL routines::tlsv13 alert certificate required", "ssl.key"),
+            ("Global error: MessageTimedOut (Local: Message timed out)", "min.insync.replicas"),
+            ("Timed out waiting for operation to finish, retry call to resume", "advertised"),
+            (
+                "although Kafka answers (1 of 3 replicas are in sync, at worst)",
+                "min.insync.replicas",
+            ),
+            (
+                "`__transaction_state` can't be made by 1 broker(s): \
+                 transaction.state.log.replication.factor is larger",
+                "no more than there are brokers",
+            ),
             ("1/1 brokers are down", "security.protocol"),
+            ("Send failed: Broken pipe", "security.protocol"),
             ("Broker: Transactional Id authorization failed", "grant Write"),
             ("TopicAuthorizationFailed (Broker: Topic authorization failed)", "grant"),
         ] {
             assert!(remedy(said).unwrap_or_default().contains(key), "{said}");
         }
-        assert_eq!(remedy("InvalidTimestamp"), None);
+        for said in ["InvalidTimestamp", "no record reached `alerts`: Broker: Not leader"] {
+            assert_eq!(remedy(said), None);
+        }
     }
 }

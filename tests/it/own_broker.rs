@@ -4,6 +4,9 @@
 mod campaign;
 mod canaries;
 mod check;
+mod hanging;
+mod remedies;
+mod rotated;
 mod secured;
 
 use std::time::Duration;
@@ -31,6 +34,20 @@ use crate::support::within;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// What `/ready` says of a condition once it says this.
+fn wait_for_reason(bridge: &Bridge, condition: &str, words: &str) -> String {
+    let mut last = String::new();
+    let told = within(LIMIT, || {
+        last = bridge.get("/ready").body;
+        let ready: Value = serde_json::from_str(&last).ok()?;
+        let reasons = ready.get("reasons")?.as_array()?.clone();
+        let is_meant = |it: &Value| it.get("condition").and_then(Value::as_str) == Some(condition);
+        let texts = reasons.iter().filter(|it| is_meant(it)).filter_map(|it| it.get("reason"));
+        texts.filter_map(Value::as_str).find(|text| text.contains(words)).map(str::to_owned)
+    });
+    told.unwrap_or_else(|late| panic!("{condition}: {words}: {late}; {last}\n{}", bridge.log()))
+}
 
 /// A stop does not wait for long where Kafka has only just come back.
 fn wait_until_delivered(bridge: &Bridge) {

@@ -11,6 +11,7 @@ mod doubt;
 mod duel;
 mod end_to_end;
 mod memory;
+mod neighbours;
 mod odd_bodies;
 mod panics;
 mod refused;

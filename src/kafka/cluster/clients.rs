@@ -3,6 +3,7 @@
 //! What the promises rest on is set last, over the operator's options; the configuration refuses
 //! those keys anyway.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -41,6 +42,18 @@ pub const LARGEST_PAGE: usize = 10 * 1024 * 1024;
 /// enough that consumers are not held back for long by a dead bridge.
 pub(super) const TRANSACTION_TIMEOUT_MS: &str = "15000";
 
+/// How long a request, or setting up a connection, may go unanswered, in milliseconds. The
+/// connection is replaced then, while a transaction still has time to be finished on a new one.
+const SOCKET_TIMEOUT_MS: &str = "10000";
+
+/// A connection without traffic for this long is closed, in milliseconds: NAT gateways and load
+/// balancers forget an idle connection after four to six minutes, and tell neither end.
+const LONGEST_IDLE_MS: &str = "180000";
+
+/// How long a producer of events collects records before it sends them, in milliseconds: the time
+/// in which a page of 1,000 events is handed over.
+pub(super) const LINGER_MS: &str = "5";
+
 /// Makes clients. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Clients {
@@ -49,6 +62,8 @@ pub(super) struct Clients {
     listener: Listener,
     /// Something failed since the topics were looked at.
     doubt: Arc<AtomicBool>,
+    /// Partitions whose former transactional id is fenced.
+    former: Arc<Mutex<BTreeSet<i32>>>,
 }
 
 /// Hears what librdkafka says beside the answers: wrong credentials and a wrong CA are told by
@@ -91,6 +106,7 @@ impl Clients {
             instance: instance.into(),
             listener: Listener::default(),
             doubt: Arc::default(),
+            former: Arc::default(),
         }
     }
 
@@ -149,19 +165,46 @@ impl Clients {
             .map_err(|error| self.not_made("a producer", error))
     }
 
+    /// The transactional id of an owner, a partition as a rule. Installations may share a group (it
+    /// has a default), so the pages topic is part of it. A slash can be in neither name.
+    pub(super) fn transactional_id(&self, owner: impl Display) -> String {
+        format!("{}.{owner}/{}", self.settings.group, self.topic(Topic::Pages))
+    }
+
+    /// Fences a publisher of an earlier version, whose transactional ids did not name the pages
+    /// topic; blocks. Once for each partition in the life of a process, which begins after an
+    /// upgrade.
+    pub(super) fn fence_former(
+        &self,
+        partition: i32,
+        init: impl FnOnce(&BaseProducer<Listener>) -> Result<(), KafkaError>,
+    ) -> Result<(), KafkaError> {
+        let former = || self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        if former().contains(&partition) {
+            return Ok(());
+        }
+        init(&self.transactions(format!("{}.{partition}", self.settings.group))?)?;
+        former().insert(partition);
+        Ok(())
+    }
+
     /// Opens transactions under an id that no partition has, so that no owner is fenced.
     pub(super) fn probing_transactions(&self) -> Result<BaseProducer<Listener>, KafkaError> {
+        self.transactions(format!("{}.check", self.settings.group))
+    }
+
+    fn transactions(&self, id: String) -> Result<BaseProducer<Listener>, KafkaError> {
         let mut config = self.common()?;
-        config
-            .set("transactional.id", format!("{}.check", self.settings.group))
-            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
-            .set("message.timeout.ms", TRANSACTION_TIMEOUT_MS);
+        set_transactional(&mut config, &id);
         BaseProducer::from_config_and_context(&config, Listener::default())
             .map_err(|error| self.not_made("a producer", error))
     }
 
     /// Writes pages: idempotent, for as long as it takes.
-    pub(super) fn page_producer(&self) -> Result<BaseProducer<Confirming>, KafkaError> {
+    pub(super) fn page_producer(
+        &self,
+        context: Confirming,
+    ) -> Result<BaseProducer<Confirming>, KafkaError> {
         let mut config = self.common()?;
         self.default(&mut config, "compression.type", "lz4");
         self.default(&mut config, "linger.ms", "0");
@@ -174,7 +217,7 @@ impl Clients {
             .set("message.max.bytes", LARGEST_PAGE.to_string())
             // Bounded by pages in flight long before.
             .set("queue.buffering.max.kbytes", "262144");
-        BaseProducer::from_config_and_context(&config, Confirming(self.listener.clone()))
+        BaseProducer::from_config_and_context(&config, context)
             .map_err(|error| self.not_made("the producer of pages", error))
     }
 
@@ -191,7 +234,7 @@ impl Clients {
     ) -> Result<BaseProducer<Listener>, KafkaError> {
         let mut config = self.common()?;
         self.default(&mut config, "compression.type", "lz4");
-        self.default(&mut config, "linger.ms", "2");
+        self.default(&mut config, "linger.ms", LINGER_MS);
         let wanted = config.get("batch.size").and_then(|size| size.parse().ok());
         let batch = largest_batch.min(wanted.unwrap_or(usize::MAX));
         config
@@ -202,10 +245,7 @@ impl Clients {
             // Successes need no report: the commit fails if one record was not delivered.
             .set("delivery.report.only.error", "true");
         if self.settings.delivery == config::Delivery::ExactlyOnce {
-            config
-                .set("transactional.id", format!("{}.{owner}", self.settings.group))
-                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
-                .set("message.timeout.ms", TRANSACTION_TIMEOUT_MS);
+            set_transactional(&mut config, &self.transactional_id(owner));
         }
         BaseProducer::from_config_and_context(&config, listener)
             .map_err(|error| self.not_made("the producer of events", error))
@@ -216,6 +256,12 @@ impl Clients {
         let mut config = self.reader()?;
         config.set("isolation.level", "read_uncommitted");
         self.consumer(&config, "the reader of pages")
+    }
+
+    /// Asks a question and is gone: what librdkafka tells it is said to nobody else.
+    pub(super) fn probing_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        BaseConsumer::from_config_and_context(&self.reader()?, Listener::default())
+            .map_err(|error| self.not_made("a reader that asks", error))
     }
 
     /// Reads a topic to its end.
@@ -275,6 +321,10 @@ impl Clients {
         }
         // By default it grows to ten seconds, in which a broker that is back waits for us.
         self.default(&mut config, "reconnect.backoff.max.ms", "1000");
+        self.default(&mut config, "socket.keepalive.enable", "true");
+        self.default(&mut config, "socket.timeout.ms", SOCKET_TIMEOUT_MS);
+        self.default(&mut config, "socket.connection.setup.timeout.ms", SOCKET_TIMEOUT_MS);
+        self.default(&mut config, "connections.max.idle.ms", LONGEST_IDLE_MS);
         if !has_ca {
             // The OpenSSL that is linked in knows no system's certificates by itself.
             config.set("ssl.ca.location", "probe");
@@ -314,6 +364,18 @@ impl Clients {
         }
         KafkaError::new(Failure::Refused, "make", what, reason)
     }
+}
+
+/// librdkafka takes no `socket.timeout.ms` that is longer than a transaction may last.
+fn set_transactional(config: &mut ClientConfig, id: &str) {
+    let number = |text: &str| text.parse::<u64>().unwrap_or(u64::MAX);
+    if config.get("socket.timeout.ms").map(number) > Some(number(TRANSACTION_TIMEOUT_MS)) {
+        config.set("socket.timeout.ms", TRANSACTION_TIMEOUT_MS);
+    }
+    config
+        .set("transactional.id", id)
+        .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+        .set("message.timeout.ms", TRANSACTION_TIMEOUT_MS);
 }
 
 // === impl Listener ===
@@ -361,6 +423,9 @@ impl ClientContext for Listener {
         let weight = match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => Weight::Echo,
             Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => Weight::Refusal,
+            // With TLS 1.3 a broker refuses a certificate after the handshake: to librdkafka a
+            // connection that broke.
+            _ if reason.contains("SSL routines") && reason.contains(" alert ") => Weight::Refusal,
             _ => Weight::Reason,
         };
         let now = Instant::now();

@@ -40,6 +40,9 @@ use super::ANSWER_TIMEOUT;
 use super::blocking;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::coordinator::Log;
+use super::coordinator::explained;
+use super::coordinator::missing;
 use super::failure::is_passing;
 use super::reach::reach;
 use super::topics;
@@ -132,7 +135,7 @@ pub(super) async fn inspect(clients: &Clients) -> Result<Inspection, KafkaError>
 type Rights = Vec<(Right, Result<(), KafkaError>)>;
 
 async fn found(clients: &Clients) -> Result<(usize, Vec<(Topic, Found)>), KafkaError> {
-    let reader = clients.page_reader()?;
+    let reader = clients.probing_reader()?;
     let clients = clients.clone();
     blocking(move || {
         let servers = clients.settings().bootstrap_servers.as_str();
@@ -303,6 +306,7 @@ fn transact(clients: &Clients, _: &[Topic]) -> Rights {
             }
         }
     });
+    let opened = opened.map_err(|error| explained(error, lacking(clients, Log::Transactions)));
     vec![(Right::Transact, opened)]
 }
 
@@ -339,7 +343,13 @@ fn note(clients: &Clients, _: &[Topic]) -> Rights {
             Ok(()) | Err(_) => Ok(()),
         }
     });
+    let noted = noted.map_err(|error| explained(error, lacking(clients, Log::Groups)));
     vec![(Right::Note, noted)]
+}
+
+/// What keeps the brokers from having a coordinator.
+fn lacking(clients: &Clients, log: Log) -> Option<String> {
+    missing(&clients.probing_reader().ok()?, log)
 }
 
 /// What librdkafka has to say to a client that is polled.

@@ -32,6 +32,9 @@ use tracing::debug;
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::coordinator::Log;
+use super::coordinator::explained;
+use super::coordinator::missing;
 use super::failure::failure_of;
 use super::failure::is_a_consequence;
 use super::failure::is_passing;
@@ -57,6 +60,19 @@ const TRANSACTION_WAIT: Duration = Duration::from_secs(30);
 /// Between two looks whether all records have arrived. A wait inside librdkafka would spin: it
 /// cuts what remains to whole milliseconds.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
+
+/// The same once an answer takes long: a broker that hangs must not keep a core busy.
+const LOOK_AGAIN_LATER: Duration = Duration::from_millis(20);
+
+/// An answer takes long from here on.
+const USUAL_ANSWER: Duration = Duration::from_millis(100);
+
+/// Records that are handed over before all of them have to be confirmed: a full page, which takes less
+/// than librdkafka collects records for ([`super::clients::LINGER_MS`]).
+const CHUNK_RECORDS: usize = 1_000;
+
+/// Bytes of the same, where topics take batches that are smaller than this.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Between two looks whether anybody still waits for pages.
 const STILL_WANTED: Duration = Duration::from_millis(200);
@@ -85,6 +101,7 @@ type Reply<T> = oneshot::Sender<Result<T, KafkaError>>;
 struct Worker {
     clients: Clients,
     partition: i32,
+    largest_batch: usize,
     listener: Listener,
     producer: BaseProducer<Listener>,
     reader: BaseConsumer<Listener>,
@@ -172,14 +189,32 @@ impl Worker {
         let noted_at = Instant::now();
         let ahead = VecDeque::new();
         let to_note = None;
-        let worker =
-            Self { clients, partition, listener, producer, reader, ahead, to_note, noted_at };
+        let worker = Self {
+            clients,
+            partition,
+            largest_batch,
+            listener,
+            producer,
+            reader,
+            ahead,
+            to_note,
+            noted_at,
+        };
         if worker.transactional() {
             // First of all: whatever a former owner has open is ended by this.
-            worker.retried("take over", || worker.producer.init_transactions(ANSWER_TIMEOUT))?;
+            worker.take_over(&worker.producer)?;
+            worker.clients.fence_former(partition, |former| worker.take_over(former))?;
         }
         memory::read(&worker.clients, &worker.reader, partition, recall)?;
         Ok(worker)
+    }
+
+    fn take_over(&self, producer: &BaseProducer<Listener>) -> Result<(), KafkaError> {
+        let taken = self.retried("take over", || producer.init_transactions(ANSWER_TIMEOUT));
+        taken.map_err(|error| match error.failure() {
+            Failure::Fenced => error,
+            _ => explained(error, missing(&self.reader, Log::Transactions)),
+        })
     }
 
     fn run(mut self, commands: mpsc::Receiver<Command>) {
@@ -263,8 +298,10 @@ impl Worker {
                 error.failure() == Failure::Fenced && begun.elapsed() > LONG_TRANSACTION;
             let failure = if own_fault { Failure::Broken } else { error.failure() };
             let reason = match undelivered {
-                Some((why, topic)) => format!("{error}; no record reached `{topic}`: {why}"),
-                None => error.to_string(),
+                Some((why, topic)) => {
+                    format!("{}; no record reached `{topic}`: {why}", error.finding())
+                }
+                None => error.finding(),
             };
             KafkaError::new(
                 failure,
@@ -280,10 +317,7 @@ impl Worker {
         self.producer
             .begin_transaction()
             .map_err(|error| self.failed("begin a transaction of", error))?;
-        for record in batch.iter() {
-            self.send(&record)?;
-        }
-        self.wait_until_sent()?;
+        self.send_all(batch.iter())?;
         self.retried("commit", || self.producer.commit_transaction(TRANSACTION_WAIT))
     }
 
@@ -291,12 +325,30 @@ impl Worker {
     fn deliver_in_order(&self, batch: &Batch) -> Result<(), KafkaError> {
         let is_memory = |record: &Record<'_>| record.topic() == Topic::State;
         for memory in [false, true] {
-            for record in batch.iter().filter(|record| is_memory(record) == memory) {
-                self.send(&record)?;
-            }
-            self.wait_until_sent()?;
+            self.send_all(batch.iter().filter(|record| is_memory(record) == memory))?;
         }
         Ok(())
+    }
+
+    /// Hands records over and waits until all of them have arrived, chunk by chunk. A chunk is handed
+    /// over within the time in which librdkafka collects records, and fits into one request, so that
+    /// all of a partition's records leave together. Those that stay behind with five or more in
+    /// flight would keep librdkafka's thread spinning until the broker answers
+    /// (`rd_kafka_toppar_producer_serve` sets its wake-up before it looks at what is in flight), and
+    /// they could not leave earlier anyway.
+    fn send_all<'a>(&self, records: impl Iterator<Item = Record<'a>>) -> Result<(), KafkaError> {
+        let most_bytes = (self.largest_batch / 2).max(CHUNK_BYTES);
+        let (mut count, mut bytes) = (0, 0);
+        for record in records {
+            let size = record.size();
+            if count >= CHUNK_RECORDS || (count > 0 && bytes + size > most_bytes) {
+                self.wait_until_sent()?;
+                (count, bytes) = (0, 0);
+            }
+            self.send(&record)?;
+            (count, bytes) = (count + 1, bytes + size);
+        }
+        self.wait_until_sent()
     }
 
     fn send(&self, record: &Record<'_>) -> Result<(), KafkaError> {
@@ -335,7 +387,7 @@ impl Worker {
     /// Waits until every record has arrived or failed: the commit would wait in steps of 100 ms.
     /// What only follows from a transaction's failure is no failure here: the commit says why.
     fn wait_until_sent(&self) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + TRANSACTION_WAIT;
+        let begun = Instant::now();
         loop {
             self.producer.poll(Duration::ZERO);
             // A transaction of which one record fails has failed, and what librdkafka still holds of
@@ -346,7 +398,8 @@ impl Worker {
             if self.transactional() && has_failed() || self.producer.in_flight_count() == 0 {
                 break;
             }
-            if Instant::now() > deadline {
+            let waited = begun.elapsed();
+            if waited > TRANSACTION_WAIT {
                 let subject = format!("partition {}", self.partition);
                 return Err(KafkaError::new(
                     Failure::Unavailable,
@@ -355,7 +408,7 @@ impl Worker {
                     "no answer",
                 ));
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(if waited < USUAL_ANSWER { LOOK_AGAIN } else { LOOK_AGAIN_LATER });
         }
         // The commit would first wait for what librdkafka still holds.
         if self.transactional()

@@ -1,27 +1,44 @@
 //! The producer of pages, shared by all partitions.
+//!
+//! It tries for as long as it takes, so a connection that died without a word, or secrets that were
+//! changed while it ran, fail no page: they are just never confirmed. A producer that has confirmed
+//! nothing for a while is therefore given up once a client of its own ([`probe`]) gets an answer, or
+//! is refused for good: its pages fail, and the forwarder hands them to a new one, which reads every
+//! file in `kafka.options` again.
+//!
+//! Order survives that. Both producers write their pages in order, and the new one begins at the
+//! oldest page that was not confirmed. So whatever arrives late of the old one, each page arrives for
+//! the first time behind all earlier ones, and the publisher recognises what arrives twice.
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
 use std::thread;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::Message as _;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::Header;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::BaseProducer;
 use rdkafka::producer::BaseRecord;
 use rdkafka::producer::DeliveryResult;
+use rdkafka::producer::Producer as _;
 use rdkafka::producer::ProducerContext;
+use rdkafka::producer::PurgeConfig;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::clients::Clients;
 use super::clients::Listener;
 use super::failure::failure_of;
+use super::reach::reach;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::PageRecord;
@@ -30,21 +47,50 @@ use crate::kafka::Topic;
 /// How long the polling thread waits in one call. Each call ends with up to a millisecond of
 /// spinning (what remains is cut to whole milliseconds), so a wait of 100 ms, as in rdkafka's own
 /// `ThreadedProducer`, costs 0.7 % of a core.
-const POLL: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_secs(1);
+
+/// A producer that confirmed no page for this long may have to be replaced: longer than a request
+/// waits for its answer, so that librdkafka's own reconnect comes first.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// The same for one that was refused by a broker: others may accept it meanwhile.
+const SILENCE_AFTER_REFUSAL: Duration = Duration::from_secs(3);
+
+/// Between two probes.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// Writes pages; makes its client when it is first needed, and anew after an error.
 #[derive(Debug)]
 pub(super) struct PageWriter {
     clients: Clients,
-    producer: Arc<Mutex<Option<Producer>>>,
+    slot: Slot,
 }
 
-#[derive(Clone)]
-struct Producer(Arc<BaseProducer<Confirming>>);
+type Slot = Arc<Mutex<Option<Producer>>>;
 
-/// Tells the one who waits for a page what became of it.
+#[derive(Clone)]
+struct Producer {
+    client: Arc<BaseProducer<Confirming>>,
+    unconfirmed: Arc<Mutex<Unconfirmed>>,
+    listener: Listener,
+}
+
+/// The pages that a producer was handed and has not confirmed.
+#[derive(Debug)]
+struct Unconfirmed {
+    pages: usize,
+    /// The last confirmation, or when the first of these pages was handed over.
+    silent_since: Instant,
+    /// Why the producer was given up.
+    given_up: Option<(Failure, String)>,
+}
+
+/// Confirms each page to the one who waits for it.
 #[derive(Clone, Debug)]
-pub(super) struct Confirming(pub(super) Listener);
+pub(super) struct Confirming {
+    listener: Listener,
+    unconfirmed: Arc<Mutex<Unconfirmed>>,
+}
 
 type Confirmation = oneshot::Sender<Result<i64, ClientError>>;
 
@@ -52,7 +98,7 @@ type Confirmation = oneshot::Sender<Result<i64, ClientError>>;
 
 impl PageWriter {
     pub(super) fn new(clients: Clients) -> Self {
-        Self { clients, producer: Arc::default() }
+        Self { clients, slot: Slot::default() }
     }
 
     /// Hands a record over now; the future ends when it is confirmed, with its offset.
@@ -64,30 +110,31 @@ impl PageWriter {
         let handed_over = self.hand_over(partition, &record);
         let topic = self.clients.topic(Topic::Pages).to_owned();
         let clients = self.clients.clone();
-        let producer = Arc::clone(&self.producer);
+        let slot = Arc::clone(&self.slot);
         async move {
-            let failure = match handed_over?.await {
+            let (listener, unconfirmed, confirmed) = handed_over?;
+            let failure = match confirmed.await {
                 Ok(Ok(offset)) => return Ok(offset),
                 Ok(Err(error)) => error,
                 Err(_) => ClientError::Canceled,
             };
             // A fatal error ends an idempotent producer; whatever the error, a new one starts clean.
-            producer.lock().unwrap_or_else(PoisonError::into_inner).take();
+            take_out(&slot, &unconfirmed);
             clients.doubt_topics();
-            let said = clients.listener().take_said();
-            let reason = said.map_or_else(
-                || failure.to_string(),
-                |said| format!("{failure}; librdkafka says: {said}"),
-            );
-            Err(KafkaError::new(failure_of(&failure), "forward a page to", topic, reason))
+            let given_up = lock(&unconfirmed).given_up.clone();
+            let (failure, reason) = match given_up {
+                Some(given_up) if is_purged(&failure) => given_up,
+                _ => {
+                    let said = listener.take_said();
+                    let said = said.map(|said| format!("; librdkafka says: {said}"));
+                    (failure_of(&failure), format!("{failure}{}", said.unwrap_or_default()))
+                }
+            };
+            Err(KafkaError::new(failure, "forward a page to", topic, reason))
         }
     }
 
-    fn hand_over(
-        &self,
-        partition: i32,
-        record: &PageRecord,
-    ) -> Result<oneshot::Receiver<Result<i64, ClientError>>, KafkaError> {
+    fn hand_over(&self, partition: i32, record: &PageRecord) -> Result<HandedOver, KafkaError> {
         let topic = self.clients.topic(Topic::Pages);
         let headers = record.headers.iter().fold(
             OwnedHeaders::new_with_capacity(record.headers.len()),
@@ -99,33 +146,164 @@ impl PageWriter {
             .key(&record.key)
             .payload(&record.value[..])
             .headers(headers);
-        self.producer()?.0.send(record).map_err(|(error, _)| {
+        let producer = self.producer()?;
+        // Before it is sent: its confirmation may be quicker than we are.
+        lock(&producer.unconfirmed).add();
+        producer.client.send(record).map_err(|(error, _)| {
+            lock(&producer.unconfirmed).remove();
             KafkaError::new(failure_of(&error), "hand a page over to", topic, error)
         })?;
-        Ok(confirmed)
+        Ok((producer.listener.clone(), Arc::clone(&producer.unconfirmed), confirmed))
     }
 
     fn producer(&self) -> Result<Producer, KafkaError> {
-        let mut known = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.slot);
         if let Some(producer) = &*known {
             return Ok(producer.clone());
         }
-        let producer = Arc::new(self.clients.page_producer()?);
-        let polled = Arc::downgrade(&producer);
-        thread::Builder::new().name("pages".to_owned()).spawn(move || poll(&polled)).map_err(
+        let (listener, unconfirmed) = (Listener::default(), Arc::default());
+        let context =
+            Confirming { listener: listener.clone(), unconfirmed: Arc::clone(&unconfirmed) };
+        let client = Arc::new(self.clients.page_producer(context)?);
+        let watched = Watched {
+            clients: self.clients.clone(),
+            slot: Arc::downgrade(&self.slot),
+            client: Arc::downgrade(&client),
+            listener: listener.clone(),
+            unconfirmed: Arc::clone(&unconfirmed),
+        };
+        thread::Builder::new().name("pages".to_owned()).spawn(move || watched.poll()).map_err(
             |error| KafkaError::new(Failure::Unavailable, "start", "the thread of pages", error),
         )?;
-        Ok(known.insert(Producer(producer)).clone())
+        Ok(known.insert(Producer { client, unconfirmed, listener }).clone())
     }
 }
 
-/// Serves confirmations until nobody else holds the producer.
-fn poll(producer: &Weak<BaseProducer<Confirming>>) {
-    while let Some(producer) = producer.upgrade() {
-        if Arc::strong_count(&producer) == 1 {
-            return;
+type HandedOver = (Listener, Arc<Mutex<Unconfirmed>>, oneshot::Receiver<Result<i64, ClientError>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the next page be handed to a new producer, unless it is that already.
+fn take_out(slot: &Mutex<Option<Producer>>, unconfirmed: &Arc<Mutex<Unconfirmed>>) {
+    lock(slot).take_if(|it| Arc::ptr_eq(&it.unconfirmed, unconfirmed));
+}
+
+fn is_purged(error: &ClientError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+    )
+}
+
+// === impl Unconfirmed ===
+
+impl Unconfirmed {
+    fn add(&mut self) {
+        if self.pages == 0 {
+            self.silent_since = Instant::now();
         }
-        producer.poll(POLL);
+        self.pages += 1;
+    }
+
+    fn remove(&mut self) {
+        self.pages = self.pages.saturating_sub(1);
+        self.silent_since = Instant::now();
+    }
+
+    /// How long pages have been waiting for a confirmation.
+    fn silence(&self) -> Duration {
+        if self.pages == 0 { Duration::ZERO } else { self.silent_since.elapsed() }
+    }
+}
+
+impl Default for Unconfirmed {
+    fn default() -> Self {
+        Self { pages: 0, silent_since: Instant::now(), given_up: None }
+    }
+}
+
+/// A producer as its own thread sees it.
+struct Watched {
+    clients: Clients,
+    slot: Weak<Mutex<Option<Producer>>>,
+    client: Weak<BaseProducer<Confirming>>,
+    listener: Listener,
+    unconfirmed: Arc<Mutex<Unconfirmed>>,
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// Serves confirmations until nobody else holds the producer, or it is given up.
+    fn poll(self) {
+        let mut probed = Instant::now();
+        let mut probing: Option<JoinHandle<Result<String, KafkaError>>> = None;
+        while let Some(client) = self.client.upgrade() {
+            if Arc::strong_count(&client) == 1 {
+                return;
+            }
+            client.poll(POLL);
+            let silence = lock(&self.unconfirmed).silence();
+            let longest = if self.listener.is_refused() { SILENCE_AFTER_REFUSAL } else { SILENCE };
+            if let Some(probe) = probing.take_if(|probe| probe.is_finished()) {
+                probed = Instant::now();
+                if let Ok(found) = probe.join()
+                    && silence >= longest
+                    && let Some(why) = reason_to_give_up(found)
+                {
+                    self.give_up(&client, why);
+                    return;
+                }
+            }
+            if silence >= longest && probing.is_none() && probed.elapsed() >= PROBE_EVERY {
+                let clients = self.clients.clone();
+                let work = move || probe(&clients);
+                probing = thread::Builder::new().name("probe".to_owned()).spawn(work).ok();
+            }
+        }
+    }
+
+    /// Fails every page that is not confirmed.
+    fn give_up(&self, client: &BaseProducer<Confirming>, why: (Failure, String)) {
+        lock(&self.unconfirmed).given_up = Some(why);
+        if let Some(slot) = self.slot.upgrade() {
+            take_out(&slot, &self.unconfirmed);
+        }
+        client.purge(PurgeConfig::default().queue().inflight());
+        client.poll(Duration::ZERO);
+    }
+}
+
+/// Asks Kafka for the pages topic by a client of its own, with secrets and certificates as they are
+/// in their files now; blocks. What it found is fit for a sentence.
+fn probe(clients: &Clients) -> Result<String, KafkaError> {
+    let reader = clients.probing_reader()?;
+    let topic = clients.topic(Topic::Pages);
+    let metadata = reach(&reader, &clients.settings().bootstrap_servers, Some(topic))?;
+    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let in_sync = partitions.map(|partition| (partition.isr().len(), partition.replicas().len()));
+    Ok(in_sync.min().map_or_else(
+        || "the topic is missing".to_owned(),
+        |(in_sync, replicas)| format!("{in_sync} of {replicas} replicas are in sync, at worst"),
+    ))
+}
+
+/// A cluster that can't be reached by a new client either is waited for.
+fn reason_to_give_up(probed: Result<String, KafkaError>) -> Option<(Failure, String)> {
+    match probed {
+        Ok(found) => {
+            let reason = format!(
+                "no page was confirmed for {SILENCE:?} although Kafka answers ({found}); trying \
+                 again on a new connection"
+            );
+            Some((Failure::Unavailable, reason))
+        }
+        Err(error) if error.failure() == Failure::Refused => {
+            Some((Failure::Refused, error.finding()))
+        }
+        Err(_) => None,
     }
 }
 
@@ -133,11 +311,11 @@ fn poll(producer: &Weak<BaseProducer<Confirming>>) {
 
 impl ClientContext for Confirming {
     fn error(&self, error: ClientError, reason: &str) {
-        self.0.error(error, reason);
+        self.listener.error(error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.0.log(level, facility, text);
+        self.listener.log(level, facility, text);
     }
 }
 
@@ -145,8 +323,13 @@ impl ProducerContext for Confirming {
     type DeliveryOpaque = Box<Confirmation>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, confirmation: Box<Confirmation>) {
+        lock(&self.unconfirmed).remove();
         let outcome = match result {
-            Ok(record) => Ok(record.offset()),
+            Ok(record) => {
+                // Whatever was refused before is accepted now.
+                self.listener.take_said();
+                Ok(record.offset())
+            }
             Err((error, _)) => Err(error.clone()),
         };
         // The forwarder may have begun anew.

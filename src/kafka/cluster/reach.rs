@@ -45,8 +45,10 @@ pub(super) fn reach(
         }
         let patience = if listener.has_reason() { PATIENCE } else { ANSWER_TIMEOUT };
         if listener.is_refused() || begun.elapsed() >= patience {
+            let is_refused = listener.is_refused();
+            let failure = if is_refused { Failure::Refused } else { Failure::Unavailable };
             let reason = listener.take_said().unwrap_or_else(|| error.to_string());
-            return Err(KafkaError::new(Failure::Unavailable, "reach Kafka at", servers, reason));
+            return Err(KafkaError::new(failure, "reach Kafka at", servers, reason));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Publishes events once more, beside a running bridge.
 //!
-//! Its transactional id is `{group}.replay`: under the prefix that the bridge's rights cover, and no
-//! partition's, so that it fences another replay and never a publisher. It touches no memory: the
+//! Its transactional id is `{group}.replay/{pages topic}`: under the prefix that the bridge's rights
+//! cover, and no partition's, so that it fences another replay and never a publisher. It touches no memory: the
 //! bridge does not learn that anything was published again.
 
 use std::sync::Arc;
@@ -132,7 +132,7 @@ impl Replayer {
             Failure::Fenced => (Failure::Fenced, "another replay has begun since".to_owned()),
             failure => (failure, format!("{error}{said}")),
         };
-        let id = format!("{}.{OWNER}", self.clients.settings().group);
+        let id = self.clients.transactional_id(OWNER);
         KafkaError::new(failure, operation, id, reason)
     }
 

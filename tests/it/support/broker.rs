@@ -191,6 +191,13 @@ impl Broker {
         self.process = launch(self.home.path(), self.ports).unwrap_or_else(|why| panic!("{why}"));
     }
 
+    /// Changes its settings; they hold from its next start on.
+    pub(crate) fn change_settings(&self, change: impl FnOnce(String) -> String) {
+        let file = self.home.path().join(SETTINGS);
+        let settings = fs::read_to_string(&file).expect("it was written at the start");
+        fs::write(file, change(settings)).expect("its folder can be written to");
+    }
+
     fn start(proxy: Option<u16>, extra: impl Fn(&Path) -> Extra) -> Result<Self, String> {
         // Somebody may take a port between our look and the broker's bind.
         const TRIES: usize = 3;

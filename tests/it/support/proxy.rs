@@ -39,6 +39,8 @@ struct State {
     way: Way,
     /// A connection that has seen fewer is reset, even if the way is open again by then.
     cuts: u64,
+    /// A connection that has seen fewer is dead, and neither end learns of it.
+    losses: u64,
 }
 
 const BUFFER: usize = 64 * 1024;
@@ -55,7 +57,8 @@ impl Proxy {
             .build()
             .expect("a runtime can be built");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (state, told) = watch::channel(State { target: any, way: Way::Cut, cuts: 0 });
+        let (state, told) =
+            watch::channel(State { target: any, way: Way::Cut, cuts: 0, losses: 0 });
         let listener = runtime.block_on(TcpListener::bind(any)).expect("loopback has free ports");
         let address = listener.local_addr().expect("it listens");
         runtime.spawn(accept(listener, told));
@@ -79,6 +82,12 @@ impl Proxy {
             state.cuts += u64::from(way == Way::Cut);
         });
     }
+
+    /// Forgets every connection, as a NAT gateway or a load balancer that restarts: what comes on
+    /// one is lost, neither end learns of it. New connections work.
+    pub(crate) fn forget_connections(&self) {
+        self.state.send_modify(|state| state.losses += 1);
+    }
 }
 
 async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
@@ -96,7 +105,7 @@ async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
 
 /// One connection until its end, or until it is cut.
 async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Result<()> {
-    let State { target, way, cuts } = *state.borrow();
+    let State { target, way, cuts, losses } = *state.borrow();
     if way == Way::Cut {
         return client.set_zero_linger();
     }
@@ -109,8 +118,8 @@ async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Resul
     let mut cut = state.clone();
     let both = async {
         tokio::try_join!(
-            pump(from_client, to_server, state.clone()),
-            pump(from_server, to_client, state.clone()),
+            pump(from_client, to_server, losses, state.clone()),
+            pump(from_server, to_client, losses, state.clone()),
         )
     };
     let ended = tokio::select! {
@@ -130,13 +139,21 @@ async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Resul
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
+    losses: u64,
     mut state: watch::Receiver<State>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = from.read(&mut buffer).await?;
         // The sender is part of the value that keeps this task running.
-        state.wait_for(|state| state.way != Way::Stalled).await.ok();
+        state.wait_for(|it| it.way != Way::Stalled || it.losses != losses).await.ok();
+        if state.borrow().losses != losses {
+            // Not even its end is passed on; what comes is read, so that nobody is held up.
+            if length == 0 {
+                std::future::pending::<()>().await;
+            }
+            continue;
+        }
         match buffer.get(..length) {
             None | Some([]) => return to.shutdown().await,
             Some(bytes) => to.write_all(bytes).await?,
@@ -199,6 +216,23 @@ mod tests {
         assert_eq!(receive(&mut server).unwrap_err().kind(), ErrorKind::WouldBlock);
         server.set_read_timeout(Some(LIMIT)).unwrap();
         proxy.set(Way::Open);
+        assert_eq!(receive(&mut server).unwrap(), b'q');
+    }
+
+    #[test]
+    fn a_forgotten_connection_is_silent_and_a_new_one_works() {
+        let (proxy, mut client, mut server) = connected();
+        proxy.forget_connections();
+        client.write_all(b"q").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        server.set_read_timeout(Some(NOTHING)).unwrap();
+        assert_eq!(receive(&mut server).unwrap_err().kind(), ErrorKind::WouldBlock);
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        proxy.lead_to(listener.local_addr().unwrap());
+        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"q").unwrap();
         assert_eq!(receive(&mut server).unwrap(), b'q');
     }
 

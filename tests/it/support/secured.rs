@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::LazyLock;
+use std::thread;
 
 use super::broker::Broker;
 use super::broker::Extra;
@@ -71,6 +72,43 @@ pub(crate) fn shared() -> &'static Secured {
 // === impl Secured ===
 
 impl Secured {
+    /// One that only this test uses.
+    pub(crate) fn own() -> Self {
+        Self::start()
+    }
+
+    /// Starts it again with another password for the users of SASL/PLAIN.
+    pub(crate) fn rotate_password(&mut self, password: &str) {
+        let plain = |user: &str, password: &str| format!(" user_{user}=\"{password}\"");
+        self.broker.change_settings(|settings| {
+            USERS.into_iter().fold(settings, |settings, user| {
+                settings.replace(&plain(user, PASSWORD), &plain(user, password))
+            })
+        });
+        self.start_again();
+    }
+
+    /// Makes a new key and certificate for `CN=bridge` and starts again with trust in no other. The
+    /// store that a bridge is given stays what it was until [`Self::hand_out_certificate`].
+    pub(crate) fn renew_certificate(&mut self) {
+        let home = self.broker.home();
+        make_store(home, "renewed", "bridge");
+        let [trusted, renewed] = ["bridge.pem", "renewed.pem"].map(|name| home.join(name));
+        fs::copy(renewed, trusted).expect("its folder can be written to");
+        self.start_again();
+    }
+
+    /// Puts the new certificate where the bridge's configuration looks for one.
+    pub(crate) fn hand_out_certificate(&self) {
+        let home = self.broker.home();
+        fs::copy(home.join("renewed.p12"), home.join("bridge.p12")).expect("it was renewed");
+    }
+
+    fn start_again(&mut self) {
+        self.broker.kill_9();
+        self.broker.start_again();
+    }
+
     fn start() -> Self {
         let [sasl, sasl_tls, certificates] = [free_port(), free_port(), free_port()];
         let broker = Broker::own_with_extra(|home| {
@@ -237,31 +275,26 @@ super.users=User:ANONYMOUS
 
 /// A key and a certificate for the broker and for the bridge, each its own authority.
 fn make_stores(home: &Path) {
-    let made = ["broker", "bridge"].map(|name| {
-        let store = home.join(format!("{name}.p12"));
-        let dname = format!("CN={name}");
-        let mut tool = keytool(&store);
-        tool.args(["-genkeypair", "-alias", name, "-dname", &dname, "-validity", "30"]).args([
-            "-keyalg",
-            "EC",
-            "-groupname",
-            "secp256r1",
-            "-ext",
-            "san=ip:127.0.0.1",
-        ]);
-        (name, store, tool.spawn().expect("a Java runtime has its keytool"))
+    thread::scope(|scope| {
+        for name in ["broker", "bridge"] {
+            scope.spawn(move || make_store(home, name, name));
+        }
     });
-    let exported = made.map(|(name, store, mut tool)| {
-        assert!(tool.wait().is_ok_and(|status| status.success()), "keytool makes {name}");
-        let pem: PathBuf = home.join(format!("{name}.pem"));
-        let mut tool = keytool(&store);
-        tool.args(["-exportcert", "-rfc", "-alias", name, "-file"]).arg(&pem);
-        (pem, tool.spawn().expect("a Java runtime has its keytool"))
-    });
-    for (pem, mut tool) in exported {
-        assert!(tool.wait().is_ok_and(|status| status.success()));
-        assert!(fs::read_to_string(pem).is_ok_and(|text| text.contains("BEGIN CERTIFICATE")));
-    }
+}
+
+/// A key and a certificate of its own authority, in `{name}.p12` and `{name}.pem`.
+fn make_store(home: &Path, name: &str, common_name: &str) {
+    let store = home.join(format!("{name}.p12"));
+    let dname = format!("CN={common_name}");
+    let mut tool = keytool(&store);
+    tool.args(["-genkeypair", "-alias", name, "-dname", &dname, "-validity", "30"]);
+    tool.args(["-keyalg", "EC", "-groupname", "secp256r1", "-ext", "san=ip:127.0.0.1"]);
+    assert!(tool.status().is_ok_and(|status| status.success()), "keytool makes {name}");
+    let pem: PathBuf = home.join(format!("{name}.pem"));
+    let mut tool = keytool(&store);
+    tool.args(["-exportcert", "-rfc", "-alias", name, "-file"]).arg(&pem);
+    assert!(tool.status().is_ok_and(|status| status.success()), "keytool shows {name}");
+    assert!(fs::read_to_string(pem).is_ok_and(|text| text.contains("BEGIN CERTIFICATE")));
 }
 
 fn keytool(store: &Path) -> Command {

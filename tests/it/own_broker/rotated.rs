@@ -1,0 +1,93 @@
+//! Secrets that change while the bridge runs.
+
+use std::fs;
+
+use agora_rtm_bridge::simulator::AppScript;
+use agora_rtm_bridge::simulator::Script;
+
+use super::LIMIT;
+use super::wait_for_reason;
+use super::wait_until_delivered;
+use crate::support::agora::Agora;
+use crate::support::agora::Hosts;
+use crate::support::consume::Consumer;
+use crate::support::judge::judge;
+use crate::support::names;
+use crate::support::names::Names;
+use crate::support::process::Bridge;
+use crate::support::secured::PASSWORD;
+use crate::support::secured::Proof;
+use crate::support::secured::Secured;
+use crate::support::within;
+
+fn agora() -> Agora {
+    let apps = vec![AppScript::numbered(0).rates(50.0, 50.0)];
+    Agora::start(Script { apps, ..Script::default() })
+}
+
+/// Waits until the bridge has delivered events in front of a broker that accepts it.
+fn wait_until_it_delivers(agora: &Agora, bridge: &mut Bridge) {
+    bridge.wait_ready();
+    agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 200);
+}
+
+/// Waits for everything to arrive, without a restart.
+fn delivers_everything(agora: &Agora, names: &Names, bootstrap: &str, bridge: &mut Bridge) {
+    let consumer = Consumer::start(bootstrap, &names.published());
+    agora.come_to_rest(&[0], LIMIT);
+    wait_until_delivered(bridge);
+    let ready = within(LIMIT, || (bridge.get("/ready").status == 200).then_some(()));
+    ready.unwrap_or_else(|late| panic!("ready again: {late}; {}", bridge.get("/ready").body));
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    let verdict = judge(names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+    verdict.assert_in_order();
+}
+
+#[test]
+fn a_rotated_password_is_named_and_its_file_ends_the_refusal_without_a_restart() {
+    const NEW_PASSWORD: &str = "the-next-canary";
+    let (mut broker, proof) = (Secured::own(), Proof::Plain("plain-user"));
+    let (agora, names, home) = (agora(), Names::unique("rotated"), names::folder());
+    broker.grant_all(proof, &names);
+    let file = home.path().join("password");
+    fs::write(&file, PASSWORD).unwrap();
+    let options = broker.options(proof, PASSWORD).replace(
+        &format!("\"sasl.password\" = \"{PASSWORD}\""),
+        &format!("\"sasl.password_file\" = {file:?}"),
+    );
+    let config = agora.config(&names, &broker.door(proof), Hosts::EachRegion);
+    let mut bridge = Bridge::start(&(config + &options));
+    wait_until_it_delivers(&agora, &mut bridge);
+
+    broker.rotate_password(NEW_PASSWORD);
+    // The loop that forwards says it, not only those that publish.
+    let reason = wait_for_reason(&bridge, "forwarding", "Authentication failed");
+    assert!(reason.contains("sasl.password"), "{reason}");
+
+    fs::write(&file, NEW_PASSWORD).unwrap();
+    let renewed_at = agora.now();
+    delivers_everything(&agora, &names, &broker.bootstrap(), &mut bridge);
+    eprintln!("all is delivered {:?} after the file was rewritten", agora.now() - renewed_at);
+    assert!(!bridge.log().contains("canary"), "{}", bridge.log());
+}
+
+#[test]
+fn a_renewed_certificate_is_read_from_its_file_without_a_restart() {
+    let (mut broker, proof) = (Secured::own(), Proof::Certificate);
+    let (agora, names) = (agora(), Names::unique("renewed"));
+    broker.grant_all(proof, &names);
+    let config = agora.config(&names, &broker.door(proof), Hosts::EachRegion);
+    let mut bridge = Bridge::start(&(config + &broker.options(proof, PASSWORD)));
+    wait_until_it_delivers(&agora, &mut bridge);
+
+    broker.renew_certificate();
+    let reason = wait_for_reason(&bridge, "forwarding", "alert");
+    assert!(reason.contains("ssl.certificate.location"), "{reason}");
+
+    broker.hand_out_certificate();
+    let renewed_at = agora.now();
+    delivers_everything(&agora, &names, &broker.bootstrap(), &mut bridge);
+    eprintln!("all is delivered {:?} after the file was replaced", agora.now() - renewed_at);
+}
