@@ -32,6 +32,7 @@ pub use self::cluster::Cluster;
 pub use self::cluster::Found;
 pub use self::cluster::Inspection;
 pub use self::cluster::LARGEST_PAGE;
+pub use self::cluster::Misfit;
 pub use self::cluster::Reader;
 pub use self::cluster::Replayer;
 pub use self::cluster::Right;
@@ -47,6 +48,7 @@ pub use self::progress::Progress;
 pub use self::progress::wait_to_try_again;
 pub use self::record::Stamping;
 
+use crate::error::shortened;
 use crate::model::Endpoint;
 
 /// The topics of the bridge, by what they are for.
@@ -120,6 +122,9 @@ pub trait Owned: Send {
 
     /// What a topic takes.
     fn limits(&self, topic: Topic) -> Limits;
+
+    /// Has what the topics take read again by the next claim.
+    fn doubt_limits(&mut self);
 }
 
 /// What can be seen of a partition from outside. It may be a second old.
@@ -160,10 +165,23 @@ pub enum Failure {
     Broken,
 }
 
+/// What is known of records that were refused for what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// The topic that refused one of them.
+    pub topic: Topic,
+    /// Its timestamp is outside of the topic's limits.
+    pub is_time: bool,
+}
+
+/// The longest reason or subject that an error keeps, in bytes: both may quote what others wrote.
+const LONGEST_TEXT: usize = 1_000;
+
 /// A failure of Kafka: what was tried, on what, what it means, and why.
 #[derive(Clone, Debug)]
 pub struct KafkaError {
     failure: Failure,
+    unfit: Option<Unfit>,
     operation: &'static str,
     subject: String,
     reason: String,
@@ -210,7 +228,19 @@ impl KafkaError {
         subject: impl Into<String>,
         reason: impl fmt::Display,
     ) -> Self {
-        Self { failure, operation, subject: subject.into(), reason: reason.to_string() }
+        let short = |text: String| shortened(&text, LONGEST_TEXT).into_owned();
+        let (subject, reason) = (short(subject.into()), short(reason.to_string()));
+        Self { failure, unfit: None, operation, subject, reason }
+    }
+
+    /// The same, and what is known of the records that were refused.
+    pub fn with_unfit(self, unfit: Option<Unfit>) -> Self {
+        Self { unfit, ..self }
+    }
+
+    /// Which records were refused, where that is known.
+    pub fn unfit(&self) -> Option<Unfit> {
+        self.unfit
     }
 
     /// The same failure, of which more is known.
@@ -247,3 +277,15 @@ impl fmt::Display for KafkaError {
 }
 
 impl std::error::Error for KafkaError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_quotes_no_more_than_a_line() {
+        let long = "ä".repeat(600_000);
+        let error = KafkaError::new(Failure::Broken, "read", long.clone(), &long);
+        assert!(error.to_string().len() < 3 * LONGEST_TEXT, "{}", error.to_string().len());
+    }
+}

@@ -10,12 +10,14 @@
 //! the pages topic, and readiness says why they stay there.
 //!
 //! Two failures have a road of their own. Where Kafka refuses the records of some pages for good
-//! ([`Failure::Unfit`]), these pages are tried one by one, and the one that is refused alone is set
-//! aside. Where another bridge has claimed the partition ([`Failure::Fenced`]), this one stands off
+//! ([`Failure::Unfit`]), they are tried in other ways first and one by one in the end, and the page
+//! that is refused alone is set aside (`ladder`). Where another bridge has claimed the partition ([`Failure::Fenced`]), this one stands off
 //! as long as the other shows life: it publishes what waits, or nothing waits. So two bridges with
 //! one group never take a partition from each other in turn.
 
+mod broker_clock;
 mod decode;
+mod ladder;
 mod metrics;
 mod pairs;
 mod switches;
@@ -39,6 +41,8 @@ pub use self::metrics::PublisherMetrics;
 
 use self::decode::Draft;
 use self::decode::Stuck;
+use self::ladder::Ladder;
+use self::ladder::Lesson;
 use self::pairs::Pairs;
 use self::pairs::Turn;
 use self::switches::Switches;
@@ -57,6 +61,7 @@ use crate::kafka::PageRecord;
 use crate::kafka::Progress;
 use crate::kafka::Recall;
 use crate::kafka::Unread;
+use crate::kafka::pages;
 use crate::kafka::pages::BadPageRecord;
 use crate::kafka::wait_to_try_again;
 use crate::model::AppId;
@@ -86,6 +91,10 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 /// Between two looks at the partition that another bridge owns.
 const LOOK_FOR_LIFE: Duration = Duration::from_secs(5);
+
+/// Limits of topics that were read longer ago are read again before an event is set aside because it
+/// seems too large: somebody may have raised them.
+const OLD_LIMITS: Duration = Duration::from_secs(30);
 
 /// A window in which nothing happened for so long, or up to twice as long, rests.
 const IDLE: Duration = Duration::from_secs(60);
@@ -131,10 +140,8 @@ struct Course {
     /// it: the position in the memory tells.
     pending: Option<(i64, Draft)>,
     signs: Signs,
-    /// Kafka refused a record: pages before this offset are delivered one at a time.
-    alone_before: i64,
-    /// The page whose records Kafka refused although it was alone, by its offset, and why.
-    refused: Option<(i64, String)>,
+    /// What Kafka refused.
+    ladder: Ladder,
 }
 
 /// Why a partition was let go.
@@ -148,6 +155,8 @@ enum LetGo {
     Page { partition: i32, offset: i64, source: BadPageRecord },
     #[error("go on with partition {partition}")]
     Attic { partition: i32, source: Unread },
+    #[error("an event seems too large: the limits of the topics are read again")]
+    OldLimits,
 }
 
 // === impl Publisher ===
@@ -172,6 +181,9 @@ impl<K: Kafka> Publisher<K> {
             let Err(cause) = self.own(&mut course, &condition, &stop, &give_up).await else {
                 return;
             };
+            if matches!(cause, LetGo::OldLimits) {
+                continue;
+            }
             self.metrics.failures.inc();
             condition.failing_alike(Chain(&cause));
             wait = match begun.elapsed() > LONGEST_WAIT {
@@ -256,27 +268,36 @@ impl<K: Kafka> Publisher<K> {
             self.count(draft, &mut course.signs.switches);
         }
         condition.ok();
+        let claimed_at = Instant::now();
         course.signs.pairs.forget_all_users();
         let mut rests = interval_at(Instant::now() + IDLE, IDLE);
         rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             may_panic("publisher");
-            let limit = course.limit(memory.position());
+            let limit = course.ladder.limit(memory.position(), PAGES_A_TRANSACTION);
+            let is_idle = !self.progress.is_behind(self.partition);
             let pages = tokio::select! {
                 biased;
                 () = give_up.cancelled() => return Ok(()),
                 () = self.finished(stop) => return Ok(()),
                 pages = next_pages(&mut owned, limit, &mut memory, &mut rests) => pages?,
             };
+            if is_idle {
+                self.observe_clock(&pages);
+            }
             let Some(pages) = self.follow(&mut trail, pages) else {
                 // Its offsets begin anew.
-                (course.alone_before, course.refused) = (0, None);
+                course.ladder.anew();
                 owned.read_from(None).await?;
                 continue;
             };
             let Some((last, _)) = pages.last() else { continue };
             let (position, alone) = (last + 1, pages.len() == 1);
             let mut draft = self.decode(&owned, &mut memory, course, pages)?;
+            if draft.has_too_large && claimed_at.elapsed() > OLD_LIMITS {
+                owned.doubt_limits();
+                return Err(LetGo::OldLimits);
+            }
             let batch = std::mem::take(&mut draft.batch);
             course.pending = Some((position, draft));
             let begun = Instant::now();
@@ -286,9 +307,9 @@ impl<K: Kafka> Publisher<K> {
                 () = give_up.cancelled() => return Ok(()),
                 delivered = owned.deliver(batch, position) => delivered,
             };
-            delivered.inspect_err(|error| course.learn(error, position, alone))?;
+            delivered.inspect_err(|error| self.learn(course, error, position, alone))?;
             self.metrics.transaction_duration.observe(begun.elapsed().as_secs_f64());
-            course.refused = None;
+            course.ladder.delivered();
             let delivered = course.pending.take().map(|(_, draft)| draft).unwrap_or_default();
             self.count(delivered, &mut course.signs.switches);
             self.progress.note_delivered(self.partition, position);
@@ -344,9 +365,10 @@ impl<K: Kafka> Publisher<K> {
         let mut draft = Draft::default();
         let context = decode::Context {
             limits: &|topic| owned.limits(topic),
-            now: self.clock.now(),
+            broker_time: &|appended| self.metrics.broker_clock.time(appended, self.clock.now()),
+            partition,
             incarnation: self.incarnation,
-            refused: course.refused.as_ref(),
+            ladder: &course.ladder,
         };
         for stored in &pages {
             let offset = stored.0;
@@ -360,6 +382,33 @@ impl<K: Kafka> Publisher<K> {
         self.tell(&mut draft);
         memory.write_changes(partition, &mut draft.batch);
         Ok(draft)
+    }
+
+    /// A page of ours that came while nothing of ours waited was appended a moment ago.
+    fn observe_clock(&self, pages: &[(i64, PageRecord)]) {
+        let Some((_, record)) = pages.last() else { return };
+        let is_ours = pages::id(record).is_some_and(|id| id.incarnation == self.incarnation);
+        if let Some(appended) = record.appended.filter(|_| is_ours) {
+            self.metrics.broker_clock.observe(appended, self.clock.now());
+        }
+    }
+
+    /// Takes a lesson from a transaction that failed, of pages before `position`.
+    fn learn(&self, course: &mut Course, error: &KafkaError, position: i64, alone: bool) {
+        if error.failure() != Failure::Unfit {
+            return;
+        }
+        let reason = error.to_string();
+        if let Lesson::OtherTimes(times) =
+            course.ladder.refused(error.unfit(), &reason, position, alone)
+        {
+            warn!(
+                partition = self.partition,
+                %error,
+                ?times,
+                "a topic refuses the timestamps of records: others are used for a while"
+            );
+        }
     }
 
     /// Says what logins and logouts tell of a second consumer. A hint, which need not wait for the
@@ -498,23 +547,7 @@ async fn next_pages(
 
 impl Course {
     fn new(signs: Signs) -> Self {
-        Self { pending: None, signs, alone_before: 0, refused: None }
-    }
-
-    /// How many pages may share the next transaction.
-    fn limit(&self, position: Option<i64>) -> usize {
-        if position.unwrap_or(0) < self.alone_before { 1 } else { PAGES_A_TRANSACTION }
-    }
-
-    /// Takes a lesson from a transaction that failed, of pages before `position`.
-    fn learn(&mut self, error: &KafkaError, position: i64, alone: bool) {
-        if error.failure() != Failure::Unfit {
-            return;
-        }
-        self.alone_before = self.alone_before.max(position);
-        if alone {
-            self.refused = Some((position - 1, error.to_string()));
-        }
+        Self { pending: None, signs, ladder: Ladder::default() }
     }
 }
 
@@ -525,7 +558,7 @@ impl LetGo {
         match self {
             Self::Kafka(error) => error.failure(),
             Self::Memory { .. } | Self::Page { .. } => Failure::Refused,
-            Self::Attic { .. } => Failure::Broken,
+            Self::Attic { .. } | Self::OldLimits => Failure::Broken,
         }
     }
 }

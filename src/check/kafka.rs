@@ -10,6 +10,7 @@ use crate::kafka::Found;
 use crate::kafka::Inspection;
 use crate::kafka::KafkaError;
 use crate::kafka::LARGEST_PAGE;
+use crate::kafka::Misfit;
 use crate::kafka::Right;
 use crate::kafka::Topic;
 use crate::kafka::TopicSettings;
@@ -22,6 +23,7 @@ struct Judge<'a> {
     cluster: &'a Cluster,
     topics: &'a Topics,
     brokers: usize,
+    spread: &'a Result<Vec<Misfit>, KafkaError>,
 }
 
 /// What is amiss with a topic: how bad, what, and the setting or the deed that mends it.
@@ -50,13 +52,22 @@ fn judged(
     let brokers = inspection.brokers;
     let plural = if brokers == 1 { "" } else { "s" };
     let reached = Finding::ok(subject, format!("{brokers} broker{plural}, and it lets us in"));
-    let judge = Judge { cluster, topics: &settings.kafka.topics, brokers };
+    let spread = &inspection.spread;
+    let judge = Judge { cluster, topics: &settings.kafka.topics, brokers, spread };
     let topics = inspection.topics.iter().map(|(topic, found)| {
         let may_create = inspection.rights.iter().find(|(it, _)| *it == Right::Create(*topic));
         judge.topic(*topic, *found, inspection.settings.get(topic), may_create)
     });
     let others = inspection.rights.iter().filter(|(it, _)| !matches!(it, Right::Create(_)));
-    std::iter::once(reached).chain(topics).chain(rights(others)).collect()
+    let made = inspection.makes_topics.filter(|makes| *makes).map(|_| makes_topics());
+    std::iter::once(reached).chain(made).chain(topics).chain(rights(others)).collect()
+}
+
+fn makes_topics() -> Finding {
+    let says = "auto.create.topics.enable is true, Kafka's default: when a topic is deleted, the next \
+                consumer that asks for it makes it again, with the brokers' partitions and settings";
+    let remedy = "set auto.create.topics.enable=false on the brokers";
+    Finding::warning("brokers", says, remedy)
 }
 
 /// One line for all that are there, and one for each that is not.
@@ -125,6 +136,7 @@ impl Judge<'_> {
         faults.extend(self.partitions(topic, partitions));
         if let Some(settings) = settings {
             faults.extend(self.settings(topic, settings));
+            faults.extend(self.stamped_by(topic, settings));
         }
         let there = format!("{partitions} partitions in {replicas} copies");
         let Some(verdict) = faults.iter().map(|(verdict, ..)| *verdict).max() else {
@@ -138,12 +150,16 @@ impl Judge<'_> {
     /// What a topic that is created by hand has to be set to.
     fn needed(&self, topic: Topic) -> String {
         let partitions = self.topics.page_partitions;
+        let stamped = "message.timestamp.type=LogAppendTime";
         match topic {
-            Topic::Pages => {
-                format!(" with {partitions} partitions and max.message.bytes={LARGEST_PAGE}")
+            Topic::Pages => format!(
+                " with {partitions} partitions, max.message.bytes={LARGEST_PAGE} and {stamped}"
+            ),
+            Topic::State => {
+                format!(" with {partitions} partitions, cleanup.policy=compact and {stamped}")
             }
-            Topic::State => format!(" with {partitions} partitions and cleanup.policy=compact"),
-            _ => String::new(),
+            Topic::DeadLetter | Topic::Gaps => format!(" with {stamped}"),
+            Topic::UserEvents | Topic::ChannelEvents => String::new(),
         }
     }
 
@@ -177,13 +193,58 @@ impl Judge<'_> {
     }
 
     fn partitions(&self, topic: Topic, partitions: usize) -> Option<Fault> {
-        let expected = self.topics.page_partitions.get();
         let fixed = matches!(topic, Topic::Pages | Topic::State);
-        (fixed && usize::try_from(expected) != Ok(partitions)).then(|| {
+        let (key, wanted) = match fixed {
+            true => ("page_partitions", self.topics.page_partitions.get()),
+            false => ("partitions", self.topics.partitions.get()),
+        };
+        let says = format!("{partitions} partitions and kafka.topics.{key} is {wanted}");
+        let misfits = match self.spread {
+            Ok(misfits) => misfits,
+            Err(error) if fixed && partitions != wanted as usize => {
+                let remedy = "give the key the number that the memory was written with: an app \
+                              must not move between partitions";
+                return Some((Verdict::Failed, error.finding(), remedy.to_owned()));
+            }
+            Err(_) => return None,
+        };
+        let misfit = misfits.iter().find(|misfit| misfit.topic == topic)?;
+        let (verdict, remedy) = match (misfit.lacks(), fixed, self.topics.create) {
+            (false, ..) => {
+                let remedy = format!("nothing need be done: the first {wanted} are used");
+                (Verdict::Warning, remedy)
+            }
+            (true, true, false) => {
+                let remedy = format!("add partitions until it has {wanted}");
+                (Verdict::Failed, remedy)
+            }
+            (true, true, true) => {
+                let remedy = "nothing need be done: the start adds the others".to_owned();
+                (Verdict::Warning, remedy)
+            }
+            (true, false, _) => {
+                let remedy = format!(
+                    "set the key to {partitions} if that is meant; the start adds partitions only \
+                     while the topic is empty"
+                );
+                (Verdict::Warning, remedy)
+            }
+        };
+        Some((verdict, says, remedy))
+    }
+
+    /// Topics that are not of events are stamped by the broker.
+    fn stamped_by(&self, topic: Topic, settings: &TopicSettings) -> Option<Fault> {
+        let is_of_events = matches!(topic, Topic::UserEvents | Topic::ChannelEvents);
+        let by = settings.get("message.timestamp.type").filter(|by| *by != "LogAppendTime")?;
+        (!is_of_events && !self.topics.create).then(|| {
             (
-                Verdict::Failed,
-                format!("{partitions} partitions and kafka.topics.page_partitions is {expected}"),
-                format!("set the key to {partitions}: an app must not move between partitions"),
+                Verdict::Warning,
+                format!(
+                    "message.timestamp.type is {by}: its records have the time of this machine, \
+                     and one whose clock is wrong can't write them"
+                ),
+                "set message.timestamp.type=LogAppendTime".to_owned(),
             )
         })
     }
@@ -242,7 +303,12 @@ fn state(settings: &TopicSettings) -> Vec<Fault> {
 
 /// Half of what the topic allows is how old a time of an event may be to stamp its record.
 fn events(settings: &TopicSettings) -> Option<Fault> {
-    let bounds = ["retention.ms", "message.timestamp.before.max.ms", "segment.ms"];
+    let bounds = [
+        "retention.ms",
+        "message.timestamp.before.max.ms",
+        "message.timestamp.difference.max.ms",
+        "segment.ms",
+    ];
     let (bound, kept) = bounds
         .into_iter()
         .filter_map(|name| Some((name, settings.number(name)?)))
@@ -253,7 +319,7 @@ fn events(settings: &TopicSettings) -> Option<Fault> {
             Verdict::Warning,
             format!(
                 "{bound} is {kept}: events older than {hours} h, as after an outage, are stamped \
-                 with the time of sending lest they expire at once (ce_time keeps theirs)"
+                 with the broker's time lest they expire at once (ce_time keeps theirs)"
             ),
             format!("set {bound} to {} or more", 2 * OLD_EVENT_MS),
         )

@@ -11,7 +11,7 @@ pub(super) const DELIVERIES: [(&str, Delivery); 2] =
     [("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)];
 
 /// The settings of librdkafka that are not the operator's: their names, and why.
-pub(super) const REFUSED: [(&[&str], &str); 13] = [
+pub(super) const REFUSED: [(&[&str], &str); 14] = [
     (&["bootstrap.servers", "metadata.broker.list"], "set kafka.bootstrap_servers instead"),
     (&["group.id"], "set kafka.group instead: ids of transactions begin with it too"),
     (
@@ -44,6 +44,10 @@ pub(super) const REFUSED: [(&[&str], &str); 13] = [
     (
         &["auto.offset.reset", "enable.partition.eof"],
         "where reading begins and ends decides whether pages are published twice or not at all",
+    ),
+    (
+        &["allow.auto.create.topics"],
+        "topics that come about by themselves have the broker's partitions and settings",
     ),
     (
         &["partitioner"],

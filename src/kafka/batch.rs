@@ -14,6 +14,7 @@ pub struct Batch {
     bytes: Vec<u8>,
     headers: Vec<(&'static str, Range<usize>)>,
     records: Vec<Spans>,
+    rest: Option<Timestamp>,
 }
 
 /// One record of a [`Batch`].
@@ -56,6 +57,12 @@ impl Batch {
         Draft { batch: self }
     }
 
+    /// Stamps the records that have no timestamp of their own; without this, with the time of
+    /// sending by the clock of this machine.
+    pub fn stamp_rest(&mut self, timestamp: Option<Timestamp>) {
+        self.rest = timestamp;
+    }
+
     /// The records.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
         self.records.iter().map(|spans| Record { batch: self, spans })
@@ -72,6 +79,11 @@ impl Batch {
             self.headers.truncate(spans.headers.start);
             self.bytes.truncate(spans.key.start);
         }
+    }
+
+    /// Continues the last record, where there is one.
+    pub(super) fn resume_last(&mut self) -> Option<Draft<'_>> {
+        (!self.records.is_empty()).then_some(Draft { batch: self })
     }
 
     /// How many records there are.
@@ -104,7 +116,7 @@ impl<'a> Record<'a> {
 
     /// Its timestamp; `None` is the time of sending.
     pub fn timestamp(&self) -> Option<Timestamp> {
-        self.spans.timestamp
+        self.spans.timestamp.or(self.batch.rest)
     }
 
     /// Its key.
@@ -140,7 +152,7 @@ impl Draft<'_> {
         self
     }
 
-    /// Stamps the record; `None` is the time of sending.
+    /// Stamps the record; `None` leaves that to [`Batch::stamp_rest`].
     pub fn timestamp(mut self, timestamp: Option<Timestamp>) -> Self {
         self.spans().timestamp = timestamp;
         self
@@ -209,6 +221,17 @@ mod tests {
         assert_eq!(first.timestamp(), Some(Timestamp::from_millis(5)));
         assert_eq!(first.size(), 7);
         assert_eq!((second.partition(), second.value()), (Some(3), None));
+        assert_eq!(second.timestamp(), None);
         assert_eq!(second.headers().len(), 0);
+    }
+
+    #[test]
+    fn records_without_a_time_of_their_own_get_that_of_the_batch() {
+        let mut batch = Batch::default();
+        batch.begin(Topic::UserEvents).timestamp(Some(Timestamp::from_millis(5))).key(b"u");
+        batch.begin(Topic::State).key(b"k");
+        batch.stamp_rest(Some(Timestamp::from_millis(9)));
+        let stamps: Vec<_> = batch.iter().map(|record| record.timestamp()).collect();
+        assert_eq!(stamps, [5, 9].map(|millis| Some(Timestamp::from_millis(millis))));
     }
 }

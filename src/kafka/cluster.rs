@@ -42,6 +42,7 @@ pub use self::reader::Spans;
 pub use self::reader::Stored;
 pub use self::replayer::Replayer;
 use self::topics::Facts;
+pub use self::topics::Misfit;
 use crate::config;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
@@ -134,7 +135,8 @@ impl Cluster {
         {
             return Err(error.clone());
         }
-        match topics::prepare(&self.shared.clients).await {
+        let prepared = topics::prepare(&self.shared.clients, &mut preparation.seen).await;
+        match prepared {
             Ok(facts) => Ok(Arc::clone(preparation.facts.insert(Arc::new(facts)))),
             Err(error) => {
                 preparation.failed = Some((Instant::now(), error.clone()));
@@ -184,6 +186,7 @@ struct Preparation {
     facts: Option<Arc<Facts>>,
     /// The topics are not ours to look at.
     is_given: bool,
+    seen: topics::Seen,
     /// The last failure, and when it came.
     failed: Option<(Instant, KafkaError)>,
 }

@@ -32,7 +32,14 @@ pub struct PageRecord {
     pub value: Bytes,
     /// Everything else.
     pub headers: Vec<(String, Vec<u8>)>,
+    /// When the broker appended it, by the broker's clock. `None` before it is stored, and where the
+    /// topic keeps the times of its producers.
+    pub appended: Option<Timestamp>,
 }
+
+/// The longest name of an app or region in a record, in bytes: the configuration takes 64. What
+/// is longer was written by something else, and would be copied into keys, values and logs.
+const LONGEST_NAME: usize = 256;
 
 /// What a record of the pages topic says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +94,8 @@ pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
             Bytes::new()
         }
     };
-    PageRecord { key: feed.app.as_str().as_bytes().to_vec(), value, headers: headers.0 }
+    let key = feed.app.as_str().as_bytes().to_vec();
+    PageRecord { key, value, headers: headers.0, appended: None }
 }
 
 /// The lowest version that can say this.
@@ -105,8 +113,12 @@ pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
     if version > VERSION {
         return Err(BadPageRecord::Newer(version));
     }
-    let app = std::str::from_utf8(&record.key).map_err(|_| BadPageRecord::Header("key"))?;
+    let app = std::str::from_utf8(&record.key).ok().filter(|app| app.len() <= LONGEST_NAME);
+    let app = app.ok_or(BadPageRecord::Header("key"))?;
     let region: String = required(headers, "region")?;
+    if region.len() > LONGEST_NAME {
+        return Err(BadPageRecord::Header("region"));
+    }
     let feed = Feed {
         app: AppId::new(app),
         region: Region::new(region),
@@ -265,7 +277,8 @@ mod tests {
         let read = kept.into_iter().map(|Kept { key, value, headers }| {
             let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes()));
             let headers = headers.collect();
-            decode(&PageRecord { key: key.into_bytes(), value: value.into(), headers }).unwrap()
+            let (key, value) = (key.into_bytes(), value.into());
+            decode(&PageRecord { key, value, headers, appended: None }).unwrap()
         });
         read.collect()
     }
@@ -300,6 +313,18 @@ mod tests {
         let Content::Page(plain) = page() else { panic!("a page") };
         let content_encoding = Some("gzip".to_owned());
         assert_eq!(version(Content::Page(Page { content_encoding, ..plain })), b"2");
+    }
+
+    #[test]
+    fn names_that_no_bridge_writes_are_not_copied() {
+        let long = "x".repeat(LONGEST_NAME + 1);
+        let mut record = encode(&entry(page()), Ticket(11));
+        record.key = long.clone().into_bytes();
+        assert_eq!(decode(&record), Err(BadPageRecord::Header("key")));
+        let mut record = encode(&entry(page()), Ticket(11));
+        let region = record.headers.iter_mut().find(|(name, _)| name == "region").unwrap();
+        region.1 = long.into_bytes();
+        assert_eq!(decode(&record), Err(BadPageRecord::Header("region")));
     }
 
     #[test]

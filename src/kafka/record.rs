@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::agora::Event;
 use crate::dedupe::Fingerprint;
+use crate::error::shortened;
 use crate::kafka::Batch;
 use crate::kafka::Draft;
 use crate::kafka::PageRecord;
@@ -36,21 +37,41 @@ pub struct Source {
 ///
 /// A record's timestamp decides when Kafka deletes it, and one outside of a topic's limits fails
 /// its whole batch: 1,000 records stamped ten days ago in a topic with seven days' retention were
-/// gone in four minutes.
+/// gone in four minutes. The brokers judge by their clock, so this machine's has no part in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamping {
-    /// An event older than this is stamped with the time of sending.
+    /// An event older than this does not stamp its record.
     pub oldest: Duration,
+    /// An event that is ahead of the brokers' clock by more does not stamp its record.
+    pub ahead: Duration,
 }
 
-/// An event more than this ahead of our clock is stamped with the time of sending.
-const NEWEST_AHEAD: Duration = Duration::from_secs(60);
+/// What is known of the brokers' clock while a page is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BrokerTime {
+    /// When the broker appended the page: certain, and past.
+    pub appended: Option<Timestamp>,
+    /// What its clock is believed to show now.
+    pub now: Timestamp,
+}
 
-/// Room that the headers of a dead letter take at most.
-const DEAD_LETTER_HEADERS: usize = 1_024;
+/// The longest reason in a dead letter, in bytes: some quote what others wrote.
+const LONGEST_REASON: usize = 512;
+
+/// As much of a foreign key as a dead letter repeats, in bytes.
+const LONGEST_KEY: usize = 256;
 
 /// The names that the value has itself; an unknown field of the same name goes under `extra`.
 const OWN_NAMES: [&str; 6] = ["app_id", "endpoint", "type", "user_id", "ms", "extra"];
+
+/// How many bytes a dead letter may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Key, value and headers together.
+    Bytes(usize),
+    /// Even that was refused: nothing of the bytes that it is about, only where they are.
+    Nothing,
+}
 
 // === impl Source ===
 
@@ -69,11 +90,21 @@ impl Source {
 // === impl Stamping ===
 
 impl Stamping {
-    /// The timestamp of a record; `None` is the time of sending.
-    pub fn stamp(&self, event: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let oldest = now.before(self.oldest);
-        let newest = now.after(NEWEST_AHEAD);
+    /// How far ahead an event may be where the topic sets no limit, or one that is larger.
+    pub const AHEAD: Duration = Duration::from_secs(60);
+
+    /// The event's time, where the topic keeps a record that is stamped with it.
+    pub fn stamp(&self, event: Timestamp, broker: BrokerTime) -> Option<Timestamp> {
+        let oldest = broker.now.before(self.oldest);
+        let newest = broker.appended.unwrap_or(broker.now).after(self.ahead);
         (oldest <= event && event <= newest && event.as_millis() >= 0).then_some(event)
+    }
+
+    /// The time of records that no event stamps: that of their page, unless it waited for too long
+    /// since.
+    pub fn rest(&self, broker: BrokerTime) -> Timestamp {
+        let oldest = broker.now.before(self.oldest);
+        broker.appended.filter(|appended| *appended >= oldest).unwrap_or(broker.now)
     }
 }
 
@@ -114,57 +145,74 @@ pub fn write_event<'a>(
 /// Writes what is not an event, with its bytes as received.
 ///
 /// `index` is its place in the page, counted from 0; `None` where the whole body is meant. Of more
-/// than `largest_record` bytes only the first are written, and the reason says so: all of them are
-/// in the page.
+/// than `room` bytes only the first are written, and the reason says so: all of them are in the
+/// page.
 pub fn write_dead_letter(
     batch: &mut Batch,
     source: &Source,
     index: Option<usize>,
     reason: &str,
     raw: &[u8],
-    largest_record: usize,
+    room: Room,
 ) {
-    let (raw, reason) = fitting(raw, reason, largest_record);
-    let mut draft = batch
+    let app = source.app.as_str().as_bytes();
+    let draft = batch
         .begin(Topic::DeadLetter)
-        .key(source.app.as_str().as_bytes())
-        .value(|bytes| bytes.extend_from_slice(raw))
-        .header("app", source.app.as_str().as_bytes())
+        .key(app)
+        .header("app", app)
         .header("endpoint", source.endpoint.name().as_bytes())
         .header("agora_page", source.page.as_bytes());
     if let Some(index) = index {
-        draft = draft.header_with("index", |bytes| print(bytes, format_args!("{index}")));
+        draft.header_with("index", |bytes| print(bytes, format_args!("{index}")));
     }
-    draft.header("reason", reason.as_bytes());
+    end_dead_letter(batch, reason, raw, room);
 }
 
-/// Writes a record of the pages topic that can't be read, as a dead letter.
+/// Writes a record of the pages topic that can't be read, as a dead letter. Nothing in it is larger
+/// than what a bridge writes, whatever the record holds: of a long key only the beginning.
 pub fn write_bad_page(
     batch: &mut Batch,
-    offset: i64,
+    (partition, offset): (i32, i64),
     page: &PageRecord,
     reason: &BadPageRecord,
-    largest_record: usize,
+    room: Room,
 ) {
-    let reason = format!("the record at offset {offset} of the pages topic: {reason}");
-    let (raw, reason) = fitting(&page.value, &reason, largest_record);
-    batch
-        .begin(Topic::DeadLetter)
-        .key(&page.key)
-        .value(|bytes| bytes.extend_from_slice(raw))
-        .header("app", &page.key)
-        .header("reason", reason.as_bytes());
+    let headers: usize = page.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let reason = format!(
+        "the record at offset {offset} of partition {partition} of the pages topic: {reason}; it \
+         has a key of {} bytes, a value of {} bytes and {} headers of {headers} bytes",
+        page.key.len(),
+        page.value.len(),
+        page.headers.len(),
+    );
+    let key = match room {
+        Room::Bytes(_) => page.key.get(..LONGEST_KEY).unwrap_or(&page.key),
+        Room::Nothing => &[],
+    };
+    batch.begin(Topic::DeadLetter).key(key).header("app", key);
+    end_dead_letter(batch, &reason, &page.value, room);
 }
 
-/// As many of the bytes as fit, and a reason that says so where these are not all.
-fn fitting<'a>(raw: &'a [u8], reason: &str, largest_record: usize) -> (&'a [u8], String) {
-    let room = largest_record.saturating_sub(DEAD_LETTER_HEADERS);
-    match raw.get(..room) {
-        Some(first) if room < raw.len() => {
-            (first, format!("{reason}; the first {room} of {} bytes", raw.len()))
+/// Writes the value and the reason, the last header, of the dead letter that was begun: as many of
+/// the bytes as fit, and where these are not all, the reason says so.
+fn end_dead_letter(batch: &mut Batch, reason: &str, raw: &[u8], room: Room) {
+    // The name of the header, and "; the first … of … bytes" with two numbers.
+    const NOTE: usize = 80;
+    let taken = batch.last().map_or(0, |record| record.size());
+    let reason = shortened(reason, LONGEST_REASON);
+    let free = match room {
+        Room::Bytes(most) => most.saturating_sub(taken + reason.len() + NOTE),
+        Room::Nothing => 0,
+    };
+    let first = raw.get(..free).unwrap_or(raw);
+    let Some(draft) = batch.resume_last() else { return };
+    draft.value(|bytes| bytes.extend_from_slice(first)).header_with("reason", |bytes| {
+        bytes.extend_from_slice(reason.as_bytes());
+        if first.len() < raw.len() {
+            let (first, all) = (first.len(), raw.len());
+            print(bytes, format_args!("; the first {first} of {all} bytes"));
         }
-        _ => (raw, reason.to_owned()),
-    }
+    });
 }
 
 /// Writes a gap.
@@ -401,19 +449,90 @@ mod tests {
         );
     }
 
+    /// The page was appended at 1,000,000, and the broker's clock may have gone on.
     #[test]
     fn only_times_that_the_topic_keeps_stamp_a_record() {
-        let stamping = Stamping { oldest: Duration::from_secs(100) };
-        let now = Timestamp::from_millis(1_000_000);
-        for (event, stamped) in [
-            (1_000_000, true),
-            (900_000, true),
-            (899_999, false),
-            (1_060_000, true),
-            (1_060_001, false),
+        let stamping = Stamping { oldest: Duration::from_secs(100), ahead: Duration::from_secs(5) };
+        let page = Timestamp::from_millis(1_000_000);
+        for (appended, now, event, stamped) in [
+            (Some(page), page, 1_000_000, true),
+            (Some(page), page, 900_000, true),
+            (Some(page), page, 899_999, false),
+            (Some(page), page, 1_005_000, true),
+            (Some(page), page, 1_005_001, false),
+            // What has become old meanwhile, and what may still be ahead.
+            (Some(page), page.after(Duration::from_secs(1)), 900_999, false),
+            (Some(page), page.after(Duration::from_secs(1)), 1_005_001, false),
+            (None, page, 1_005_000, true),
+            (None, page, 899_999, false),
         ] {
             let event = Timestamp::from_millis(event);
-            assert_eq!(stamping.stamp(event, now), stamped.then_some(event), "{event}");
+            let broker = BrokerTime { appended, now };
+            assert_eq!(stamping.stamp(event, broker), stamped.then_some(event), "{event}");
+        }
+    }
+
+    #[test]
+    fn what_no_event_stamps_has_the_time_of_its_page_unless_that_is_old() {
+        let stamping = Stamping { oldest: Duration::from_secs(100), ahead: Duration::from_secs(5) };
+        let appended = Timestamp::from_millis(1_000_000);
+        for (appended, waited, stamp) in [
+            (Some(appended), 0, 1_000_000),
+            (Some(appended), 100_000, 1_000_000),
+            (Some(appended), 100_001, 1_100_001),
+            (None, 7, 1_000_007),
+        ] {
+            let now = Timestamp::from_millis(1_000_000 + waited);
+            let stamped = stamping.rest(BrokerTime { appended, now });
+            assert_eq!(stamped, Timestamp::from_millis(stamp), "{waited}");
+        }
+    }
+
+    fn letter(batch: &Batch) -> (usize, &[u8], String) {
+        let record = batch.last().unwrap();
+        let (name, reason) = record.headers().last().unwrap();
+        assert_eq!(name, "reason");
+        let reason = String::from_utf8(reason.to_vec()).unwrap();
+        (record.size(), record.value().unwrap(), reason)
+    }
+
+    #[test]
+    fn a_dead_letter_has_room_in_its_topic_whatever_it_is_about() {
+        let source = Source::new(&AppId::new("a".repeat(64)), Endpoint::User, PAGE);
+        let (raw, said) = (vec![b'x'; 5_000], "because ".repeat(1_000));
+        for most in [900, 1_000, 2_000, 6_000, 1_000_000] {
+            for reason in ["short", &said] {
+                let mut batch = Batch::default();
+                write_dead_letter(&mut batch, &source, Some(3), reason, &raw, Room::Bytes(most));
+                let (size, value, written) = letter(&batch);
+                assert!(size <= most, "{size} bytes where {most} fit");
+                let is_whole = value.len() == raw.len();
+                assert_eq!(is_whole, most > 6_000 || (most == 6_000 && reason.len() < 512));
+                assert_eq!(is_whole, !written.contains("of 5000 bytes"), "{written}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_record_is_copied_within_bounds_and_its_sizes_are_told() {
+        let page = PageRecord {
+            key: vec![b'k'; 600_000],
+            value: vec![b'v'; 600_000].into(),
+            headers: vec![("h".repeat(300_000), vec![b'w'; 300_000])],
+            appended: None,
+        };
+        let bad = BadPageRecord::Header("version");
+        for (room, kept) in [(Room::Bytes(10_000), 256), (Room::Nothing, 0)] {
+            let mut batch = Batch::default();
+            write_bad_page(&mut batch, (3, 17), &page, &bad, room);
+            let (size, value, reason) = letter(&batch);
+            assert!(size <= 10_000, "{size} bytes");
+            assert_eq!(batch.last().unwrap().key().len(), kept);
+            assert_eq!(value.is_empty(), room == Room::Nothing);
+            for words in ["offset 17 of partition 3", "key of 600000 bytes", "1 headers of 600000"]
+            {
+                assert!(reason.contains(words), "{reason}");
+            }
         }
     }
 }

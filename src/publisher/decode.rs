@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::ladder::Ladder;
+use super::ladder::Times;
 use super::pairs::Pairs;
 use super::pairs::Told;
 use super::switches::Held;
@@ -20,6 +22,8 @@ use crate::kafka::Unread;
 use crate::kafka::pages;
 use crate::kafka::pages::BadPageRecord;
 use crate::kafka::record;
+use crate::kafka::record::BrokerTime;
+use crate::kafka::record::Room;
 use crate::kafka::record::Source;
 use crate::model::AppId;
 use crate::model::CLOCK_MARGIN;
@@ -45,6 +49,8 @@ pub(super) struct Draft {
     pub(super) bad_pages: u64,
     /// Pages that went to the dead-letter topic as they are.
     pub(super) set_aside: Vec<PageId>,
+    /// An event was larger than its topic was known to take.
+    pub(super) has_too_large: bool,
     /// What users' logins and logouts tell of a second consumer.
     pub(super) told: Vec<(AppId, Told)>,
     /// What each page held.
@@ -66,12 +72,14 @@ pub(super) struct Counts {
 pub(super) struct Context<'a> {
     /// What each topic takes.
     pub(super) limits: &'a dyn Fn(Topic) -> Limits,
-    /// The wall clock.
-    pub(super) now: Timestamp,
+    /// What is known of the brokers' clock, for a page that was appended then.
+    pub(super) broker_time: &'a dyn Fn(Option<Timestamp>) -> BrokerTime,
+    /// The partition that is read.
+    pub(super) partition: i32,
     /// Our own journal: the poller has entered its pages as received, all others are entered here.
     pub(super) incarnation: Incarnation,
-    /// The page whose records Kafka refused, by its offset, and why.
-    pub(super) refused: Option<&'a (i64, String)>,
+    /// What Kafka refused.
+    pub(super) ladder: &'a Ladder,
 }
 
 /// Why a record can't be taken in.
@@ -90,13 +98,15 @@ pub(super) fn take_in(
     context: &Context<'_>,
     (offset, record): &(i64, PageRecord),
 ) -> Result<(), Stuck> {
+    let broker = (context.broker_time)(record.appended);
+    draft.batch.stamp_rest(context.rest(Topic::Gaps, broker));
     let forwarded = match pages::decode(record) {
         Ok(forwarded) => forwarded,
         Err(newer @ BadPageRecord::Newer(_)) => return Err(Stuck::Page(newer)),
         // Not ours, or damaged: it must not stand in the way of those behind it.
         Err(bad) => {
-            let largest = (context.limits)(Topic::DeadLetter).largest_record;
-            record::write_bad_page(&mut draft.batch, *offset, record, &bad, largest);
+            let place = (context.partition, *offset);
+            record::write_bad_page(&mut draft.batch, place, record, &bad, context.room(*offset));
             draft.bad_pages += 1;
             memory.advance(*offset, None);
             return Ok(());
@@ -115,10 +125,12 @@ pub(super) fn take_in(
         Content::Page(page) => {
             let window =
                 memory.window(&page.feed.app, page.feed.endpoint).map_err(Stuck::Memory)?;
-            let reader = PageReader { draft, window, pairs, context, id, page: &page };
-            match context.refused {
-                Some((refused, reason)) if refused == offset => reader.set_aside(reason),
-                _ => reader.read(),
+            let room = context.room(*offset);
+            let reader =
+                PageReader { draft, window, pairs, context, broker, room, id, page: &page };
+            match context.ladder.refusal(*offset) {
+                Some(reason) => reader.set_aside(reason),
+                None => reader.read(),
             }
         }
     }
@@ -130,6 +142,9 @@ struct PageReader<'a> {
     window: &'a mut Window,
     pairs: &'a mut Pairs,
     context: &'a Context<'a>,
+    broker: BrokerTime,
+    /// What a dead letter may take.
+    room: Room,
     id: PageId,
     page: &'a Page,
 }
@@ -181,7 +196,8 @@ impl PageReader<'_> {
         self.count(counts);
     }
 
-    /// Writes the whole page as a dead letter, in the place of its events.
+    /// Writes the whole page as a dead letter, in the place of its events. What was cut off is
+    /// missing all the same.
     fn set_aside(mut self, reason: &str) {
         let feed = &self.page.feed;
         let source = Source::new(&feed.app, feed.endpoint, self.id);
@@ -192,6 +208,9 @@ impl PageReader<'_> {
         let reason = format!("Kafka refuses the events of this page: {reason}");
         self.dead_letter(&source, None, &reason, &self.page.body);
         self.pairs.forget_users(&feed.app);
+        if let Some(gap) = torn(self.page, split.elements.len() as u64, &split.ending) {
+            self.draft.gap(self.id, gap, self.pairs);
+        }
         self.draft.set_aside.push(self.id);
         self.count(Counts { received: elements, set_aside: elements, ..Counts::default() });
     }
@@ -235,12 +254,14 @@ impl PageReader<'_> {
                 self.draft.told.push((feed.app.clone(), told));
             }
         }
-        let limits = (self.context.limits)(Topic::of_events(feed.endpoint));
-        let timestamp = limits.stamping.stamp(event.time, self.context.now);
-        let batch = &mut self.draft.batch;
+        let topic = Topic::of_events(feed.endpoint);
+        let limits = (self.context.limits)(topic);
+        let timestamp = self.context.stamp(topic, event.time, self.broker);
+        let Draft { batch, has_too_large, .. } = &mut *self.draft;
         record::write_event(batch, source, &event, id, timestamp);
         if batch.last().is_some_and(|record| record.size() > limits.largest_record) {
             batch.remove_last();
+            *has_too_large = true;
             counts.set_aside += 1;
             let reason = "an event larger than its topic's max.message.bytes";
             self.dead_letter(source, Some(index), reason, element);
@@ -250,8 +271,35 @@ impl PageReader<'_> {
     }
 
     fn dead_letter(&mut self, source: &Source, index: Option<usize>, reason: &str, raw: &[u8]) {
-        let largest = (self.context.limits)(Topic::DeadLetter).largest_record;
-        record::write_dead_letter(&mut self.draft.batch, source, index, reason, raw, largest);
+        record::write_dead_letter(&mut self.draft.batch, source, index, reason, raw, self.room);
+    }
+}
+
+// === impl Context ===
+
+impl Context<'_> {
+    /// What stamps the record of an event.
+    fn stamp(&self, topic: Topic, event: Timestamp, broker: BrokerTime) -> Option<Timestamp> {
+        let stamping = (self.limits)(topic).stamping;
+        let own = (self.ladder.times() == Times::Events).then(|| stamping.stamp(event, broker));
+        own.flatten().or_else(|| self.rest(topic, broker))
+    }
+
+    /// What stamps the other records; `None` is the time of sending.
+    fn rest(&self, topic: Topic, broker: BrokerTime) -> Option<Timestamp> {
+        match self.ladder.times() {
+            Times::Events => Some((self.limits)(topic).stamping.rest(broker)),
+            Times::Broker => broker.appended,
+            Times::Sending => None,
+        }
+    }
+
+    /// What a dead letter of the page at `offset` may take.
+    fn room(&self, offset: i64) -> Room {
+        match self.ladder.bare_letters(offset) {
+            true => Room::Nothing,
+            false => Room::Bytes((self.limits)(Topic::DeadLetter).largest_record),
+        }
     }
 }
 
@@ -322,6 +370,7 @@ mod tests {
     use super::*;
     use crate::kafka::Recall;
     use crate::kafka::Stamping;
+    use crate::kafka::Unfit;
     use crate::model::Entry;
     use crate::model::Feed;
     use crate::model::Region;
@@ -331,7 +380,7 @@ mod tests {
     const LOGOUT: &str = r#"{"user_id":"u","type":"Logout","ms":1578027420762}"#;
 
     fn limits(_: Topic) -> Limits {
-        let stamping = Stamping { oldest: Duration::from_secs(3_600) };
+        let stamping = Stamping { oldest: Duration::from_secs(3_600), ahead: Stamping::AHEAD };
         Limits { stamping, largest_record: 2_000 }
     }
 
@@ -354,16 +403,29 @@ mod tests {
         pages::encode(&Entry { id, content: Content::Page(page) }, Ticket(ticket - 1))
     }
 
+    fn broker_time(appended: Option<Timestamp>) -> BrokerTime {
+        BrokerTime { appended, now: appended.unwrap_or_default() }
+    }
+
+    fn context(ladder: &Ladder) -> Context<'_> {
+        Context {
+            limits: &limits,
+            broker_time: &broker_time,
+            partition: 0,
+            incarnation: Incarnation::from_u128(0),
+            ladder,
+        }
+    }
+
     fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
+        read_after(&Ladder::default(), pages)
+    }
+
+    fn read_after(ladder: &Ladder, pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
         let mut draft = Draft::default();
         let mut memory = Recall::default().finish().unwrap();
         let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
-        let context = Context {
-            limits: &limits,
-            now: Timestamp::default(),
-            incarnation: Incarnation::from_u128(0),
-            refused: None,
-        };
+        let context = context(ladder);
         for stored in (0..).zip(pages) {
             take_in(&mut draft, &mut memory, &mut pairs, &context, &stored).unwrap();
         }
@@ -492,7 +554,7 @@ mod tests {
         let strange = PageRecord {
             key: b"who".to_vec(),
             value: Bytes::from_static(b"what"),
-            headers: Vec::new(),
+            ..PageRecord::default()
         };
         let body = format!(r#"{{"events":[{LOGIN}]}}"#);
         let (draft, counts) = read([strange, page(1, Wholeness::Whole, &body)]);
@@ -503,16 +565,67 @@ mod tests {
         newer.headers[0].1 = b"3".to_vec();
         let mut memory = Recall::default().finish().unwrap();
         let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
-        let context = Context {
-            limits: &limits,
-            now: Timestamp::default(),
-            incarnation: Incarnation::from_u128(0),
-            refused: None,
-        };
-        let refused =
-            take_in(&mut Draft::default(), &mut memory, &mut pairs, &context, &(0, newer));
+        let (ladder, stored) = (Ladder::default(), (0, newer));
+        let mut draft = Draft::default();
+        let refused = take_in(&mut draft, &mut memory, &mut pairs, &context(&ladder), &stored);
         assert!(matches!(refused, Err(Stuck::Page(BadPageRecord::Newer(3)))));
         assert_eq!(memory.position(), None);
+    }
+
+    /// The refusals that lead to the first page being set aside.
+    fn refused_alone(unfit: Option<Unfit>) -> Ladder {
+        let mut ladder = Ladder::default();
+        for _ in 0..2 {
+            ladder.refused(unfit, "for a reason", 1, true);
+        }
+        ladder
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_page_that_is_set_aside_leaves_its_gap_too() {
+        let body = format!(r#"{{"events":[{LOGIN},{}"#, LOGOUT.strip_suffix('}').unwrap());
+        let (draft, counts) = read_after(&refused_alone(None), [page(1, Wholeness::Cut, &body)]);
+        assert_eq!(counts, Counts { received: 1, set_aside: 1, ..Counts::default() });
+        assert_eq!(dead_letters(&draft), [body]);
+        let [gap] = &draft.gaps[..] else { panic!("what was cut off is missing") };
+        assert_eq!((gap.cause, gap.at_least), (GapCause::BodyCut, 1));
+        assert_eq!(draft.batch.iter().filter(|it| it.topic() == Topic::Gaps).count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_letter_that_was_refused_copies_nothing() {
+        let unfit = Unfit { topic: Topic::DeadLetter, is_time: false };
+        let strange = PageRecord {
+            key: vec![b'k'; 600_000],
+            value: Bytes::from_static(b"what"),
+            ..PageRecord::default()
+        };
+        let (draft, _) = read_after(&refused_alone(Some(unfit)), [strange]);
+        let letter = draft.batch.last().unwrap();
+        assert!(letter.size() < 400 && letter.key().is_empty(), "{} bytes", letter.size());
+        assert_eq!(dead_letters(&draft), [""]);
+    }
+
+    /// An event of years ago and one of now, by the broker's clock.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_topic_does_not_keep_is_stamped_with_the_brokers_time() {
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let fresh = r#"{"user_id":"u","type":"Login","ms":1699999999000}"#;
+        let body = format!(r#"{{"events":[{LOGIN},{fresh}]}}"#);
+        let record = PageRecord { appended: Some(now), ..page(1, Wholeness::Whole, &body) };
+        let time = Unfit { topic: Topic::UserEvents, is_time: true };
+        let mut ladder = Ladder::default();
+        for stamps in
+            [[Some(now), Some(now.before(Duration::from_secs(1)))], [Some(now); 2], [None; 2]]
+        {
+            let (draft, _) = read_after(&ladder, [record.clone()]);
+            let written: Vec<_> = draft.batch.iter().map(|record| record.timestamp()).collect();
+            assert_eq!(written, stamps);
+            ladder.refused(Some(time), "a time", 1, true);
+            if ladder.times() == Times::Events {
+                ladder.refused(Some(time), "a time", 1, true);
+            }
+        }
     }
 
     #[test]
@@ -523,6 +636,6 @@ mod tests {
         );
         let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
         assert_eq!(counts, Counts { received: 2, delivered: 1, set_aside: 1, ..Counts::default() });
-        assert!(dead_letters(&draft)[0].len() < 2_000);
+        assert!(dead_letters(&draft)[0].len() < 2_000 && draft.has_too_large);
     }
 }

@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit;
 
+use super::broker_clock::BrokerClock;
 use crate::model::AppId;
 use crate::model::Feed;
 use crate::model::Gap;
@@ -48,6 +49,8 @@ pub struct PublisherMetrics {
     pub oldest_repeat: Family<FeedLabels, Gauge<f64, AtomicU64>>,
     /// How often another region of Agora began to answer.
     pub region_switches: Family<FeedLabels, Counter>,
+    /// How far the brokers' clock and ours are apart.
+    pub broker_clock: BrokerClock,
 }
 
 /// Labels of what is counted for an app.
@@ -164,6 +167,7 @@ impl PublisherMetrics {
             "How often another region of Agora began to answer, as far as repeats tell",
             self.region_switches.clone(),
         );
+        registry.register_collector(Box::new(self.broker_clock.clone()));
     }
 }
 
@@ -184,6 +188,7 @@ impl Default for PublisherMetrics {
             feed_repeats: Family::default(),
             oldest_repeat: Family::default(),
             region_switches: Family::default(),
+            broker_clock: BrokerClock::default(),
         }
     }
 }

@@ -189,11 +189,15 @@ fn what_is_amiss_with_topics_is_named_with_its_remedy() {
         )
     };
     let all_but_gaps = |names: &Names| {
-        for topic in [&names.user_events, &names.channel_events, &names.dead_letter] {
+        for topic in [&names.user_events, &names.channel_events] {
             broker::create_topic(bootstrap, topic, 3);
         }
-        broker::create_topic_with(bootstrap, &names.pages, 4, &[("max.message.bytes", "10485760")]);
-        broker::create_topic_with(bootstrap, &names.state, 4, &[("cleanup.policy", "compact")]);
+        let stamped = ("message.timestamp.type", "LogAppendTime");
+        broker::create_topic_with(bootstrap, &names.dead_letter, 1, &[stamped]);
+        let pages = [stamped, ("max.message.bytes", "10485760")];
+        broker::create_topic_with(bootstrap, &names.pages, 4, &pages);
+        let state = [stamped, ("cleanup.policy", "compact")];
+        broker::create_topic_with(bootstrap, &names.state, 4, &state);
     };
     let missing = with(false, &all_but_gaps);
     missing.assert_failed(&[".gaps: missing", "create it, or set kafka.topics.create to true"]);
@@ -203,10 +207,20 @@ fn what_is_amiss_with_topics_is_named_with_its_remedy() {
         "cleanup.policy is delete",
         "set cleanup.policy=compact",
     ]);
-    with(true, &|names| broker::create_topic(bootstrap, &names.pages, 3)).assert_failed(&[
+    with(false, &|names| {
+        all_but_gaps(names);
+        broker::create_topic(bootstrap, &names.gaps, 1);
+    })
+    .assert_warned(&[".gaps", "CreateTime", "set message.timestamp.type=LogAppendTime"]);
+    with(true, &|names| broker::create_topic(bootstrap, &names.pages, 3)).assert_warned(&[
         ".pages",
         "3 partitions",
-        "set the key to 3",
+        "the start adds the others",
+    ]);
+    with(true, &|names| broker::create_topic(bootstrap, &names.pages, 5)).assert_warned(&[
+        ".pages",
+        "5 partitions",
+        "the first 4 are used",
     ]);
     with(true, &|names| {
         let day = [("retention.ms", "3600000")];

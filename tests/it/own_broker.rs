@@ -21,6 +21,7 @@ use rdkafka::producer::BaseRecord;
 use rdkafka::producer::Producer as _;
 use serde_json::Value;
 
+use crate::real_broker::topics::delete_topics;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::broker;
@@ -87,6 +88,13 @@ fn a_killed_broker_comes_back_with_its_records_and_its_address() {
 
     consumer.wait_until("three records", LIMIT, |records| records.len() == 3);
     assert_eq!(consumer.finish().len(), 3);
+}
+
+/// Kafka's default: whoever asks for a topic makes it. We don't.
+#[test]
+fn topics_that_are_deleted_come_back_as_they_were_where_topics_come_about_by_themselves() {
+    let broker = Broker::own();
+    delete_topics(&broker.bootstrap());
 }
 
 #[test]

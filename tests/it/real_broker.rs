@@ -14,10 +14,11 @@ mod memory;
 mod neighbours;
 mod odd_bodies;
 mod panics;
+mod refusals;
 mod refused;
 mod repeats;
 mod stops;
-mod topics;
+pub(crate) mod topics;
 
 use std::time::Duration;
 

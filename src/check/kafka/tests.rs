@@ -24,16 +24,32 @@ fn topics() -> Topics {
 }
 
 fn found(topic: Topic, brokers: usize, there: (usize, usize), set: &[(&str, &str)]) -> Finding {
+    found_with(topics(), topic, brokers, there, set)
+}
+
+fn found_with(
+    topics: Topics,
+    topic: Topic,
+    brokers: usize,
+    there: (usize, usize),
+    set: &[(&str, &str)],
+) -> Finding {
+    let wanted = match topic {
+        Topic::Pages | Topic::State => topics.page_partitions.get() as usize,
+        Topic::UserEvents | Topic::ChannelEvents => topics.partitions.get() as usize,
+        Topic::DeadLetter | Topic::Gaps => there.0,
+    };
+    let misfit = (there.0 != wanted).then_some(Misfit { topic, has: there.0, wanted });
     let kafka = Kafka {
         bootstrap_servers: "unused".to_owned(),
         group: "bridge".to_owned(),
         delivery: Delivery::ExactlyOnce,
-        topics: topics(),
+        topics: topics.clone(),
         options: [].into(),
     };
     let cluster = Cluster::new(kafka, "test");
-    let topics = topics();
-    let judge = Judge { cluster: &cluster, topics: &topics, brokers };
+    let spread = Ok(misfit.into_iter().collect());
+    let judge = Judge { cluster: &cluster, topics: &topics, brokers, spread: &spread };
     let settings: TopicSettings =
         set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let (partitions, replicas) = there;
@@ -49,7 +65,9 @@ fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
         (Topic::State, 1, (8, 1), &policy("compact")[..], ok, "8 partitions"),
         (Topic::State, 1, (8, 1), &policy("delete"), failed, "cleanup.policy=compact"),
         (Topic::State, 1, (8, 1), &policy("compact,delete"), failed, "would expire"),
-        (Topic::State, 1, (4, 1), &policy("compact"), failed, "set the key to 4"),
+        (Topic::State, 1, (4, 1), &policy("compact"), warning, "the start adds the others"),
+        (Topic::Pages, 1, (12, 1), &[], warning, "the first 8 are used"),
+        (Topic::UserEvents, 1, (1, 1), &[week], warning, "set the key to 1 if that is meant"),
         (Topic::Pages, 1, (8, 1), &policy("compact"), failed, "cleanup.policy=delete"),
         (Topic::Pages, 1, (8, 1), &[("max.message.bytes", "9")], warning, "bytes=10485760"),
         (Topic::Pages, 1, (8, 1), &[short], warning, "retention.ms=86400000"),
@@ -57,6 +75,14 @@ fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
         (Topic::UserEvents, 1, (6, 1), &[week], ok, ""),
         (Topic::UserEvents, 1, (6, 1), &[short], warning, "retention.ms to 172800000"),
         (Topic::UserEvents, 1, (6, 1), &[week, ("segment.ms", "9")], warning, "segment.ms to"),
+        (
+            Topic::UserEvents,
+            1,
+            (6, 1),
+            &[("message.timestamp.difference.max.ms", "9")],
+            warning,
+            "difference.max.ms to",
+        ),
         (Topic::Gaps, 3, (1, 1), &[], warning, "one copy"),
         (Topic::Gaps, 3, (1, 3), &[], warning, "min.insync.replicas=2"),
         (Topic::Gaps, 3, (1, 3), &[("min.insync.replicas", "2")], ok, ""),
@@ -66,4 +92,25 @@ fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
         assert_eq!(finding.verdict, verdict, "{set:?}: {finding}");
         assert!(finding.to_string().contains(words), "{set:?}: {finding}");
     }
+}
+
+#[test]
+fn what_the_start_would_alter_is_named_where_it_may_not() {
+    let of = |create: bool, topic, there, set: &[(&str, &str)]| {
+        found_with(Topics { create, ..topics() }, topic, 1, there, set)
+    };
+    let ours = [("message.timestamp.type", "CreateTime")];
+    let brokers = [("message.timestamp.type", "LogAppendTime")];
+    for topic in [Topic::Pages, Topic::State, Topic::Gaps, Topic::DeadLetter] {
+        let there = if matches!(topic, Topic::Pages | Topic::State) { (8, 1) } else { (1, 1) };
+        let finding = of(false, topic, there, &ours);
+        assert_eq!(finding.verdict, Verdict::Warning, "{finding}");
+        assert!(finding.to_string().contains("set message.timestamp.type=LogAppendTime"));
+        assert_eq!(of(true, topic, there, &ours).verdict, Verdict::Ok);
+        assert_eq!(of(false, topic, there, &brokers).verdict, Verdict::Ok);
+    }
+    assert_eq!(of(false, Topic::UserEvents, (6, 1), &ours).verdict, Verdict::Ok);
+    let few = of(false, Topic::Pages, (1, 1), &brokers);
+    assert_eq!(few.verdict, Verdict::Failed, "{few}");
+    assert!(few.to_string().contains("add partitions until it has 8"), "{few}");
 }

@@ -247,4 +247,8 @@ impl Owned for OfNowhere {
     fn limits(&self, _: Topic) -> Limits {
         match *self {}
     }
+
+    fn doubt_limits(&mut self) {
+        match *self {}
+    }
 }

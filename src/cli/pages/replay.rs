@@ -29,6 +29,7 @@ use crate::kafka::Reader;
 use crate::kafka::Replayer;
 use crate::kafka::Topic;
 use crate::kafka::record;
+use crate::kafka::record::BrokerTime;
 use crate::kafka::record::Source;
 use crate::model::AppId;
 use crate::model::Clock;
@@ -210,7 +211,7 @@ impl Decoder<'_> {
                 self.sum.repeats += 1;
                 continue;
             }
-            let stamp = limits.stamping.stamp(event.time, now);
+            let stamp = limits.stamping.stamp(event.time, BrokerTime { appended: None, now });
             let draft = record::write_event(&mut self.batch, &source, &event, fingerprint, stamp);
             draft.header("replayed", now.to_string().as_bytes());
             if self.batch.last().is_some_and(|record| record.size() > limits.largest_record) {

@@ -147,6 +147,11 @@ impl Clients {
         }
     }
 
+    /// The topic of a name.
+    pub(super) fn topic_named(&self, name: &str) -> Option<Topic> {
+        Topic::ALL.into_iter().find(|topic| self.topic(*topic) == name)
+    }
+
     /// Makes topics and reads their settings.
     pub(super) fn admin(&self) -> Result<AdminClient<Listener>, KafkaError> {
         AdminClient::from_config_and_context(&self.common()?, self.listener.clone())
@@ -293,7 +298,6 @@ impl Clients {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
-            .set("allow.auto.create.topics", "false")
             // Prefetched pages count against our memory.
             .set("queued.max.messages.kbytes", "4096");
         // That queue is full all the time while much is read, and librdkafka looks at a full one
@@ -319,6 +323,9 @@ impl Clients {
             has_ca |= name.starts_with("ssl.ca");
             config.set(name, value);
         }
+        // A producer's default is true: a topic that was deleted would come back with the broker's
+        // number of partitions and none of our settings.
+        config.set("allow.auto.create.topics", "false");
         // By default it grows to ten seconds, in which a broker that is back waits for us.
         self.default(&mut config, "reconnect.backoff.max.ms", "1000");
         self.default(&mut config, "socket.keepalive.enable", "true");

@@ -46,6 +46,7 @@ use super::coordinator::missing;
 use super::failure::is_passing;
 use super::reach::reach;
 use super::topics;
+use super::topics::Misfit;
 use crate::config::Delivery;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
@@ -63,6 +64,11 @@ pub struct Inspection {
     pub topics: Vec<(Topic, Found)>,
     /// The settings of the topics that may be looked at.
     pub settings: HashMap<Topic, TopicSettings>,
+    /// Topics with another number of partitions than the configuration's, where that can be lived
+    /// with or mended; or why it can't.
+    pub spread: Result<Vec<Misfit>, KafkaError>,
+    /// Whether the brokers make a topic that somebody asks for; `None` where we may not know.
+    pub makes_topics: Option<bool>,
     /// Every right that was tried.
     pub rights: Vec<(Right, Result<(), KafkaError>)>,
 }
@@ -108,6 +114,12 @@ pub enum Right {
 pub(super) async fn inspect(clients: &Clients) -> Result<Inspection, KafkaError> {
     let admin = clients.admin()?;
     let (brokers, topics) = found(clients).await?;
+    let counts = topics.iter().filter_map(|(topic, found)| match found {
+        Found::There { partitions, .. } => Some((*topic, *partitions)),
+        Found::Missing | Found::Hidden => None,
+    });
+    let counts: HashMap<Topic, usize> = counts.collect();
+    let mut seen = topics::Seen::default();
     let of = |wanted: fn(&Found) -> bool| -> Vec<Topic> {
         topics.iter().filter(|(_, found)| wanted(found)).map(|(topic, _)| *topic).collect()
     };
@@ -119,33 +131,36 @@ pub(super) async fn inspect(clients: &Clients) -> Result<Inspection, KafkaError>
         let (clients, topics) = (clients.clone(), topics.to_owned());
         blocking(move || work(&clients, &topics))
     };
-    let (looked, created, written, read, transacted, noted) = tokio::join!(
+    let (looked, created, written, read, transacted, noted, spread, makes_topics) = tokio::join!(
         look(clients, &admin, &there),
         create(clients, &admin, &missing),
         trying(write, &there),
         trying(read, &readable),
         trying(transact, &[]),
         trying(note, &[]),
+        topics::misfits(clients, &counts, &mut seen),
+        makes_topics(&admin, brokers.first().copied()),
     );
     let (settings, looked) = looked?;
     let rights = [looked, created, written, read, transacted, noted].concat();
-    Ok(Inspection { brokers, topics, settings, rights })
+    let brokers = brokers.len();
+    Ok(Inspection { brokers, topics, settings, spread, makes_topics, rights })
 }
 
 type Rights = Vec<(Right, Result<(), KafkaError>)>;
 
-async fn found(clients: &Clients) -> Result<(usize, Vec<(Topic, Found)>), KafkaError> {
+async fn found(clients: &Clients) -> Result<(Vec<i32>, Vec<(Topic, Found)>), KafkaError> {
     let reader = clients.probing_reader()?;
     let clients = clients.clone();
     blocking(move || {
         let servers = clients.settings().bootstrap_servers.as_str();
-        let mut brokers = 0;
+        let mut brokers = Vec::new();
         let mut topics = Vec::new();
         for topic in Topic::ALL {
             let name = clients.topic(topic);
             // Asked by its name: in a list, one that is hidden is not there.
             let metadata = reach(&reader, servers, Some(name))?;
-            brokers = metadata.brokers().len();
+            brokers = metadata.brokers().iter().map(|broker| broker.id()).collect();
             let found = metadata.topics().iter().find(|it| it.name() == name);
             topics.push((topic, found.map_or(Found::Missing, found_as)));
         }
@@ -194,9 +209,18 @@ async fn look(
     Ok((settings, rights))
 }
 
+/// Asks one of the brokers; they are set alike.
+async fn makes_topics(admin: &AdminClient<Listener>, broker: Option<i32>) -> Option<bool> {
+    let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
+    let broker = ResourceSpecifier::Broker(broker?);
+    let settings =
+        admin.describe_configs([&broker], &options).await.ok()?.into_iter().next()?.ok()?;
+    settings.get("auto.create.topics.enable")?.value.as_ref()?.parse().ok()
+}
+
 fn topic_of(clients: &Clients, resource: &ConfigResource) -> Option<Topic> {
     let OwnedResourceSpecifier::Topic(name) = &resource.specifier else { return None };
-    Topic::ALL.into_iter().find(|topic| clients.topic(*topic) == name)
+    clients.topic_named(name)
 }
 
 async fn create(clients: &Clients, admin: &AdminClient<Listener>, missing: &[Topic]) -> Rights {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::Message as _;
+use rdkafka::Timestamp as MessageTime;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::consumer::CommitMode;
 use rdkafka::consumer::Consumer as _;
@@ -50,6 +51,8 @@ use crate::kafka::PageRecord;
 use crate::kafka::Recall;
 use crate::kafka::Record;
 use crate::kafka::Topic;
+use crate::kafka::Unfit;
+use crate::model::Timestamp;
 
 /// How long a transaction may take before its failure can only be its own time-out.
 const LONG_TRANSACTION: Duration = Duration::from_secs(10);
@@ -167,6 +170,10 @@ impl Owned for OwnedPartition {
 
     fn limits(&self, topic: Topic) -> Limits {
         self.facts.limits(topic)
+    }
+
+    fn doubt_limits(&mut self) {
+        self.clients.doubt_topics();
     }
 }
 
@@ -303,12 +310,8 @@ impl Worker {
                 }
                 None => error.finding(),
             };
-            KafkaError::new(
-                failure,
-                "deliver pages of",
-                format!("partition {}", self.partition),
-                reason,
-            )
+            let subject = format!("partition {}", self.partition);
+            KafkaError::new(failure, "deliver pages of", subject, reason).with_unfit(error.unfit())
         })
     }
 
@@ -448,14 +451,18 @@ impl Worker {
     }
 
     /// A record of the memory or a gap fits every topic that is set up as it has to be: its refusal
-    /// says nothing about the page.
+    /// says nothing about the page. Its timestamp is our choice.
     fn not_written(&self, topic: &str, error: &ClientError) -> KafkaError {
-        let ours = [Topic::State, Topic::Gaps].map(|topic| self.clients.topic(topic));
-        let failure = match failure_of(error) {
-            Failure::Unfit if ours.contains(&topic) => Failure::Refused,
-            failure => failure,
+        let is_time = error.rdkafka_error_code() == Some(RDKafkaErrorCode::InvalidTimestamp);
+        let unfit = match failure_of(error) {
+            Failure::Unfit => self.clients.topic_named(topic).map(|topic| Unfit { topic, is_time }),
+            _ => None,
         };
-        KafkaError::new(failure, "write to", topic, error)
+        let failure = match unfit {
+            Some(Unfit { topic: Topic::State | Topic::Gaps, is_time: false }) => Failure::Refused,
+            _ => failure_of(error),
+        };
+        KafkaError::new(failure, "write to", topic, error).with_unfit(unfit)
     }
 
     fn failed(&self, operation: &'static str, error: ClientError) -> KafkaError {
@@ -497,7 +504,12 @@ pub(super) fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
         };
         headers.iter().map(header).collect()
     });
+    let appended = match message.timestamp() {
+        MessageTime::LogAppendTime(millis) => Some(Timestamp::from_millis(millis)),
+        _ => None,
+    };
     PageRecord {
+        appended,
         key: message.key().unwrap_or_default().to_vec(),
         value: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
         headers: headers.unwrap_or_default(),

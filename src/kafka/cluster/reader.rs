@@ -62,8 +62,19 @@ impl Reader {
         self.clients.topic(topic)
     }
 
-    /// How many partitions a topic has.
+    /// How many partitions of a topic are used: of pages and memory the first ones, should others
+    /// have been added.
     pub fn partitions(&self, topic: Topic) -> Result<u32, KafkaError> {
+        let used = self.clients.settings().topics.page_partitions.get();
+        let partitions = self.count(topic)?;
+        match topic {
+            Topic::Pages | Topic::State => Ok(partitions.min(used)),
+            _ => Ok(partitions),
+        }
+    }
+
+    /// How many partitions a topic has.
+    pub(super) fn count(&self, topic: Topic) -> Result<u32, KafkaError> {
         let name = self.name(topic);
         let metadata = self.uncommitted.fetch_metadata(Some(name), ANSWER_TIMEOUT);
         let metadata = metadata.map_err(|error| {
@@ -85,17 +96,22 @@ impl Reader {
     /// What a topic holds now. With `since` no more than from the first record of each partition
     /// that is stamped with that time or a later one.
     pub fn spans(&self, topic: Topic, since: Option<Timestamp>) -> Result<Spans, KafkaError> {
-        let partitions = i32::try_from(self.partitions(topic)?).unwrap_or(i32::MAX);
+        let mut spans = self.all_spans(topic, self.partitions(topic)? as usize)?;
+        if let Some(since) = since {
+            self.begin_at(topic, &mut spans, since)?;
+        }
+        Ok(spans)
+    }
+
+    /// What so many partitions of a topic hold now.
+    pub(super) fn all_spans(&self, topic: Topic, partitions: usize) -> Result<Spans, KafkaError> {
         let mut spans = Spans::new();
-        for partition in 0..partitions {
+        for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
             let (low, high) = self
                 .uncommitted
                 .fetch_watermarks(self.name(topic), partition, ANSWER_TIMEOUT)
                 .map_err(|error| self.failed(topic, error))?;
             spans.insert(partition, low..high);
-        }
-        if let Some(since) = since {
-            self.begin_at(topic, &mut spans, since)?;
         }
         Ok(spans)
     }

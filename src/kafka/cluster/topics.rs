@@ -1,23 +1,24 @@
 //! Whether the topics are as they have to be, and what they allow.
 
+mod settings;
+mod spread;
+
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::admin::AdminOptions;
 use rdkafka::admin::ConfigResource;
 use rdkafka::admin::NewTopic;
-use rdkafka::admin::ResourceSpecifier;
 use rdkafka::admin::TopicReplication;
 use rdkafka::admin::TopicResult;
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::info;
-use tracing::warn;
 
 use super::ANSWER_TIMEOUT;
 use super::blocking;
 use super::clients::Clients;
-use super::clients::LARGEST_PAGE;
 use super::clients::Listener;
 use super::reach::reach;
 use crate::kafka::Failure;
@@ -26,8 +27,22 @@ use crate::kafka::Limits;
 use crate::kafka::Stamping;
 use crate::kafka::Topic;
 
-/// Room in a batch beside its records.
-const BATCH_OVERHEAD: usize = 1_024;
+pub use self::spread::Misfit;
+pub(super) use self::spread::misfits;
+
+/// Room in a batch beside the bytes of its records: 61 of the batch and up to some 100 of a record
+/// are numbers.
+const BATCH_OVERHEAD: usize = 256;
+
+/// What this process has seen of topics, over all looks at them.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Numbers of partitions that the memory was found to fit, though they are not the
+    /// configuration's.
+    spread: Option<Vec<usize>>,
+    /// What was logged, so that each is logged once.
+    told: HashSet<(Topic, &'static str)>,
+}
 
 /// What the topics allow.
 #[derive(Debug, Default)]
@@ -38,7 +53,7 @@ pub(super) struct Facts {
 /// Kafka's defaults, where a broker does not tell: seven days, and its 1 MiB less librdkafka's own
 /// bound of a batch.
 const DEFAULT_LIMITS: Limits = Limits {
-    stamping: Stamping { oldest: Duration::from_secs(7 * 86_400 / 2) },
+    stamping: Stamping { oldest: Duration::from_secs(7 * 86_400 / 2), ahead: Stamping::AHEAD },
     largest_record: 1_000_000 - BATCH_OVERHEAD,
 };
 
@@ -55,8 +70,21 @@ impl Facts {
     }
 }
 
+// === impl Seen ===
+
+impl Seen {
+    /// True the first time.
+    fn tell(&mut self, topic: Topic, what: &'static str) -> bool {
+        self.told.insert((topic, what))
+    }
+
+    fn has_told(&self, topic: Topic, what: &'static str) -> bool {
+        self.told.contains(&(topic, what))
+    }
+}
+
 /// Finds the topics or makes them, and reads their settings.
-pub(super) async fn prepare(clients: &Clients) -> Result<Facts, KafkaError> {
+pub(super) async fn prepare(clients: &Clients, seen: &mut Seen) -> Result<Facts, KafkaError> {
     let admin = clients.admin()?;
     let found = partitions(clients).await?;
     let missing: Vec<Topic> =
@@ -64,21 +92,12 @@ pub(super) async fn prepare(clients: &Clients) -> Result<Facts, KafkaError> {
     if !missing.is_empty() {
         make(clients, &admin, &missing).await?;
     }
-    let expected = clients.settings().topics.page_partitions.get();
-    for topic in [Topic::Pages, Topic::State] {
-        match found.get(&topic) {
-            Some(&partitions) if partitions != expected as usize => {
-                let reason = format!(
-                    "it has {partitions} partitions and kafka.topics.page_partitions is {expected}; \
-                     the number is fixed for the life of the topic: an app's pages would go to \
-                     another partition than its memory. Set the key to {partitions}"
-                );
-                return Err(KafkaError::new(Failure::Refused, "use", clients.topic(topic), reason));
-            }
-            _ => {}
-        }
-    }
-    Ok(Facts { limits: limits(clients, &admin).await? })
+    let misfits = misfits(clients, &found, seen).await?;
+    spread::settle(clients, &admin, &misfits, seen).await?;
+    let described = settings::describe(clients, &admin).await?;
+    let described = settings::mend(clients, &admin, described, &misfits, seen).await?;
+    let limits = described.iter().map(|(topic, resource)| (*topic, limits(resource)));
+    Ok(Facts { limits: limits.collect() })
 }
 
 /// The number of partitions of each topic that is there.
@@ -133,11 +152,11 @@ pub(super) async fn create(
     only_ask: bool,
 ) -> Result<Vec<TopicResult>, KafkaError> {
     let topics = &clients.settings().topics;
-    let retention = topics.page_retention.as_millis().to_string();
-    let largest_page = LARGEST_PAGE.to_string();
-    let new: Vec<NewTopic<'_>> = missing
+    let wanted = |topic: &Topic| (*topic, settings::wanted(*topic, topics));
+    let wanted: Vec<_> = missing.iter().map(wanted).collect();
+    let new: Vec<NewTopic<'_>> = wanted
         .iter()
-        .map(|topic| {
+        .map(|(topic, settings)| {
             let partitions = match topic {
                 Topic::UserEvents | Topic::ChannelEvents => topics.partitions.get(),
                 Topic::Pages | Topic::State => topics.page_partitions.get(),
@@ -146,17 +165,7 @@ pub(super) async fn create(
             let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
             let replication = TopicReplication::Fixed(topics.replication_factor.into());
             let new = NewTopic::new(clients.topic(*topic), partitions, replication);
-            match topic {
-                Topic::Pages => {
-                    new.set("retention.ms", &retention).set("max.message.bytes", &largest_page)
-                }
-                Topic::State => new
-                    .set("cleanup.policy", "compact")
-                    .set("segment.bytes", "33554432")
-                    .set("min.cleanable.dirty.ratio", "0.1")
-                    .set("delete.retention.ms", "600000"),
-                _ => new,
-            }
+            settings.iter().fold(new, |new, (name, value)| new.set(name, value))
         })
         .collect();
     let options = AdminOptions::new()
@@ -168,45 +177,71 @@ pub(super) async fn create(
     })
 }
 
-/// What the topics allow; the defaults where we may not know.
-async fn limits(
-    clients: &Clients,
-    admin: &AdminClient<Listener>,
-) -> Result<HashMap<Topic, Limits>, KafkaError> {
-    let resources: Vec<ResourceSpecifier<'_>> =
-        Topic::ALL.iter().map(|topic| ResourceSpecifier::Topic(clients.topic(*topic))).collect();
-    let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
-    let described = match admin.describe_configs(&resources, &options).await {
-        Ok(described) => described,
-        Err(error) => {
-            let what = "the settings of the topics";
-            return Err(KafkaError::new(Failure::Unavailable, "read", what, error));
-        }
+/// What a topic with these settings allows. Half of each limit on times: pages wait, and clocks of
+/// brokers differ.
+fn limits(settings: &ConfigResource) -> Limits {
+    let number = |name: &str| settings.get(name)?.value.as_ref()?.parse::<u64>().ok();
+    let half = |names: &[&str]| {
+        let limit = names.iter().filter_map(|name| number(name)).min()?;
+        Some(Duration::from_millis(limit / 2))
     };
-    let limits = |resource: ConfigResource| {
-        let topic = Topic::ALL.into_iter().find(|topic| {
-            matches!(&resource.specifier, rdkafka::admin::OwnedResourceSpecifier::Topic(name)
-                if name == clients.topic(*topic))
-        })?;
-        let number = |name: &str| resource.get(name)?.value.as_ref()?.parse::<u64>().ok();
-        let oldest = ["retention.ms", "message.timestamp.before.max.ms", "segment.ms"]
-            .into_iter()
-            .filter_map(number)
-            .min()
-            .map_or(DEFAULT_LIMITS.stamping.oldest, |oldest| Duration::from_millis(oldest / 2));
-        let largest_record = number("max.message.bytes")
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .map_or(DEFAULT_LIMITS.largest_record, |bytes| {
-                bytes.saturating_sub(BATCH_OVERHEAD).min(DEFAULT_LIMITS.largest_record)
-            });
-        Some((topic, Limits { stamping: Stamping { oldest }, largest_record }))
+    // Brokers before 3.6 have one limit for both directions, and later ones obey it where it is set.
+    let both = "message.timestamp.difference.max.ms";
+    let oldest = half(&["retention.ms", "message.timestamp.before.max.ms", both, "segment.ms"]);
+    let ahead = half(&["message.timestamp.after.max.ms", both]);
+    let stamping = Stamping {
+        oldest: oldest.unwrap_or(DEFAULT_LIMITS.stamping.oldest),
+        ahead: ahead.unwrap_or(Stamping::AHEAD).min(Stamping::AHEAD),
     };
-    let described = described.into_iter().filter_map(|resource| match resource {
-        Ok(resource) => limits(resource),
-        Err(error) => {
-            warn!(%error, "a topic's settings are not ours to read; Kafka's defaults are assumed");
-            None
+    let largest_record = number("max.message.bytes")
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .map_or(DEFAULT_LIMITS.largest_record, |bytes| {
+            bytes.saturating_sub(BATCH_OVERHEAD).min(DEFAULT_LIMITS.largest_record)
+        });
+    Limits { stamping, largest_record }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::admin::ConfigEntry;
+    use rdkafka::admin::ConfigSource;
+    use rdkafka::admin::OwnedResourceSpecifier;
+
+    use super::*;
+
+    fn of(settings: &[(&str, &str)]) -> Limits {
+        let entry = |(name, value): &(&str, &str)| ConfigEntry {
+            name: (*name).to_owned(),
+            value: Some((*value).to_owned()),
+            source: ConfigSource::Default,
+            is_read_only: false,
+            is_default: true,
+            is_sensitive: false,
+        };
+        let entries = settings.iter().map(entry).collect();
+        limits(&ConfigResource {
+            specifier: OwnedResourceSpecifier::Topic("t".to_owned()),
+            entries,
+        })
+    }
+
+    #[test]
+    fn every_limit_on_times_is_looked_up() {
+        let (none, week) = (("retention.ms", "-1"), ("retention.ms", "604800000"));
+        let after = "message.timestamp.after.max.ms";
+        let both = "message.timestamp.difference.max.ms";
+        let forever = "9223372036854775807";
+        for (settings, oldest, ahead) in [
+            (&[week, (after, forever), (both, forever)][..], 302_400_000, 60_000),
+            (&[week, ("message.timestamp.before.max.ms", "1000")], 500, 60_000),
+            (&[week, (after, "3600000")], 302_400_000, 60_000),
+            (&[week, (after, "5000")], 302_400_000, 2_500),
+            // An older broker.
+            (&[week, (both, "10000")], 5_000, 5_000),
+            (&[none], 302_400_000, 60_000),
+        ] {
+            let [oldest, ahead] = [oldest, ahead].map(Duration::from_millis);
+            assert_eq!(of(settings).stamping, Stamping { oldest, ahead }, "{settings:?}");
         }
-    });
-    Ok(described.collect())
+    }
 }

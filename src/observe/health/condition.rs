@@ -20,6 +20,7 @@ use tracing::warn;
 
 use super::Health;
 use super::Key;
+use crate::error::shortened;
 use crate::model::Timestamp;
 
 /// A holder of one thing that can be well or fail. Cheap to clone; clones are one holder.
@@ -103,6 +104,9 @@ struct News {
 /// No place among the failures: those begin at one.
 const WELL: u64 = 0;
 
+/// The longest reason that is kept, in bytes: several errors, each with what it quotes.
+const LONGEST_REASON: usize = 4_000;
+
 // === impl Condition ===
 
 impl Condition {
@@ -137,12 +141,12 @@ impl Condition {
 
     /// Says what has to come about before all is well, as a start does. Not logged: nothing failed.
     pub fn pending(&self, reason: impl Display) {
-        self.say(&Arc::from(reason.to_string()), Kind::Pending);
+        self.say(&told(reason), Kind::Pending);
     }
 
     /// Says what is wrong. Said again while it lasts, only the reason is replaced.
     pub fn failing(&self, reason: impl Display) {
-        let reason = Arc::from(reason.to_string());
+        let reason = told(reason);
         if self.say(&reason, Kind::Own).begins {
             self.log(&reason);
         }
@@ -150,7 +154,7 @@ impl Condition {
 
     /// The same where one cause makes many fail and the reason names it: one of them logs it.
     pub fn failing_alike(&self, reason: impl Display) {
-        let reason = Arc::from(reason.to_string());
+        let reason = told(reason);
         if matches!(self.say(&reason, Kind::Alike), News { begins: true, told: false }) {
             self.log(&reason);
         }
@@ -175,6 +179,11 @@ impl Condition {
         let Key { name, subject } = &self.holder.key;
         warn!(condition = name, %subject, reason, "condition failing");
     }
+}
+
+/// A reason as it is kept: it may quote what others wrote.
+fn told(reason: impl Display) -> Arc<str> {
+    Arc::from(shortened(&reason.to_string(), LONGEST_REASON))
 }
 
 // === impl Holder ===

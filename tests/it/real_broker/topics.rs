@@ -6,8 +6,11 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::admin::AdminOptions;
 use rdkafka::admin::AlterConfig;
+use rdkafka::admin::NewPartitions;
 use rdkafka::admin::ResourceSpecifier;
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer as _;
 
 use super::LIMIT;
 use super::stop;
@@ -15,23 +18,57 @@ use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::broker;
 use crate::support::consume::Consumer;
+use crate::support::consume::read_all;
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 use crate::support::within;
 
-struct Admin(AdminClient<DefaultClientContext>);
+/// Somebody who may do everything.
+pub(super) struct Admin {
+    client: AdminClient<DefaultClientContext>,
+    reader: BaseConsumer,
+}
 
 // === impl Admin ===
 
 impl Admin {
-    fn new(bootstrap: &str) -> Self {
-        let client = ClientConfig::new().set("bootstrap.servers", bootstrap).create();
-        Self(client.expect("the settings are right"))
+    pub(super) fn new(bootstrap: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", bootstrap);
+        let client = config.create().expect("the settings are right");
+        Self { client, reader: config.create().expect("the settings are right") }
     }
 
-    fn delete(&self, topic: &str) {
-        let deleted = block_on(self.0.delete_topics(&[topic], &AdminOptions::new()));
+    /// How many partitions a topic has; none where it is not there.
+    pub(super) fn partitions(&self, topic: &str) -> usize {
+        let metadata = self.reader.fetch_metadata(None, LIMIT).expect("the broker answers");
+        let found = metadata.topics().iter().find(|it| it.name() == topic);
+        found.map_or(0, |it| it.partitions().len())
+    }
+
+    pub(super) fn wait_for_partitions(&self, topic: &str, partitions: usize) {
+        within(LIMIT, || (self.partitions(topic) == partitions).then_some(()))
+            .unwrap_or_else(|late| panic!("{topic} has {partitions} partitions: {late}"));
+    }
+
+    pub(super) fn add_partitions(&self, topic: &str, to: usize) {
+        let new = [NewPartitions::new(topic, to)];
+        let added = block_on(self.client.create_partitions(&new, &AdminOptions::new()));
+        assert!(added.expect("the broker answers").iter().all(Result::is_ok), "{topic}");
+        self.wait_for_partitions(topic, to);
+    }
+
+    /// What a topic is set to.
+    pub(super) fn setting(&self, topic: &str, name: &str) -> String {
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let described = block_on(self.client.describe_configs(&asked, &AdminOptions::new()));
+        let resource = described.expect("the broker answers").remove(0).expect("it is there");
+        resource.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn delete(&self, topic: &str) {
+        let deleted = block_on(self.client.delete_topics(&[topic], &AdminOptions::new()));
         assert!(
             deleted.expect("the broker answers").iter().all(Result::is_ok),
             "{topic} is deleted"
@@ -39,9 +76,13 @@ impl Admin {
     }
 
     fn set_largest(&self, topic: &str, bytes: &str) {
-        let change =
-            AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-        let changed = block_on(self.0.alter_configs([&change], &AdminOptions::new()));
+        // This request replaces all settings; whose clock stamps must stay, or the bridge would
+        // mend it in the middle of the test.
+        let stamped_by = self.setting(topic, "message.timestamp.type");
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic))
+            .set("max.message.bytes", bytes)
+            .set("message.timestamp.type", &stamped_by);
+        let changed = block_on(self.client.alter_configs([&change], &AdminOptions::new()));
         assert!(
             changed.expect("the broker answers").iter().all(Result::is_ok),
             "{topic} takes {bytes} bytes"
@@ -54,12 +95,12 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime needs nothing").block_on(future)
 }
 
-fn wait_for(bridge: &Bridge, what: &str, is_there: impl Fn(&Bridge) -> bool) {
+pub(super) fn wait_for(bridge: &Bridge, what: &str, is_there: impl Fn(&Bridge) -> bool) {
     within(LIMIT, || is_there(bridge).then_some(()))
         .unwrap_or_else(|late| panic!("{what}: {late}\n{}", bridge.get("/ready").body));
 }
 
-fn busy() -> Agora {
+pub(super) fn busy() -> Agora {
     Agora::start(Script {
         apps: vec![AppScript::numbered(0).rates(200.0, 200.0)],
         ..Script::default()
@@ -68,7 +109,12 @@ fn busy() -> Agora {
 
 #[test]
 fn topics_that_are_deleted_are_made_again_and_delivering_goes_on() {
-    let (bootstrap, names) = (broker::shared(), Names::unique("deleted"));
+    delete_topics(broker::shared());
+}
+
+/// Deletes topics under a running bridge, one after the other: they come back as they were.
+pub(crate) fn delete_topics(bootstrap: &str) {
+    let names = Names::unique("deleted");
     let (agora, admin) = (busy(), Admin::new(bootstrap));
     let mut bridge = Bridge::start(&agora.config(&names, bootstrap, Hosts::EachRegion));
     bridge.wait_ready();
@@ -88,6 +134,9 @@ fn topics_that_are_deleted_are_made_again_and_delivering_goes_on() {
                 && bridge.get("/ready").status == 200
         });
     }
+    let partitions =
+        [&names.user_events, &names.state, &names.pages].map(|it| admin.partitions(it));
+    assert_eq!(partitions, [3, 4, 4]);
     agora.come_to_rest(&[0], LIMIT);
     stop(&mut bridge);
 }
@@ -119,6 +168,8 @@ fn limits_that_are_lowered_cost_nothing() {
 
     agora.come_to_rest(&[0], LIMIT);
     stop(&mut bridge);
+    let letters = read_all(bootstrap, &[&names.dead_letter]);
+    assert!(letters.is_empty(), "every event fits: {letters:?}");
     // A page that was set aside was overtaken, so the order is not asserted.
     judge(&names, agora.events(), &consumer.finish()).assert_complete();
 }

@@ -34,6 +34,8 @@ use agora_rtm_bridge::kafka::PageRecord;
 use agora_rtm_bridge::kafka::Recall;
 use agora_rtm_bridge::kafka::Stamping;
 use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::kafka::Unfit;
+use agora_rtm_bridge::model::Timestamp;
 use rand::RngExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -65,6 +67,8 @@ pub(crate) struct Claimed {
     partition: i32,
     epoch: u64,
     position: usize,
+    /// What the event topics took when it was claimed.
+    largest: usize,
 }
 
 /// What became of transactions.
@@ -100,6 +104,10 @@ pub(crate) struct Stored {
 struct State {
     seed: u64,
     trouble: Trouble,
+    /// What its clock showed when everything began; without one it stamps no pages.
+    clock: Option<Timestamp>,
+    /// The largest record that the event topics take, in bytes.
+    largest: usize,
     partitions: Vec<Partition>,
     /// One log a topic: only the order of records with the same key has a meaning.
     topics: BTreeMap<Topic, Vec<Stored>>,
@@ -168,6 +176,8 @@ impl Cluster {
         Self(Arc::new(Mutex::new(State {
             seed,
             trouble,
+            clock: None,
+            largest: 1_000_000,
             partitions: (0..partitions)
                 .map(|it| Partition::new(seed ^ u64::from(it) << 32))
                 .collect(),
@@ -178,6 +188,16 @@ impl Cluster {
             ending: false,
             broken_promises: Vec::new(),
         })))
+    }
+
+    /// Gives it a clock, which showed this when everything began.
+    pub(crate) fn set_clock(&self, epoch: Timestamp) {
+        self.lock().clock = Some(epoch);
+    }
+
+    /// Sets the largest record that the event topics take, in bytes.
+    pub(crate) fn set_largest(&self, bytes: usize) {
+        self.lock().largest = bytes;
     }
 
     /// A process begins to speak to it.
@@ -353,7 +373,8 @@ impl Kafka for Client {
         for StateRecord { key, value } in self.state().read_memory(partition) {
             recall.take(&key, value.as_deref());
         }
-        Ok((Claimed { client: self.clone(), partition, epoch, position: 0 }, recall))
+        let largest = self.state().largest;
+        Ok((Claimed { client: self.clone(), partition, epoch, position: 0, largest }, recall))
     }
 }
 
@@ -399,12 +420,16 @@ impl Owned for Claimed {
     async fn deliver(&mut self, batch: Batch, position: i64) -> Result<(), KafkaError> {
         let now = self.client.now.get();
         let position = usize::try_from(position).expect("offsets are positive");
+        let unfit = self.client.state().unfit(now, &batch, self.largest);
         let (id, told) =
-            self.client.state().begin(now, self.partition, self.epoch, &batch, position);
+            self.client.state().begin(now, self.partition, self.epoch, &batch, position, unfit);
         let promise = NotDropped { cluster: self.client.cluster.clone(), kept: false };
         let told = self.client.told(told, "deliver").await;
         promise.keep();
-        told?;
+        told.map_err(|error| match error.failure() {
+            Failure::Unfit => error.with_unfit(unfit),
+            _ => error,
+        })?;
         if self.client.state().committed.contains(&id) {
             return Ok(());
         }
@@ -412,9 +437,12 @@ impl Owned for Claimed {
     }
 
     fn limits(&self, _: Topic) -> Limits {
-        let stamping = Stamping { oldest: Duration::from_secs(3 * 86_400) };
-        Limits { stamping, largest_record: 1_000_000 }
+        let oldest = Duration::from_secs(3 * 86_400);
+        let ahead = self.client.state().trouble.told_ahead.unwrap_or(Stamping::AHEAD);
+        Limits { stamping: Stamping { oldest, ahead }, largest_record: self.largest }
     }
+
+    fn doubt_limits(&mut self) {}
 }
 
 /// Notes when a transaction is dropped by anything but the end of its process.
@@ -446,7 +474,7 @@ impl State {
     /// Lets arrive what arrives until now.
     fn settle(&mut self, now: Duration) {
         for partition in &mut self.partitions {
-            partition.store_until(now);
+            partition.store_until(now, self.clock);
             let arrived = partition
                 .open
                 .take_if(|open| open.commit.is_some_and(|commit| commit.arrives_at <= now));
@@ -560,6 +588,23 @@ impl State {
         memory.clone()
     }
 
+    /// The first event that is refused for what it is. A client that believes in a larger limit than
+    /// there is fills its batches to that, and they are refused as a whole.
+    fn unfit(&self, now: Duration, batch: &Batch, believed: usize) -> Option<Unfit> {
+        let is_event = |topic| [Topic::UserEvents, Topic::ChannelEvents].contains(&topic);
+        batch.iter().filter(|record| is_event(record.topic())).find_map(|record| {
+            let (topic, value) = (record.topic(), record.value().unwrap_or_default());
+            let is_time =
+                self.clock.zip(self.trouble.refused_ahead).is_some_and(|(epoch, most)| {
+                    // Without a timestamp it would be our clock's, which such a test has set wrong.
+                    record.timestamp().is_none_or(|stamp| stamp > epoch.after(now).after(most))
+                });
+            let is_large = believed.max(record.size()) > self.largest;
+            let refused = is_time || is_large || self.trouble.refuses_event(topic, value);
+            refused.then_some(Unfit { topic, is_time })
+        })
+    }
+
     /// Begins a transaction and decides how it will end, as far as it is not another's to decide.
     fn begin(
         &mut self,
@@ -568,6 +613,7 @@ impl State {
         epoch: u64,
         batch: &Batch,
         position: usize,
+        unfit: Option<Unfit>,
     ) -> (u64, Told) {
         self.last_id += 1;
         let id = self.last_id;
@@ -583,9 +629,6 @@ impl State {
         let mut commit = Some(Commit { leaves_at, arrives_at });
         let mut told = Told { at: answered_at, failure: None };
         let mut told_wrong = 0;
-        let unfit = batch.iter().any(|record| {
-            self.trouble.refuses_event(record.topic(), record.value().unwrap_or_default())
-        });
         if strikes {
             told.failure = Some(Failure::Broken);
             if unknown {
@@ -611,7 +654,7 @@ impl State {
             return (id, Told { at: answered_at, failure: Some(Failure::Broken) });
         }
         let (records, memory) = read_batch(batch);
-        if unfit {
+        if unfit.is_some() {
             return (id, Told { at: answered_at, failure: Some(Failure::Unfit) });
         }
         partition.open = Some(Open { id, epoch, records, memory, position, commit });
@@ -653,9 +696,13 @@ impl Partition {
         }
     }
 
-    fn store_until(&mut self, now: Duration) {
+    fn store_until(&mut self, now: Duration, clock: Option<Timestamp>) {
         let arrived = self.on_the_way.iter().take_while(|it| it.arrives_at <= now).count();
-        self.pages.extend(self.on_the_way.drain(..arrived).map(|it| (it.id, it.record)));
+        let stored = self.on_the_way.drain(..arrived).map(|it| {
+            let appended = clock.map(|epoch| epoch.after(it.arrives_at));
+            (it.id, PageRecord { appended, ..it.record })
+        });
+        self.pages.extend(stored);
     }
 }
 

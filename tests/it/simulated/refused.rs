@@ -26,6 +26,8 @@ use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
 use agora_rtm_bridge::publisher::Publisher;
 use agora_rtm_bridge::publisher::PublisherMetrics;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use rusqlite::Connection;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +44,9 @@ use crate::support::pages;
 const SECOND: Duration = Duration::from_secs(1);
 const PAGES: u64 = 30;
 
+/// When everything begins, by the cluster's clock.
+const EPOCH: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
 /// The two loops behind the poller, on one partition.
 struct Loops {
     kafka: Cluster,
@@ -53,6 +58,7 @@ struct Loops {
     progress: Progress,
     accounts: Accounts,
     forwarder: ForwarderMetrics,
+    publishing: PublisherMetrics,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -64,18 +70,34 @@ impl Loops {
         Self::start_with(trouble, Attic::default()).await
     }
 
+    /// The cluster's clock is right, ours is ahead.
+    async fn start_ahead(trouble: Trouble, ahead: Duration) -> Self {
+        Self::start_of(trouble, Attic::default(), ahead).await
+    }
+
     async fn start_with(trouble: Trouble, attic: Attic) -> Self {
+        Self::start_of(trouble, attic, Duration::ZERO).await
+    }
+
+    async fn start_of(trouble: Trouble, attic: Attic, ahead: Duration) -> Self {
         let database = Connection::open_in_memory().expect("SQLite has databases in memory");
-        Self::start_on(database, 1 << 30, trouble, attic).await
+        Self::start_on(database, 1 << 30, trouble, attic, ahead).await
     }
 
     /// With a journal in this database and of this size.
-    async fn start_on(database: Connection, size: u64, trouble: Trouble, attic: Attic) -> Self {
+    async fn start_on(
+        database: Connection,
+        size: u64,
+        trouble: Trouble,
+        attic: Attic,
+        ahead: Duration,
+    ) -> Self {
         listen_for_panics();
         take_panics();
         let now = Now::born_at(Duration::ZERO).await;
-        let clock = Clock::simulated(Timestamp::from_millis(1_700_000_000_000));
+        let clock = Clock::simulated(EPOCH.after(ahead));
         let kafka = Cluster::new(1, trouble, 1);
+        kafka.set_clock(EPOCH);
         let incarnation = Incarnation::from_u128(1);
         let (journal, _) = Journal::simulated(database, size, incarnation, clock.now())
             .expect("the journal can be opened");
@@ -89,6 +111,7 @@ impl Loops {
             progress: Progress::new(1),
             accounts: Accounts::default(),
             forwarder: ForwarderMetrics::default(),
+            publishing: PublisherMetrics::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -123,15 +146,21 @@ impl Loops {
             progress: self.progress.clone(),
             accounts: self.accounts.clone(),
             health: health.clone(),
-            metrics: PublisherMetrics::default(),
+            metrics: self.publishing.clone(),
         };
         self.tasks.spawn(publisher.run(stop.clone(), stop.clone()));
     }
 
     /// Commits pages of two events, one page for each number.
     async fn commit(&self, numbers: std::ops::Range<u64>) {
+        self.commit_of(numbers, [EPOCH.before(SECOND); 2]).await;
+    }
+
+    /// The same, of events that happened then.
+    async fn commit_of(&self, numbers: std::ops::Range<u64>, times: [Timestamp; 2]) {
+        let [login, logout] = times.map(Timestamp::as_millis);
         for number in numbers {
-            let page = self.page(number);
+            let page = self.page_of(number, [login, logout]);
             let now = self.clock.now();
             let room = self.journal.reserve(&page.feed, 0, None, now).await.expect("it has room");
             room.settle(Content::Page(page)).await.expect("the database takes it");
@@ -140,9 +169,13 @@ impl Loops {
 
     /// A page of two events.
     fn page(&self, number: u64) -> Page {
-        let event =
-            |kind| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":1699999999000}}"#);
-        let body = format!(r#"{{"events":[{},{}]}}"#, event("Login"), event("Logout"));
+        self.page_of(number, [EPOCH.before(SECOND).as_millis(); 2])
+    }
+
+    fn page_of(&self, number: u64, [login, logout]: [i64; 2]) -> Page {
+        let event = |kind, ms| format!(r#"{{"user_id":"u{number}.","type":"{kind}","ms":{ms}}}"#);
+        let (login, logout) = (event("Login", login), event("Logout", logout));
+        let body = format!(r#"{{"events":[{login},{logout}]}}"#);
         pages::of_users(&AppId::new("a"), self.clock.now(), body)
     }
 
@@ -233,7 +266,7 @@ async fn a_gap_that_the_pages_topic_refuses_leaves_when_it_is_taken_and_the_othe
 async fn a_full_journal_with_a_page_that_is_refused_forwards_all_others() {
     let trouble = Trouble { refused_page: Some(b"u7."), until: 600 * SECOND, ..Trouble::default() };
     let database = Connection::open_in_memory().expect("SQLite has databases in memory");
-    let loops = Loops::start_on(database, 4 << 20, trouble, Attic::default()).await;
+    let loops = Loops::start_on(database, 4 << 20, trouble, Attic::default(), Duration::ZERO).await;
     loops.commit(0..PAGES).await;
     // Requests that are out have all the room that there is.
     let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
@@ -265,7 +298,7 @@ async fn a_full_disk_with_a_page_that_is_refused_forwards_all_others() {
     let name = "file:/refused-on-a-full-disk?vfs=memdb";
     let database = Connection::open(name).expect("SQLite has databases in memory");
     let operator = Connection::open(name).expect("it is there");
-    let loops = Loops::start_on(database, 1 << 30, trouble, Attic::default()).await;
+    let loops = Loops::start_on(database, 1 << 30, trouble, Attic::default(), Duration::ZERO).await;
     loops.commit(0..PAGES - 3).await;
     let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
     let mut out = Vec::new();
@@ -312,6 +345,93 @@ async fn a_page_whose_events_kafka_refuses_is_set_aside_with_its_bytes_and_the_o
     let figures = loops.accounts.total().to_string();
     assert!(figures.contains("set aside 2 "), "{figures}");
     loops.end().await;
+}
+
+/// All events fit into what the topic takes now: only what was believed of it was wrong.
+#[tokio::test(start_paused = true)]
+async fn limits_that_are_lowered_set_nothing_aside_that_still_fits() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.forward();
+    loops.commit(0..PAGES).await;
+    sleep(5 * SECOND).await;
+    loops.kafka.set_largest(2_500);
+    for number in PAGES..2 * PAGES {
+        // Each page alone in its transaction.
+        loops.commit(number..number + 1).await;
+        sleep(SECOND).await;
+    }
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    assert_eq!(loops.kafka.records(Topic::DeadLetter), []);
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_were_raised_are_noticed_before_an_event_is_set_aside() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.kafka.set_largest(300);
+    loops.forward();
+    loops.commit(0..5).await;
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), Vec::<String>::new());
+    assert_eq!(loops.kafka.records(Topic::DeadLetter).len(), 10, "each event for itself");
+    loops.kafka.set_largest(1_000_000);
+    sleep(60 * SECOND).await;
+    loops.commit(5..10).await;
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(5..10, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
+/// Events of years ago among those of now, and a machine whose clock is eight hours ahead: what was
+/// stamped by it would be refused.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_hours_ahead_stamps_nothing_and_is_named() {
+    let hours = 3_600 * SECOND;
+    let trouble = Trouble { refused_ahead: Some(hours), until: 600 * SECOND, ..Trouble::default() };
+    let loops = Loops::start_ahead(trouble, 8 * hours).await;
+    loops.forward();
+    let old = EPOCH.before(5 * 365 * 24 * hours);
+    for number in 0..PAGES {
+        loops.commit_of(number..number + 1, [old, EPOCH]).await;
+        sleep(2 * SECOND).await;
+    }
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]));
+    assert_eq!(loops.kafka.records(Topic::DeadLetter), []);
+    assert_eq!(loops.publishing.failures.get(), 0, "nothing was refused");
+    let mut registry = Registry::default();
+    loops.publishing.register(&mut registry);
+    let mut metrics = String::new();
+    encode(&mut metrics, &registry).unwrap();
+    let ahead = metrics.lines().find_map(|line| line.strip_prefix("kafka_clock_ahead_seconds "));
+    let ahead: f64 = ahead.expect("the difference is known").parse().unwrap();
+    assert!((ahead + 8.0 * 3_600.0).abs() < 1.0, "{ahead}");
+    loops.end().await;
+}
+
+/// Agora's clock is half a minute ahead, and the topic takes five seconds; with the right to know
+/// that, and without.
+#[tokio::test(start_paused = true)]
+async fn events_that_are_ahead_of_the_cluster_are_delivered_at_any_load() {
+    for told_ahead in [Some(2 * SECOND), None] {
+        let (refused_ahead, until) = (Some(5 * SECOND), 600 * SECOND);
+        let trouble = Trouble { refused_ahead, told_ahead, until, ..Trouble::default() };
+        let loops = Loops::start(trouble).await;
+        loops.forward();
+        for number in 0..4 * PAGES {
+            let now = loops.clock.now().after(30 * SECOND);
+            loops.commit_of(number..number + 1, [now, now]).await;
+            sleep(SECOND / 4).await;
+        }
+        sleep(5 * SECOND).await;
+        assert_eq!(loops.published(), twice_each(0..4 * PAGES, &[]));
+        assert_eq!(loops.kafka.records(Topic::DeadLetter), []);
+        let failures = loops.publishing.failures.get();
+        assert_eq!(failures, if told_ahead.is_some() { 0 } else { 2 });
+        loops.end().await;
+    }
 }
 
 /// Half of the pages stand at the beginning of a new topic, which then grows beyond where the old

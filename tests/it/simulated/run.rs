@@ -151,11 +151,13 @@ impl<'a> Run<'a> {
         if let Some(bytes) = plan.cut_first_page_at {
             agora.cut_first_page_at(bytes);
         }
+        let kafka = Cluster::new(plan.page_partitions, plan.trouble.clone(), plan.seed);
+        kafka.set_clock(plan.script.epoch);
         Self {
             plan,
             settings: settings(plan),
             agora,
-            kafka: Cluster::new(plan.page_partitions, plan.trouble.clone(), plan.seed),
+            kafka,
             now: Duration::ZERO,
             lives: Vec::new(),
             disk: Disk::new(),

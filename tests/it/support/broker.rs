@@ -87,13 +87,18 @@ pub(crate) fn shared() -> &'static str {
     static SHARED: LazyLock<Result<(String, Option<Broker>), String>> =
         LazyLock::new(|| match given() {
             Some(bootstrap) => Ok((bootstrap, None)),
-            None => Broker::start(None, |_| Extra::default())
-                .map(|broker| (broker.bootstrap(), Some(broker))),
+            None => Broker::start(None, strict).map(|broker| (broker.bootstrap(), Some(broker))),
         });
     match &*SHARED {
         Ok((bootstrap, _broker)) => bootstrap,
         Err(report) => panic!("{report}"),
     }
+}
+
+/// As strict clusters have it: no topic comes about by itself. Brokers of a test's own leave it at
+/// Kafka's default.
+fn strict(_: &Path) -> Extra {
+    Extra { settings: "auto.create.topics.enable=false\n".to_owned(), ..Extra::default() }
 }
 
 /// Creates a topic, for tests that publish something themselves.
@@ -317,8 +322,6 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertises}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT{protocols}
 log.dirs={data}
-# As strict clusters have it: the bridge creates its topics or says that they are missing.
-auto.create.topics.enable=false
 # One node, and topics of its own that are made quickly.
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4

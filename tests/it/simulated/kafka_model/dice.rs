@@ -34,6 +34,10 @@ pub(crate) struct Trouble {
     pub(crate) refused_gaps: bool,
     /// Transactions in which an event holds this are refused for what they are.
     pub(crate) refused_event: Option<&'static [u8]>,
+    /// Events that are further ahead of the cluster's clock are refused for their time.
+    pub(crate) refused_ahead: Option<Duration>,
+    /// What the cluster says that this limit is; by default what a bridge assumes without.
+    pub(crate) told_ahead: Option<Duration>,
     /// When all of it but `away` is over.
     pub(crate) until: Duration,
 }
