@@ -30,6 +30,7 @@ use rdkafka::producer::BaseRecord;
 use rdkafka::producer::Producer as _;
 use rdkafka::producer::ProducerContext;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::LIMIT;
 use super::stop;
@@ -201,7 +202,7 @@ async fn a_clock_that_is_eight_hours_ahead_delivers_and_is_named() {
         health: Health::new(clock),
         metrics: metrics.clone(),
     };
-    let published = tokio::task::spawn(publisher.run(stop.clone(), stop.clone()));
+    let published = TaskTracker::new().spawn(publisher.run(stop.clone(), stop.clone()));
     let old = real.before(Duration::from_secs(5 * 365 * 86_400));
     for ticket in 1..=6 {
         cluster.append(1, page(ticket, [old, real])).await.unwrap();
