@@ -200,7 +200,7 @@ fn what_is_amiss_with_topics_is_named_with_its_remedy() {
         broker::create_topic_with(bootstrap, &names.state, 4, &state);
     };
     let missing = with(false, &all_but_gaps);
-    missing.assert_failed(&[".gaps: missing", "create it, or set kafka.topics.create to true"]);
+    missing.assert_failed(&[".gaps: missing", "LogAppendTime, or set kafka.topics.create to true"]);
     assert_eq!(missing.lines("warning"), [""; 0], "{}", missing.out);
     with(true, &|names| broker::create_topic(bootstrap, &names.state, 4)).assert_failed(&[
         ".state",
