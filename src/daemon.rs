@@ -230,6 +230,11 @@ impl Daemon {
                 group: parts.settings.kafka.group.clone(),
                 incarnation: parts.journal.incarnation(),
                 regions: regions.clone(),
+                feeds: apps
+                    .iter()
+                    .filter(|app| partition_of_app(app, partitions) == partition)
+                    .flat_map(feeds_of)
+                    .collect(),
                 clock: parts.clock,
                 progress: progress.clone(),
                 accounts: self.report.accounts().clone(),

@@ -299,14 +299,15 @@ impl<K: Kafka> Forwarder<K> {
 
     fn append(&self, entry: &Waiting) -> Confirmation {
         let record = pages::encode(&entry.entry, entry.settled);
-        Box::pin(self.kafka.append(self.partition, record))
+        let appended = self.kafka.append(self.partition, record);
+        let own = self.journal.incarnation();
+        Box::pin(self.progress.noting(self.partition, &entry.entry, own, appended))
     }
 
     /// All in-sync replicas have an entry.
     async fn confirm(&self, sequence: Sequence, offset: i64, course: &mut Course) {
         self.journal.forget(vec![sequence]).await;
         self.metrics.forwarded.inc();
-        self.progress.note_forwarded(self.partition, offset + 1);
         course.wait = SHORTEST_WAIT;
         course.forwarding.ok();
     }

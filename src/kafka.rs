@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 
 mod attic;
 mod batch;
@@ -20,6 +21,7 @@ mod memory;
 pub mod pages;
 mod partition;
 mod progress;
+mod rebuild;
 pub mod record;
 mod remedy;
 
@@ -44,8 +46,11 @@ pub use self::memory::Memory;
 pub use self::memory::Recall;
 pub use self::pages::PageRecord;
 pub use self::partition::partition_of;
+pub use self::progress::Elements;
 pub use self::progress::Progress;
 pub use self::progress::wait_to_try_again;
+pub use self::rebuild::Delivered;
+pub use self::rebuild::Rebuild;
 pub use self::record::Stamping;
 
 use crate::error::shortened;
@@ -112,13 +117,23 @@ pub trait Owned: Send {
     ) -> impl Future<Output = Result<Vec<(i64, PageRecord)>, KafkaError>> + Send;
 
     /// Writes a batch, all of it or nothing, and notes for lag tools that everything before
-    /// `position` is delivered. Dropped before it ends, the partition is of no more use: what
+    /// `position` is delivered, unless that is zero. Dropped before it ends, the partition is of no more use: what
     /// became of the batch stands in the memory.
     fn deliver(
         &mut self,
         batch: Batch,
         position: i64,
     ) -> impl Future<Output = Result<(), KafkaError>> + Send;
+
+    /// What the pages topic holds of the partition now, by its offsets. May be dropped.
+    fn span(&mut self) -> impl Future<Output = Result<Range<i64>, KafkaError>> + Send;
+
+    /// Shows `rebuild` everything that the pages topic holds of the partition, and then everything
+    /// that was published, and gives it back.
+    fn history(
+        &mut self,
+        rebuild: Rebuild,
+    ) -> impl Future<Output = Result<Rebuild, KafkaError>> + Send;
 
     /// What a topic takes.
     fn limits(&self, topic: Topic) -> Limits;

@@ -130,6 +130,8 @@ pub enum GapCause {
     ProcessKilled,
     /// A page was committed, but its bytes in the journal are damaged.
     JournalDamaged,
+    /// Pages were deleted from the pages topic before they were published.
+    PagesLost,
 }
 
 /// Events that may be missing. Gaps are data: they travel as pages do.
@@ -413,12 +415,13 @@ impl FromStr for Wholeness {
 
 impl GapCause {
     /// All causes.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Overflow,
         Self::BodyCut,
         Self::AnswerLost,
         Self::ProcessKilled,
         Self::JournalDamaged,
+        Self::PagesLost,
     ];
 
     /// The name in records and metrics.
@@ -429,6 +432,7 @@ impl GapCause {
             Self::AnswerLost => "answer_lost",
             Self::ProcessKilled => "process_killed",
             Self::JournalDamaged => "journal_damaged",
+            Self::PagesLost => "pages_lost",
         }
     }
 }
@@ -450,6 +454,14 @@ impl FromStr for GapCause {
 // === impl Content ===
 
 impl Content {
+    /// When the answer was there; `None` for a gap.
+    pub fn answered_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Page(page) => Some(page.answered_at),
+            Self::Gap(_) => None,
+        }
+    }
+
     /// The feed that it belongs to.
     pub fn feed(&self) -> &Feed {
         match self {

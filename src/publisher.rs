@@ -16,14 +16,17 @@
 //! one group never take a partition from each other in turn.
 
 mod broker_clock;
+mod claim;
 mod decode;
 mod ladder;
+mod loss;
 mod metrics;
 mod pairs;
 mod switches;
 mod trail;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -39,19 +42,22 @@ use tracing::warn;
 
 pub use self::metrics::PublisherMetrics;
 
+use self::claim::Claim;
+use self::claim::UNKNOWN_POSITION_WAIT;
 use self::decode::Draft;
 use self::decode::Stuck;
 use self::ladder::Ladder;
 use self::ladder::Lesson;
+use self::loss::Work;
 use self::pairs::Pairs;
 use self::pairs::Turn;
 use self::switches::Switches;
-use self::trail::Step;
 use self::trail::Trail;
 use crate::error::Chain;
 use crate::error::may_panic;
 use crate::kafka::Attic;
 use crate::kafka::BadMemory;
+use crate::kafka::Elements;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
@@ -59,13 +65,13 @@ use crate::kafka::Memory;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
 use crate::kafka::Progress;
-use crate::kafka::Recall;
 use crate::kafka::Unread;
 use crate::kafka::pages;
 use crate::kafka::pages::BadPageRecord;
 use crate::kafka::wait_to_try_again;
 use crate::model::AppId;
 use crate::model::Clock;
+use crate::model::Feed;
 use crate::model::Incarnation;
 use crate::observe::accounts::Accounts;
 use crate::observe::accounts::Column;
@@ -116,6 +122,8 @@ pub struct Publisher<K> {
     pub incarnation: Incarnation,
     /// In how many regions each app is drained.
     pub regions: HashMap<AppId, usize>,
+    /// The feeds of the partition that are configured.
+    pub feeds: Vec<Feed>,
     /// The wall clock.
     pub clock: Clock,
     /// How far the loops are.
@@ -144,6 +152,13 @@ struct Course {
     ladder: Ladder,
 }
 
+/// What came while pages were waited for.
+enum Next {
+    Pages(Vec<(i64, PageRecord)>),
+    /// None for a while. What the pages topic holds.
+    Quiet(Range<i64>),
+}
+
 /// Why a partition was let go.
 #[derive(Debug, thiserror::Error)]
 enum LetGo {
@@ -157,6 +172,20 @@ enum LetGo {
     Attic { partition: i32, source: Unread },
     #[error("an event seems too large: the limits of the topics are read again")]
     OldLimits,
+    #[error(
+        "the memory of partition {partition} is gone (was the state topic deleted?); rebuild it from \
+         what was published"
+    )]
+    NotRebuilt { partition: i32, source: KafkaError },
+    #[error(
+        "the memory of partition {partition} is gone (was the state topic deleted?), and neither a \
+         noted offset nor the event topics tell how far the pages topic is delivered: nothing of \
+         the partition is published. Decide where to continue, at worst with --to-earliest (events \
+         are published twice) or --to-latest (what waits is never published): stop the bridge, and \
+         kafka-consumer-groups.sh --group {group} --topic <pages topic>:{partition} \
+         --reset-offsets --to-offset <offset> --execute"
+    )]
+    UnknownPosition { partition: i32, group: String },
 }
 
 // === impl Publisher ===
@@ -190,6 +219,9 @@ impl<K: Kafka> Publisher<K> {
                 true => SHORTEST_WAIT,
                 false => (wait * 2).min(LONGEST_WAIT),
             };
+            if matches!(cause, LetGo::UnknownPosition { .. }) {
+                wait = UNKNOWN_POSITION_WAIT;
+            }
             debug!(partition = self.partition, error = %Chain(&cause), ?wait, "partition let go");
             let fenced = cause.failure() == Failure::Fenced;
             tokio::select! {
@@ -255,7 +287,7 @@ impl<K: Kafka> Publisher<K> {
         stop: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), LetGo> {
-        let (mut owned, mut memory, mut trail) = tokio::select! {
+        let Claim { mut owned, mut memory, mut trail, span } = tokio::select! {
             biased;
             () = give_up.cancelled() => return Ok(()),
             // Nothing of ours waits for a partition that can't be had.
@@ -265,35 +297,41 @@ impl<K: Kafka> Publisher<K> {
         if let Some((position, draft)) = course.pending.take()
             && memory.position() >= Some(position)
         {
-            self.count(draft, &mut course.signs.switches);
+            self.count(draft, position, &mut course.signs.switches);
         }
         condition.ok();
         let claimed_at = Instant::now();
         course.signs.pairs.forget_all_users();
         let mut rests = interval_at(Instant::now() + IDLE, IDLE);
         rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = Some(Next::Quiet(span));
         loop {
             may_panic("publisher");
             let limit = course.ladder.limit(memory.position(), PAGES_A_TRANSACTION);
             let is_idle = !self.progress.is_behind(self.partition);
-            let pages = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = give_up.cancelled() => return Ok(()),
-                () = self.finished(stop) => return Ok(()),
-                pages = next_pages(&mut owned, limit, &mut memory, &mut rests) => pages?,
+                () = self.finished(stop), if looked.is_none() => return Ok(()),
+                next = async {
+                    match looked.take() {
+                        Some(looked) => Ok(looked),
+                        None => next(&mut owned, limit, &mut memory, &mut rests).await,
+                    }
+                } => next?,
             };
-            if is_idle {
-                self.observe_clock(&pages);
-            }
-            let Some(pages) = self.follow(&mut trail, pages) else {
-                // Its offsets begin anew.
-                course.ladder.anew();
-                owned.read_from(None).await?;
-                continue;
+            let work = match next {
+                Next::Pages(pages) => {
+                    if is_idle {
+                        self.observe_clock(&pages);
+                    }
+                    self.follow(&mut owned, &mut trail, pages).await?
+                }
+                Next::Quiet(span) => self.look(&mut trail, span),
             };
-            let Some((last, _)) = pages.last() else { continue };
-            let (position, alone) = (last + 1, pages.len() == 1);
-            let mut draft = self.decode(&owned, &mut memory, course, pages)?;
+            let Some(position) = work.position() else { continue };
+            let (alone, anew) = (work.pages.len() == 1, work.anew.clone());
+            let mut draft = self.decode(&owned, &mut memory, course, work)?;
             if draft.has_too_large && claimed_at.elapsed() > OLD_LIMITS {
                 owned.doubt_limits();
                 return Err(LetGo::OldLimits);
@@ -310,48 +348,17 @@ impl<K: Kafka> Publisher<K> {
             delivered.inspect_err(|error| self.learn(course, error, position, alone))?;
             self.metrics.transaction_duration.observe(begun.elapsed().as_secs_f64());
             course.ladder.delivered();
+            if let Some(span) = anew {
+                // Its offsets begin anew.
+                course.ladder.anew();
+                trail = Trail::new(Some(span.start), None);
+                self.progress.begin_anew(self.partition, span.end);
+                owned.read_from(None).await?;
+            }
             let delivered = course.pending.take().map(|(_, draft)| draft).unwrap_or_default();
-            self.count(delivered, &mut course.signs.switches);
+            self.count(delivered, position, &mut course.signs.switches);
             self.progress.note_delivered(self.partition, position);
         }
-    }
-
-    /// Leaves out what was delivered, and says where pages are gone. `None` where it is another
-    /// topic that is being read.
-    fn follow(
-        &self,
-        trail: &mut Trail,
-        pages: Vec<(i64, PageRecord)>,
-    ) -> Option<Vec<(i64, PageRecord)>> {
-        let mut next = Vec::with_capacity(pages.len());
-        for (offset, record) in pages {
-            match trail.follow(offset, &record) {
-                Step::Known => continue,
-                Step::Next => {}
-                Step::Missing(records) => {
-                    self.metrics.pages_missing.inc_by(records.cast_unsigned());
-                    error!(
-                        partition = self.partition,
-                        records,
-                        before = offset,
-                        "pages were deleted before they were published: their events are missing; \
-                         is kafka.topics.page_retention too short?"
-                    );
-                }
-                Step::Another => {
-                    error!(
-                        partition = self.partition,
-                        "the pages topic was deleted or cut off: pages that it held and nobody had \
-                         published are missing; it is read from its beginning, and what was \
-                         delivered before is recognised"
-                    );
-                    self.progress.begin_anew(self.partition);
-                    return None;
-                }
-            }
-            next.push((offset, record));
-        }
-        Some(next)
     }
 
     fn decode(
@@ -359,7 +366,7 @@ impl<K: Kafka> Publisher<K> {
         owned: &K::Owned,
         memory: &mut Memory,
         course: &mut Course,
-        pages: Vec<(i64, PageRecord)>,
+        work: Work,
     ) -> Result<Draft, LetGo> {
         let partition = self.partition;
         let mut draft = Draft::default();
@@ -370,13 +377,19 @@ impl<K: Kafka> Publisher<K> {
             incarnation: self.incarnation,
             ladder: &course.ladder,
         };
-        for stored in &pages {
+        for loss in &work.losses {
+            loss.write(&mut draft, memory, &self.feeds);
+        }
+        for stored in &work.pages {
             let offset = stored.0;
             decode::take_in(&mut draft, memory, &mut course.signs.pairs, &context, stored)
                 .map_err(|stuck| match stuck {
                     Stuck::Page(source) => LetGo::Page { partition, offset, source },
                     Stuck::Memory(source) => LetGo::Attic { partition, source },
                 })?;
+        }
+        if let Some(position) = work.reads_on_at {
+            memory.begin_at(position);
         }
         self.metrics.forgotten_early.inc_by(memory.take_dropped_too_early());
         self.tell(&mut draft);
@@ -428,8 +441,13 @@ impl<K: Kafka> Publisher<K> {
     }
 
     /// Enters a delivered transaction everywhere where somebody counts.
-    fn count(&self, draft: Draft, switches: &mut Switches) {
+    fn count(&self, draft: Draft, position: i64, switches: &mut Switches) {
+        for loss in &draft.losses {
+            self.tell_loss(loss);
+        }
+        let mut own = Elements::new();
         for ((app, endpoint), counts) in draft.counts {
+            own.insert((app.clone(), endpoint), counts.own);
             let account = self.accounts.open(&app, endpoint);
             account.add(Column::Received, counts.received);
             account.add(Column::Delivered, counts.delivered);
@@ -437,6 +455,9 @@ impl<K: Kafka> Publisher<K> {
             account.add(Column::RepeatsInPage, counts.repeats_in_page);
             account.add(Column::DeadLetters, counts.dead_letters);
             account.add(Column::SetAside, counts.set_aside);
+        }
+        for ((app, endpoint), elements) in self.progress.settle(self.partition, position, own) {
+            self.accounts.open(&app, endpoint).add(Column::Lost, elements);
         }
         for gap in draft.gaps {
             self.metrics.gap(&gap);
@@ -474,50 +495,6 @@ impl<K: Kafka> Publisher<K> {
         }
     }
 
-    async fn claim(&self) -> Result<(K::Owned, Memory, Trail), LetGo> {
-        let partition = self.partition;
-        self.kafka.prepare().await?;
-        let recall = Recall::new(self.regions.clone(), &self.attic, partition);
-        let (mut owned, recall) = self.kafka.claim(partition, recall).await?;
-        let mut memory = recall.finish().map_err(|source| LetGo::Memory { partition, source })?;
-        if let Some(before) = memory.sign(&self.group) {
-            warn!(
-                partition,
-                group = self.group,
-                before,
-                "the memory was written by another kafka.group; if a bridge of that group still \
-                 runs on these topics, every event is published twice"
-            );
-        }
-        if memory.position().is_none() {
-            self.remember(&mut memory).await;
-        }
-        let position = memory.position();
-        let trail = Trail::new(position, memory.last_page());
-        owned.read_from(trail.start()).await?;
-        self.metrics.claims.inc();
-        self.progress.note_delivered(partition, position.unwrap_or(0));
-        info!(partition, position, "partition claimed");
-        Ok((owned, memory, trail))
-    }
-
-    /// An empty memory is that of a new topic, or of one that somebody deleted. What was noted for
-    /// lag tools tells.
-    async fn remember(&self, memory: &mut Memory) {
-        let Ok(look) = self.kafka.look(self.partition).await else { return };
-        let Some(delivered) = look.delivered.filter(|it| (1..=look.end).contains(it)) else {
-            return;
-        };
-        error!(
-            partition = self.partition,
-            delivered,
-            "the memory is gone: was the state topic deleted? Reading goes on at the position that \
-             was noted last. What was delivered in the second before may be published twice, and \
-             so may events that another region of Agora still holds; nothing is missing"
-        );
-        memory.begin_at(delivered);
-    }
-
     /// Ends when the stop was asked for and nothing that was forwarded waits any more.
     async fn finished(&self, stop: &CancellationToken) {
         stop.cancelled().await;
@@ -525,22 +502,19 @@ impl<K: Kafka> Publisher<K> {
     }
 }
 
-/// Waits for pages, and lets windows rest meanwhile and in between.
-async fn next_pages(
+/// Waits for pages. Now and then it lets windows rest, and looks at what the topic holds.
+async fn next(
     owned: &mut impl Owned,
     limit: usize,
     memory: &mut Memory,
     rests: &mut Interval,
-) -> Result<Vec<(i64, PageRecord)>, KafkaError> {
-    let pages = owned.pages(limit);
-    tokio::pin!(pages);
-    loop {
-        tokio::select! {
-            biased;
-            _ = rests.tick() => memory.rest_idle(),
-            pages = &mut pages => return pages,
-        }
+) -> Result<Next, KafkaError> {
+    tokio::select! {
+        biased;
+        _ = rests.tick() => memory.rest_idle(),
+        pages = owned.pages(limit) => return pages.map(Next::Pages),
     }
+    owned.span().await.map(Next::Quiet)
 }
 
 // === impl Course ===
@@ -557,7 +531,10 @@ impl LetGo {
     fn failure(&self) -> Failure {
         match self {
             Self::Kafka(error) => error.failure(),
-            Self::Memory { .. } | Self::Page { .. } => Failure::Refused,
+            Self::Memory { .. }
+            | Self::Page { .. }
+            | Self::NotRebuilt { .. }
+            | Self::UnknownPosition { .. } => Failure::Refused,
             Self::Attic { .. } | Self::OldLimits => Failure::Broken,
         }
     }

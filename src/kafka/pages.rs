@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 
+use crate::agora::Contents;
 use crate::model::AppId;
 use crate::model::Content;
 use crate::model::Entry;
@@ -149,6 +150,14 @@ pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
     };
     let id: PageId = required(headers, "page")?;
     Ok(Forwarded { entry: Entry { id, content }, settled: Ticket(required(headers, "settled")?) })
+}
+
+/// How many elements of this entry the accounts call received.
+pub fn elements(content: &Content) -> u64 {
+    match content {
+        Content::Page(page) => Contents::of(page).glance().received,
+        Content::Gap(_) => 0,
+    }
 }
 
 /// The page that a record says it is.

@@ -3,12 +3,23 @@
 //! The forwarder says where the last page went, the publisher where it will read on. The stop waits
 //! for the two to meet; a person reads the distance.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+use crate::kafka::KafkaError;
+use crate::kafka::pages;
+use crate::model::AppId;
+use crate::model::Endpoint;
+use crate::model::Entry;
+use crate::model::Incarnation;
 
 /// A stop that sees no progress gives up, so meanwhile no attempt waits for longer.
 const WAIT_AT_A_STOP: Duration = Duration::from_millis(500);
@@ -23,6 +34,22 @@ pub struct Progress {
 struct Partition {
     forwarded: watch::Sender<i64>,
     delivered: watch::Sender<i64>,
+    balance: Mutex<Balance>,
+}
+
+/// Numbers of elements, by app and endpoint.
+pub type Elements = BTreeMap<(AppId, Endpoint), u64>;
+
+/// What became of the elements of pages that this process has received and forwarded. The two meet
+/// whenever nothing waits, unless Kafka lost pages: then the difference is what was in them.
+#[derive(Debug, Default)]
+struct Balance {
+    forwarded: Elements,
+    delivered: Elements,
+    /// Behind the last page that was forwarded.
+    end: i64,
+    /// Pages were lost.
+    is_open: bool,
 }
 
 // === impl Progress ===
@@ -30,8 +57,11 @@ struct Partition {
 impl Progress {
     /// Nothing forwarded, nothing delivered.
     pub fn new(partitions: u32) -> Self {
-        let partition =
-            |_| Partition { forwarded: watch::Sender::new(0), delivered: watch::Sender::new(0) };
+        let partition = |_| Partition {
+            forwarded: watch::Sender::new(0),
+            delivered: watch::Sender::new(0),
+            balance: Mutex::default(),
+        };
         Self { partitions: (0..partitions).map(partition).collect() }
     }
 
@@ -45,11 +75,63 @@ impl Progress {
         self.of(partition).delivered.send_if_modified(|known| raise(known, position));
     }
 
-    /// Notes that the pages topic was made again: its offsets begin anew.
-    pub fn begin_anew(&self, partition: i32) {
+    /// Notes that the pages topic was made again: its offsets begin anew. It ends at `end` now.
+    pub fn begin_anew(&self, partition: i32, end: i64) {
         let partition = self.of(partition);
         partition.forwarded.send_replace(0);
         partition.delivered.send_replace(0);
+        let mut balance = partition.balance();
+        balance.end = balance.end.min(end);
+    }
+
+    /// How many partitions the pages topic has.
+    pub fn partitions(&self) -> u32 {
+        u32::try_from(self.partitions.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Hands a page over and notes its elements when it has arrived, if they are in the accounts as
+    /// received.
+    pub fn noting<F>(
+        &self,
+        partition: i32,
+        entry: &Entry,
+        incarnation: Incarnation,
+        appended: F,
+    ) -> impl Future<Output = Result<i64, KafkaError>> + Send + use<F>
+    where
+        F: Future<Output = Result<i64, KafkaError>> + Send,
+    {
+        let is_received = entry.id.incarnation == incarnation;
+        let elements = if is_received { pages::elements(&entry.content) } else { 0 };
+        let feed = entry.content.feed();
+        let name = (feed.app.clone(), feed.endpoint);
+        let partitions = self.clone();
+        async move {
+            let offset = appended.await?;
+            let mut balance = partitions.of(partition).balance();
+            // Not the highest one: offsets begin anew where a topic is made again.
+            balance.end = offset + 1;
+            *balance.forwarded.entry(name).or_default() += elements;
+            Ok(offset)
+        }
+    }
+
+    /// Notes that Kafka lost pages of the partition before they were published.
+    pub fn note_loss(&self, partition: i32) {
+        self.of(partition).balance().is_open = true;
+    }
+
+    /// Notes elements of such pages that are delivered, in a transaction that ends before `position`.
+    /// Gives what turns out to have been in pages that were lost.
+    pub fn settle(&self, partition: i32, position: i64, delivered: Elements) -> Elements {
+        let mut balance = self.of(partition).balance();
+        for (name, elements) in delivered {
+            *balance.delivered.entry(name).or_default() += elements;
+        }
+        if position < balance.end {
+            return Elements::new();
+        }
+        balance.close()
     }
 
     /// Whether something that this process forwarded is not delivered yet.
@@ -85,6 +167,45 @@ impl Progress {
     }
 }
 
+// === impl Partition ===
+
+impl Partition {
+    fn balance(&self) -> MutexGuard<'_, Balance> {
+        // It is whole after every step, also after one that panicked.
+        self.balance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Balance ===
+
+impl Balance {
+    /// Nothing waits. What was forwarded and did not come is gone, if pages were lost; else it is a
+    /// defect, which the accounts are to show. A page may be delivered before the forwarder has
+    /// heard that it arrived: such elements stay until it has.
+    fn close(&mut self) -> Elements {
+        let mut gone = Elements::new();
+        let is_open = self.is_open;
+        let mut left = Elements::new();
+        for (name, delivered) in std::mem::take(&mut self.delivered) {
+            let forwarded = self.forwarded.entry(name.clone()).or_default();
+            let both = delivered.min(*forwarded);
+            *forwarded -= both;
+            if delivered > both {
+                left.insert(name, delivered - both);
+            }
+        }
+        self.delivered = left;
+        self.forwarded.retain(|_, elements| *elements > 0);
+        // Whether pages are delivered whose arrival is not noted yet: then those that are noted may
+        // be others than it seems, and the next time tells.
+        if is_open && self.delivered.is_empty() {
+            self.is_open = false;
+            gone = std::mem::take(&mut self.forwarded);
+        }
+        gone
+    }
+}
+
 /// Waits for the next attempt after a failure; not for long once `stop` has come.
 pub async fn wait_to_try_again(wait: Duration, stop: &CancellationToken) {
     let until_stop = async {
@@ -102,4 +223,108 @@ fn raise(known: &mut i64, value: i64) -> bool {
     let higher = value > *known;
     *known = value.max(*known);
     higher
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::Content;
+    use crate::model::Feed;
+    use crate::model::Page;
+    use crate::model::PageId;
+    use crate::model::Region;
+    use crate::model::Ticket;
+    use crate::model::Timestamp;
+    use crate::model::Wholeness;
+
+    const OWN: Incarnation = Incarnation::from_u128(1);
+
+    fn name() -> (AppId, Endpoint) {
+        (AppId::new("a"), Endpoint::User)
+    }
+
+    /// A page with so many elements.
+    fn entry(incarnation: Incarnation, elements: usize) -> Entry {
+        let (app, endpoint) = name();
+        let page = Page {
+            feed: Feed { app, region: Region::new("eu"), endpoint },
+            since: None,
+            asked_at: Timestamp::default(),
+            answered_at: Timestamp::default(),
+            status: 200,
+            wholeness: Wholeness::Whole,
+            request_id: None,
+            resource_id: None,
+            content_encoding: None,
+            body: Bytes::from(format!(r#"{{"events":[{}]}}"#, vec!["1"; elements].join(","))),
+        };
+        Entry { id: PageId { incarnation, ticket: Ticket(1) }, content: Content::Page(page) }
+    }
+
+    async fn forward(progress: &Progress, offset: i64, elements: usize) {
+        let entry = entry(OWN, elements);
+        let noting = progress.noting(0, &entry, OWN, std::future::ready(Ok(offset)));
+        noting.await.unwrap();
+    }
+
+    fn settle(progress: &Progress, position: i64, delivered: u64) -> u64 {
+        let delivered = Elements::from([(name(), delivered)]);
+        progress.settle(0, position, delivered).values().sum()
+    }
+
+    #[tokio::test]
+    async fn what_was_forwarded_and_is_gone_is_known_once_nothing_waits() {
+        let progress = Progress::new(1);
+        for (offset, elements) in [(0, 3), (1, 4), (2, 5)] {
+            forward(&progress, offset, elements).await;
+        }
+        assert_eq!(settle(&progress, 1, 3), 0);
+        progress.note_loss(0);
+        assert_eq!(settle(&progress, 2, 0), 0, "the last one may still come");
+        assert_eq!(settle(&progress, 3, 5), 4);
+        forward(&progress, 3, 7).await;
+        assert_eq!(settle(&progress, 4, 7), 0, "it is told once");
+    }
+
+    #[tokio::test]
+    async fn without_a_loss_a_difference_is_a_defect_and_stays_to_be_seen() {
+        let progress = Progress::new(1);
+        forward(&progress, 0, 3).await;
+        assert_eq!(settle(&progress, 1, 2), 0);
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_delivered_before_its_arrival_is_noted_hides_nothing() {
+        let progress = Progress::new(1);
+        forward(&progress, 0, 3).await;
+        progress.note_loss(0);
+        assert_eq!(settle(&progress, 2, 4), 0, "of another page");
+        forward(&progress, 1, 4).await;
+        assert_eq!(settle(&progress, 2, 0), 3);
+    }
+
+    #[tokio::test]
+    async fn pages_of_an_earlier_process_are_not_its_own() {
+        let progress = Progress::new(1);
+        let other = entry(Incarnation::from_u128(2), 9);
+        progress.noting(0, &other, OWN, std::future::ready(Ok(0))).await.unwrap();
+        progress.note_loss(0);
+        assert_eq!(settle(&progress, 1, 0), 0);
+    }
+
+    #[tokio::test]
+    async fn offsets_that_begin_anew_do_not_hide_what_is_gone() {
+        let progress = Progress::new(1);
+        forward(&progress, 1_000, 3).await;
+        progress.note_loss(0);
+        progress.begin_anew(0, 0);
+        assert_eq!(settle(&progress, 0, 0), 3);
+        let progress = Progress::new(1);
+        forward(&progress, 1_000, 3).await;
+        progress.note_loss(0);
+        forward(&progress, 0, 5).await;
+        assert_eq!(settle(&progress, 1, 5), 3);
+    }
 }

@@ -87,6 +87,12 @@ impl Source {
     }
 }
 
+/// The app and endpoint that a `ce_source` names.
+pub fn app_of_source(source: &str) -> Option<(AppId, Endpoint)> {
+    let (app, endpoint) = source.strip_prefix("/agora/")?.rsplit_once("/rtm/")?;
+    Some((AppId::new(app), endpoint.parse().ok()?))
+}
+
 // === impl Stamping ===
 
 impl Stamping {
@@ -215,8 +221,37 @@ fn end_dead_letter(batch: &mut Batch, reason: &str, raw: &[u8], room: Room) {
     });
 }
 
-/// Writes a gap.
+/// Records of the pages topic that are gone and were not published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostPages {
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that was not published.
+    pub first: i64,
+    /// The first that is left; `None` where the whole topic is gone.
+    pub end: Option<i64>,
+}
+
+/// Writes a gap, in the place of what was left behind by one request.
 pub fn write_gap(batch: &mut Batch, page: PageId, gap: &Gap) {
+    begin_gap(batch, gap)
+        .header_with("agora_page", |bytes| print(bytes, format_args!("{page}")))
+        .header("content-type", b"application/json");
+}
+
+/// Writes a gap of pages that are gone. It has no `agora_page`: what they were called is gone, too.
+pub fn write_lost_pages(batch: &mut Batch, lost: &LostPages, gap: &Gap) {
+    let LostPages { partition, first, end } = lost;
+    let draft = begin_gap(batch, gap)
+        .header("content-type", b"application/json")
+        .header_with("pages_partition", |bytes| print(bytes, format_args!("{partition}")))
+        .header_with("pages_first", |bytes| print(bytes, format_args!("{first}")));
+    if let Some(end) = end {
+        draft.header_with("pages_end", |bytes| print(bytes, format_args!("{end}")));
+    }
+}
+
+fn begin_gap<'a>(batch: &'a mut Batch, gap: &Gap) -> Draft<'a> {
     #[derive(Serialize)]
     struct Value<'a> {
         app_id: &'a str,
@@ -244,8 +279,6 @@ pub fn write_gap(batch: &mut Batch, page: PageId, gap: &Gap) {
         .begin(Topic::Gaps)
         .key(gap.feed.app.as_str().as_bytes())
         .value(|bytes| write_json(bytes, &value))
-        .header_with("agora_page", |bytes| print(bytes, format_args!("{page}")))
-        .header("content-type", b"application/json");
 }
 
 fn write_value(bytes: &mut Vec<u8>, source: &Source, event: &Event<'_>) {

@@ -1,9 +1,10 @@
 //! The accounts: what became of every event, per App ID and endpoint.
 //!
-//! An event that was received is delivered, a repeat, a dead letter, set aside, or it waits. Each
-//! event is entered in exactly one of these columns, so that the equation
+//! An event that was received is delivered, a repeat, a dead letter, set aside, lost, or it waits.
+//! Each event is entered in exactly one of these columns, so that the equation
 //!
-//! > received = delivered + repeats + repeats in page + dead letters + set aside + waiting
+//! > received = delivered + repeats + repeats in page + dead letters + set aside + lost
+//! > + waiting
 //!
 //! holds at every look. `waiting` is not counted but computed from one snapshot, and every face of
 //! the accounts (metrics, `/status.json`, the log) shows such a snapshot. It can be negative only
@@ -62,6 +63,8 @@ pub enum Column {
     DeadLetters,
     /// Events of pages that Kafka refuses for good; the pages are kept.
     SetAside,
+    /// Elements of pages that Kafka lost before they were published; gaps tell of them.
+    Lost,
 }
 
 /// A value for each [`Column`]: atomics in an account, numbers in a snapshot.
@@ -73,6 +76,7 @@ pub struct Figures<T = u64> {
     repeats_in_page: T,
     dead_letters: T,
     set_aside: T,
+    lost: T,
 }
 
 /// A snapshot of one account.
@@ -171,6 +175,7 @@ impl Account {
             repeats_in_page: read(Column::RepeatsInPage),
             dead_letters: read(Column::DeadLetters),
             set_aside: read(Column::SetAside),
+            lost: read(Column::Lost),
             // Read last: whatever the others show was received before, so that events which
             // pass while we look are seen as waiting and never as more than were received.
             received: read(Column::Received),
@@ -182,13 +187,14 @@ impl Account {
 
 impl Column {
     /// Every column, in the order of the equation.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Received,
         Self::Delivered,
         Self::Repeats,
         Self::RepeatsInPage,
         Self::DeadLetters,
         Self::SetAside,
+        Self::Lost,
     ];
 
     /// Its name in `/status.json`; its metric is called `events_` and this.
@@ -204,6 +210,7 @@ impl Column {
             Self::RepeatsInPage => ("events_repeats_in_page", "Events dropped: twice in a page."),
             Self::DeadLetters => ("events_dead_letters", "Elements that are not events."),
             Self::SetAside => ("events_set_aside", "Events that Kafka refuses for good; kept."),
+            Self::Lost => ("events_lost", "Elements of pages that Kafka lost unpublished."),
         }
     }
 }
@@ -220,6 +227,7 @@ impl<T> Figures<T> {
             Column::RepeatsInPage => &self.repeats_in_page,
             Column::DeadLetters => &self.dead_letters,
             Column::SetAside => &self.set_aside,
+            Column::Lost => &self.lost,
         }
     }
 }
@@ -227,8 +235,9 @@ impl<T> Figures<T> {
 impl Figures {
     /// Received, and nothing else yet. Negative only if an event was entered twice.
     pub fn waiting(&self) -> i64 {
-        let Self { received, delivered, repeats, repeats_in_page, dead_letters, set_aside } = *self;
-        let ended = delivered + repeats + repeats_in_page + dead_letters + set_aside;
+        let Self { received, delivered, repeats, repeats_in_page, dead_letters, .. } = *self;
+        let ended = delivered + repeats + repeats_in_page + dead_letters;
+        let ended = ended + self.set_aside + self.lost;
         received.wrapping_sub(ended).cast_signed()
     }
 
@@ -240,6 +249,7 @@ impl Figures {
             repeats_in_page: self.repeats_in_page + other.repeats_in_page,
             dead_letters: self.dead_letters + other.dead_letters,
             set_aside: self.set_aside + other.set_aside,
+            lost: self.lost + other.lost,
         }
     }
 }
@@ -247,12 +257,13 @@ impl Figures {
 impl fmt::Display for Figures {
     /// The equation, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { received, delivered, repeats, repeats_in_page, dead_letters, set_aside } = self;
+        let Self { received, delivered, repeats, repeats_in_page, dead_letters, .. } = self;
+        let (set_aside, lost) = (self.set_aside, self.lost);
         write!(
             f,
             "received {received} = delivered {delivered} + repeats {repeats} \
              + repeats in page {repeats_in_page} + dead letters {dead_letters} \
-             + set aside {set_aside} + waiting {}",
+             + set aside {set_aside} + lost {lost} + waiting {}",
             self.waiting()
         )
     }
@@ -292,7 +303,7 @@ mod tests {
     fn accounts() -> Accounts {
         let accounts = Accounts::default();
         let user = accounts.open(&AppId::new("a"), Endpoint::User);
-        let entries = [100, 80, 7, 5, 3, 1];
+        let entries = [100, 78, 7, 5, 3, 1, 2];
         for (column, events) in Column::ALL.into_iter().zip(entries) {
             user.add(column, events);
         }
@@ -314,7 +325,7 @@ mod tests {
         let text = metrics.text();
         for (endpoint, received, waiting) in [("user_events", 100, 4), ("channel_events", 2, 2)] {
             let ended: i64 =
-                ["delivered", "repeats", "repeats_in_page", "dead_letters", "set_aside"]
+                ["delivered", "repeats", "repeats_in_page", "dead_letters", "set_aside", "lost"]
                     .map(|column| value(&text, &format!("events_{column}_total"), endpoint))
                     .iter()
                     .sum();
@@ -337,8 +348,8 @@ mod tests {
     fn the_line_for_the_log_is_the_equation_over_all_accounts() {
         assert_eq!(
             accounts().total().to_string(),
-            "received 102 = delivered 80 + repeats 7 + repeats in page 5 + dead letters 3 \
-             + set aside 1 + waiting 6"
+            "received 102 = delivered 78 + repeats 7 + repeats in page 5 + dead letters 3 \
+             + set aside 1 + lost 2 + waiting 6"
         );
     }
 
@@ -357,8 +368,9 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&balances[0]).unwrap(),
             json!({
-                "app_id": "a", "endpoint": "user_events", "received": 100, "delivered": 80,
-                "repeats": 7, "repeats_in_page": 5, "dead_letters": 3, "set_aside": 1, "waiting": 4,
+                "app_id": "a", "endpoint": "user_events", "received": 100, "delivered": 78,
+                "repeats": 7, "repeats_in_page": 5, "dead_letters": 3, "set_aside": 1, "lost": 2,
+                "waiting": 4,
             })
         );
     }

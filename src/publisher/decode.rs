@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::ladder::Ladder;
 use super::ladder::Times;
+use super::loss::Loss;
 use super::pairs::Pairs;
 use super::pairs::Told;
 use super::switches::Held;
@@ -44,6 +45,8 @@ pub(super) struct Draft {
     pub(super) batch: Batch,
     pub(super) counts: BTreeMap<(AppId, Endpoint), Counts>,
     pub(super) gaps: Vec<Gap>,
+    /// Pages that Kafka lost.
+    pub(super) losses: Vec<Loss>,
     pub(super) pages: u64,
     pub(super) pages_again: u64,
     pub(super) bad_pages: u64,
@@ -66,6 +69,8 @@ pub(super) struct Counts {
     pub(super) repeats_in_page: u64,
     pub(super) dead_letters: u64,
     pub(super) set_aside: u64,
+    /// How many of them are in the accounts as received since their page was committed.
+    pub(super) own: u64,
 }
 
 /// What decoding has to know.
@@ -115,6 +120,9 @@ pub(super) fn take_in(
     let id = forwarded.entry.id;
     let new = memory.admit(id, forwarded.settled, *offset);
     memory.advance(*offset, Some(id));
+    if let Some(at) = forwarded.entry.content.answered_at() {
+        memory.note_answer(at);
+    }
     if !new {
         draft.pages_again += 1;
         return Ok(());
@@ -217,7 +225,7 @@ impl PageReader<'_> {
 
     fn count(&mut self, mut counts: Counts) {
         if self.id.incarnation == self.context.incarnation {
-            counts.received = 0;
+            counts.own = std::mem::take(&mut counts.received);
         }
         let feed = &self.page.feed;
         let total = self.draft.counts.entry((feed.app.clone(), feed.endpoint)).or_default();
@@ -328,10 +336,11 @@ impl Counts {
         self.repeats_in_page += other.repeats_in_page;
         self.dead_letters += other.dead_letters;
         self.set_aside += other.set_aside;
+        self.own += other.own;
     }
 }
 
-/// The gap of a body that ends too early.
+/// The gap of a body that ends too early, behind so many complete elements.
 fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
     let at_least = match ending {
         Ending::TornInEvents(raw) => u64::from(!raw.is_empty()),

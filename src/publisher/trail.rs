@@ -6,6 +6,8 @@
 //! its end. Another topic is read from its beginning: what was delivered before is recognised by
 //! its tickets.
 
+use std::ops::Range;
+
 use crate::kafka::PageRecord;
 use crate::kafka::pages;
 use crate::model::PageId;
@@ -44,6 +46,25 @@ impl Trail {
     pub(super) fn start(&self) -> Option<i64> {
         let again = i64::from(self.last.is_some());
         self.next.map(|next| next - again)
+    }
+
+    /// The offset that has to come next; `None` where any may.
+    pub(super) fn next(&self) -> Option<i64> {
+        self.next
+    }
+
+    /// Looks at what the topic holds, while nothing comes.
+    pub(super) fn look(&mut self, span: &Range<i64>) -> Step {
+        let next = self.next.unwrap_or(span.start);
+        if next > span.end {
+            *self = Self::default();
+            return Step::Another;
+        }
+        if next >= span.start {
+            return Step::Known;
+        }
+        *self = Self { next: Some(span.start), last: None };
+        Step::Missing(span.start - next)
     }
 
     /// Takes a step.
@@ -100,6 +121,24 @@ mod tests {
             (Some(5), None, &[(5, 6), (0, 7), (0, 7)], &[Next, Another, Next]),
         ] {
             assert_eq!(steps(position, last, found), expected, "{position:?} {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_gone_shows_without_a_page_that_follows() {
+        for (position, span, expected) in [
+            (None, 40..50, Step::Known),
+            (Some(5), 0..5, Step::Known),
+            (Some(5), 5..5, Step::Known),
+            (Some(5), 3..9, Step::Known),
+            (Some(5), 9..9, Step::Missing(4)),
+            (Some(5), 9..12, Step::Missing(4)),
+            (Some(5), 0..4, Step::Another),
+            (Some(5), 0..0, Step::Another),
+        ] {
+            let mut trail = Trail::new(position, Some(id(5)));
+            assert_eq!(trail.look(&span), expected, "{position:?} {span:?}");
+            assert_eq!(trail.look(&span), Step::Known, "it is told once");
         }
     }
 

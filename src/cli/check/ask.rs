@@ -5,6 +5,7 @@
 //! and Kafka is nowhere, so that nothing leaves the journal.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -38,6 +39,7 @@ use crate::kafka::Limits;
 use crate::kafka::Look;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
+use crate::kafka::Rebuild;
 use crate::kafka::Recall;
 use crate::kafka::Topic;
 use crate::model::Clock;
@@ -241,6 +243,14 @@ impl Owned for OfNowhere {
     }
 
     async fn deliver(&mut self, _: Batch, _: i64) -> Result<(), KafkaError> {
+        match *self {}
+    }
+
+    async fn span(&mut self) -> Result<Range<i64>, KafkaError> {
+        match *self {}
+    }
+
+    async fn history(&mut self, _: Rebuild) -> Result<Rebuild, KafkaError> {
         match *self {}
     }
 

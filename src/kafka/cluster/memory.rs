@@ -1,9 +1,13 @@
 //! Reads the memory of a partition to its end.
 //!
 //! The end is not where a `read_committed` client thinks it is: an open transaction holds that back,
-//! and commit markers are never delivered. So the high watermark is taken first, as a
-//! `read_uncommitted` client sees it, after `init_transactions` has ended what a former owner left
-//! open; then the last stable offset has to reach it; then everything up to there is read.
+//! commit markers are never delivered, and a replica that lags behind has an end of its own. So the
+//! high watermark is taken first, as a `read_uncommitted` client sees it, after `init_transactions`
+//! has ended what a former owner left open; then the last stable offset has to reach it; then
+//! everything up to there is read, from the leader.
+//!
+//! An owner does not have to believe that. It has written a record of its own before, the claim, and
+//! reads until it finds that one: what stands before it has been read.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,6 +27,7 @@ use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::Recall;
 use crate::kafka::Topic;
+use crate::kafka::memory::CLAIM;
 
 /// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
 /// is ended by the broker within this.
@@ -31,28 +36,51 @@ pub(super) const STABLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks at the last stable offset.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// Where reading ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until<'a> {
+    /// At the record that the owner itself has just written.
+    Claim(&'a [u8]),
+    /// Where the topic ends now.
+    End,
+}
+
+/// What a consumer was given.
+#[derive(Clone, Copy, Debug)]
+enum Polled<'a> {
+    Record {
+        offset: i64,
+        key: &'a [u8],
+        value: Option<&'a [u8]>,
+    },
+    /// Nothing more for now, whoever says so.
+    PartitionEnd,
+}
+
 /// Reads the records into `recall`; blocks. `uncommitted` is a `read_uncommitted` client.
 pub(super) fn read(
     clients: &Clients,
     uncommitted: &BaseConsumer<Listener>,
     partition: i32,
     recall: &mut Recall,
+    until: Until<'_>,
 ) -> Result<(), KafkaError> {
     let topic = clients.topic(Topic::State);
     let failed = |error: ClientError| {
         KafkaError::new(Failure::Unavailable, "read the memory in", topic, error)
     };
+    let unavailable =
+        |reason| KafkaError::new(Failure::Unavailable, "read the memory in", topic, reason);
     let (low, high) =
         uncommitted.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?;
-    if low >= high {
+    if low >= high && until == Until::End {
         return Ok(());
     }
     let reader = clients.memory_reader()?;
     let deadline = Instant::now() + STABLE_TIMEOUT;
     while reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(failed)?.1 < high {
         if Instant::now() > deadline {
-            let reason = "a transaction on it stays open";
-            return Err(KafkaError::new(Failure::Unavailable, "read the memory in", topic, reason));
+            return Err(unavailable("a transaction on it stays open"));
         }
         sleep(LOOK_AGAIN);
     }
@@ -60,17 +88,93 @@ pub(super) fn read(
     start.add_partition_offset(topic, partition, Offset::Beginning).map_err(failed)?;
     reader.assign(&start).map_err(failed)?;
     loop {
-        match reader.poll(ANSWER_TIMEOUT) {
-            Some(Ok(message)) => {
-                recall.take(message.key().unwrap_or_default(), message.payload());
-            }
-            Some(Err(ClientError::PartitionEOF(_))) => return Ok(()),
+        let message = match reader.poll(ANSWER_TIMEOUT) {
+            Some(Ok(message)) => Some(message),
+            Some(Err(ClientError::PartitionEOF(_))) => None,
             Some(Err(error)) => return Err(failed(error)),
+            None if until == Until::End => return Err(unavailable("no answer")),
             None => {
-                let reason = "no answer";
-                let failure = Failure::Unavailable;
-                return Err(KafkaError::new(failure, "read the memory in", topic, reason));
+                return Err(unavailable(
+                    "the record that this process has just written to it is not there",
+                ));
             }
+        };
+        let polled = match &message {
+            Some(message) => Polled::Record {
+                offset: message.offset(),
+                key: message.key().unwrap_or_default(),
+                value: message.payload(),
+            },
+            None => Polled::PartitionEnd,
+        };
+        if until.is_reached(polled, high, recall) {
+            return Ok(());
         }
+    }
+}
+
+// === impl Until ===
+
+impl Until<'_> {
+    /// Takes in what was given. Whether it was the last. `high` is the high watermark that was taken
+    /// first.
+    fn is_reached(self, polled: Polled<'_>, high: i64, recall: &mut Recall) -> bool {
+        match (polled, self) {
+            (Polled::Record { key, value, .. }, Self::Claim(claim))
+                if key == CLAIM.as_bytes() && value == Some(claim) =>
+            {
+                true
+            }
+            (Polled::Record { offset, key, value }, _) => {
+                recall.take(key, value);
+                self == Self::End && offset + 1 >= high
+            }
+            // The last stable offset is beyond the watermark, and only marks of transactions are
+            // left before it.
+            (Polled::PartitionEnd, Self::End) => true,
+            // Another owner can fence this one, and write behind its claim, but not before it.
+            (Polled::PartitionEnd, Self::Claim(_)) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POSITION: &[u8] = br#"{"version":1,"next_offset":42}"#;
+
+    fn record<'a>(offset: i64, key: &'a str, value: &'a [u8]) -> Polled<'a> {
+        Polled::Record { offset, key: key.as_bytes(), value: Some(value) }
+    }
+
+    /// How many of these are read, and the position that is known then.
+    fn read_until(until: Until<'_>, given: &[Polled<'_>]) -> (Option<usize>, Option<i64>) {
+        let mut recall = Recall::default();
+        let last = given.iter().position(|polled| until.is_reached(*polled, 3, &mut recall));
+        (last.map(|last| last + 1), recall.finish().unwrap().position())
+    }
+
+    #[test]
+    fn an_owner_reads_on_until_it_finds_its_claim_wherever_an_end_is_told() {
+        let claim = b"drawn".as_slice();
+        let given = [
+            record(0, CLAIM, b"of a former owner"),
+            Polled::PartitionEnd,
+            record(1, "position", POSITION),
+            Polled::PartitionEnd,
+            record(2, CLAIM, claim),
+        ];
+        assert_eq!(read_until(Until::Claim(claim), &given), (Some(5), Some(42)));
+        assert_eq!(read_until(Until::Claim(claim), &given[..4]), (None, Some(42)));
+        assert_eq!(read_until(Until::Claim(claim), &[Polled::PartitionEnd]), (None, None));
+    }
+
+    #[test]
+    fn one_who_only_reads_ends_at_the_watermark_or_where_only_marks_are_left() {
+        let given = [record(0, "position", POSITION), record(2, CLAIM, b"drawn")];
+        assert_eq!(read_until(Until::End, &given), (Some(2), Some(42)));
+        let given = [record(1, "position", POSITION), Polled::PartitionEnd];
+        assert_eq!(read_until(Until::End, &given), (Some(2), Some(42)));
     }
 }

@@ -4,6 +4,8 @@
 //! deliver. librdkafka fetches ahead in the background meanwhile.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -29,6 +31,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
+use tracing::info;
 
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
@@ -40,6 +43,8 @@ use super::failure::failure_of;
 use super::failure::is_a_consequence;
 use super::failure::is_passing;
 use super::memory;
+use super::memory::Until;
+use super::reader::Reader;
 use super::topics::Facts;
 use crate::config::Delivery;
 use crate::kafka::Batch;
@@ -48,10 +53,13 @@ use crate::kafka::KafkaError;
 use crate::kafka::Limits;
 use crate::kafka::Owned;
 use crate::kafka::PageRecord;
+use crate::kafka::Rebuild;
 use crate::kafka::Recall;
 use crate::kafka::Record;
 use crate::kafka::Topic;
 use crate::kafka::Unfit;
+use crate::kafka::memory::CLAIM;
+use crate::kafka::rebuild::NAMING;
 use crate::model::Timestamp;
 
 /// How long a transaction may take before its failure can only be its own time-out.
@@ -96,6 +104,8 @@ enum Command {
     ReadFrom { position: Option<i64>, reply: Reply<()> },
     Pages { limit: usize, reply: Reply<Vec<(i64, PageRecord)>> },
     Deliver { batch: Batch, position: i64, reply: Reply<()> },
+    Span { reply: Reply<Range<i64>> },
+    History { rebuild: Rebuild, reply: Reply<Rebuild> },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, KafkaError>>;
@@ -168,6 +178,14 @@ impl Owned for OwnedPartition {
         self.ask(|reply| Command::Deliver { batch, position, reply }).await
     }
 
+    async fn span(&mut self) -> Result<Range<i64>, KafkaError> {
+        self.ask(|reply| Command::Span { reply }).await
+    }
+
+    async fn history(&mut self, rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
+        self.ask(|reply| Command::History { rebuild, reply }).await
+    }
+
     fn limits(&self, topic: Topic) -> Limits {
         self.facts.limits(topic)
     }
@@ -212,7 +230,10 @@ impl Worker {
             worker.take_over(&worker.producer)?;
             worker.clients.fence_former(partition, |former| worker.take_over(former))?;
         }
-        memory::read(&worker.clients, &worker.reader, partition, recall)?;
+        let claim = format!("{}/{:032x}", worker.clients.instance(), rand::random::<u128>());
+        worker.write_claim(&claim)?;
+        let until = Until::Claim(claim.as_bytes());
+        memory::read(&worker.clients, &worker.reader, partition, recall, until)?;
         Ok(worker)
     }
 
@@ -224,6 +245,18 @@ impl Worker {
         })
     }
 
+    /// Writes into the memory what nobody else can have written. Once it is read back, so is all that
+    /// stood in the memory before.
+    fn write_claim(&self, claim: &str) -> Result<(), KafkaError> {
+        let mut batch = Batch::default();
+        batch
+            .begin(Topic::State)
+            .partition(self.partition)
+            .key(CLAIM.as_bytes())
+            .value(|bytes| bytes.extend_from_slice(claim.as_bytes()));
+        self.deliver(&batch)
+    }
+
     fn run(mut self, commands: mpsc::Receiver<Command>) {
         for command in commands {
             match command {
@@ -231,11 +264,15 @@ impl Worker {
                 Command::Pages { limit, reply } => self.pages(limit, reply),
                 Command::Deliver { batch, position, reply } => {
                     let delivered = self.deliver(&batch);
-                    if delivered.is_ok() {
+                    if delivered.is_ok() && position > 0 {
                         self.to_note = Some(position);
                         self.note();
                     }
                     drop(reply.send(delivered));
+                }
+                Command::Span { reply } => drop(reply.send(self.span())),
+                Command::History { rebuild, reply } => {
+                    drop(reply.send(history(&self.clients, self.partition, rebuild)));
                 }
             }
         }
@@ -289,6 +326,15 @@ impl Worker {
             wait = Duration::ZERO;
         }
         Ok(())
+    }
+
+    fn span(&self) -> Result<Range<i64>, KafkaError> {
+        let topic = self.clients.topic(Topic::Pages);
+        let span = self.reader.fetch_watermarks(topic, self.partition, ANSWER_TIMEOUT);
+        let (begin, end) = span.map_err(|error| {
+            KafkaError::new(failure_of(&error), "look for pages in", topic, error)
+        })?;
+        Ok(begin..end)
     }
 
     fn deliver(&self, batch: &Batch) -> Result<(), KafkaError> {
@@ -495,6 +541,31 @@ impl Worker {
     fn transactional(&self) -> bool {
         self.clients.settings().delivery == Delivery::ExactlyOnce
     }
+}
+
+/// Shows what the pages topic holds of a partition, and everything that was published.
+fn history(clients: &Clients, partition: i32, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
+    let reader = Reader::new(clients)?;
+    let mut pages = reader.spans(Topic::Pages, None)?;
+    pages.retain(|of, _| *of == partition);
+    reader.read(Topic::Pages, &pages, |stored| {
+        rebuild.take_page(stored.offset(), &stored.page_record());
+        ControlFlow::Continue(())
+    })?;
+    for topic in NAMING {
+        let spans = reader.spans(topic, None)?;
+        let records: u64 = spans.values().map(|span| span.end.abs_diff(span.start)).sum();
+        info!(partition, topic = reader.name(topic), records, "reading what was published before");
+        if spans.values().any(|span| span.start > 0) {
+            rebuild.is_cut(topic);
+        }
+        reader.read(topic, &spans, |stored| {
+            let header = |name: &str| stored.header(name);
+            rebuild.take_published(topic, stored.key(), stored.stamped(), header);
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(rebuild)
 }
 
 pub(super) fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {

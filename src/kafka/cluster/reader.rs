@@ -23,10 +23,12 @@ use tokio::time::Instant;
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
 use super::clients::Listener;
+use super::failure::failure_of;
 use super::failure::is_passing;
 use super::memory;
 use super::memory::LOOK_AGAIN;
 use super::memory::STABLE_TIMEOUT;
+use super::memory::Until;
 use super::owner;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
@@ -165,7 +167,7 @@ impl Reader {
     /// What the publisher of a partition of the pages topic remembers, as it is committed now.
     pub fn memory(&self, partition: i32) -> Result<Recall, KafkaError> {
         let mut recall = Recall::default();
-        memory::read(&self.clients, &self.uncommitted, partition, &mut recall)?;
+        memory::read(&self.clients, &self.uncommitted, partition, &mut recall, Until::End)?;
         Ok(recall)
     }
 
@@ -258,7 +260,11 @@ impl Reader {
     fn failed(&self, topic: Topic, error: ClientError) -> KafkaError {
         let said = self.said().map(|said| format!("; {said}"));
         let reason = format!("{error}{}", said.unwrap_or_default());
-        KafkaError::new(Failure::Unavailable, "read", self.name(topic), reason)
+        let failure = match failure_of(&error) {
+            Failure::Refused => Failure::Refused,
+            _ => Failure::Unavailable,
+        };
+        KafkaError::new(failure, "read", self.name(topic), reason)
     }
 }
 

@@ -15,6 +15,7 @@ mod dice;
 use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -31,6 +32,7 @@ use agora_rtm_bridge::kafka::Limits;
 use agora_rtm_bridge::kafka::Look;
 use agora_rtm_bridge::kafka::Owned;
 use agora_rtm_bridge::kafka::PageRecord;
+use agora_rtm_bridge::kafka::Rebuild;
 use agora_rtm_bridge::kafka::Recall;
 use agora_rtm_bridge::kafka::Stamping;
 use agora_rtm_bridge::kafka::Topic;
@@ -112,6 +114,8 @@ struct State {
     /// One log a topic: only the order of records with the same key has a meaning.
     topics: BTreeMap<Topic, Vec<Stored>>,
     last_id: u64,
+    looks_to_fail: u32,
+    published_is_cut: bool,
     /// Ids of committed transactions.
     committed: HashSet<u64>,
     transactions: Transactions,
@@ -128,6 +132,8 @@ struct Partition {
     writing: StdRng,
     owning: StdRng,
     pages: Vec<(u64, PageRecord)>,
+    /// Everything before this was deleted.
+    begin: usize,
     on_the_way: VecDeque<Sending>,
     /// After a failure, until the caller has seen it: all that is handed over fails as well.
     poisoned: Option<Poison>,
@@ -183,6 +189,8 @@ impl Cluster {
                 .collect(),
             topics: BTreeMap::new(),
             last_id: 0,
+            looks_to_fail: 0,
+            published_is_cut: false,
             committed: HashSet::new(),
             transactions: Transactions::default(),
             ending: false,
@@ -245,6 +253,42 @@ impl Cluster {
         self.lock().partitions.iter_mut().for_each(|it| it.memory.clear());
     }
 
+    /// The position that was noted for lag tools is deleted.
+    pub(crate) fn forget_noted(&self) {
+        self.lock().partitions.iter_mut().for_each(|it| it.delivered_to = 0);
+    }
+
+    /// Somebody notes a position.
+    pub(crate) fn note(&self, position: usize) {
+        self.lock().partitions.iter_mut().for_each(|it| it.delivered_to = position);
+    }
+
+    /// What was published is deleted, as retention would.
+    pub(crate) fn forget_published(&self) {
+        let mut state = self.lock();
+        state.topics.clear();
+        state.published_is_cut = true;
+    }
+
+    /// All pages are deleted that are there, as retention would. How many of them nobody has
+    /// delivered.
+    pub(crate) fn delete_pages(&self, now: Duration) -> usize {
+        let mut state = self.lock();
+        state.settle(now);
+        let partitions = state.partitions.iter_mut();
+        partitions
+            .map(|it| {
+                it.begin = it.pages.len();
+                it.begin - it.delivered_to
+            })
+            .sum()
+    }
+
+    /// So many of the next looks at a partition fail.
+    pub(crate) fn fail_looks(&self, count: u32) {
+        self.lock().looks_to_fail = count;
+    }
+
     /// Nothing goes wrong from now on.
     pub(crate) fn heal(&self) {
         self.lock().trouble = Trouble::default();
@@ -290,6 +334,11 @@ impl Cluster {
 // === impl Client ===
 
 impl Client {
+    /// How old the simulation is.
+    pub(crate) fn now(&self) -> Duration {
+        self.now.get()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.cluster.lock();
         state.settle(self.now.get());
@@ -341,14 +390,15 @@ impl Kafka for Client {
     async fn look(&self, partition: i32) -> Result<Look, KafkaError> {
         let told = self.state().look(self.now.get());
         self.told(told, "look at").await?;
-        let state = self.state();
+        let mut state = self.state();
+        if let Some(left) = state.looks_to_fail.checked_sub(1) {
+            state.looks_to_fail = left;
+            return Err(KafkaError::new(Failure::Unavailable, "look at", "the model", "as asked"));
+        }
         let partition = state.partition(partition);
-        Ok(Look {
-            begin: 0,
-            end: partition.pages.len() as i64,
-            delivered: Some(partition.delivered_to as i64),
-            owner: None,
-        })
+        let delivered = (partition.delivered_to > 0).then_some(partition.delivered_to as i64);
+        let (begin, end) = (partition.begin as i64, partition.pages.len() as i64);
+        Ok(Look { begin, end, delivered, owner: None })
     }
 
     async fn claim(
@@ -395,9 +445,9 @@ impl Owned for Claimed {
                 let mut state = self.client.state();
                 let limit = state.owning(self.partition).rng.random_range(1..=limit);
                 let partition = state.partition(self.partition);
-                if self.position > partition.pages.len() {
+                if !(partition.begin..=partition.pages.len()).contains(&self.position) {
                     // `auto.offset.reset` is `earliest`.
-                    self.position = 0;
+                    self.position = partition.begin;
                 }
                 let pages = partition.pages.iter().zip(0_i64..).skip(self.position).take(limit);
                 let pages: Vec<_> =
@@ -434,6 +484,34 @@ impl Owned for Claimed {
             return Ok(());
         }
         Err(KafkaError::new(Failure::Fenced, "deliver", "the model", "a younger owner"))
+    }
+
+    async fn span(&mut self) -> Result<Range<i64>, KafkaError> {
+        let state = self.client.state();
+        let partition = state.partition(self.partition);
+        Ok(partition.begin as i64..partition.pages.len() as i64)
+    }
+
+    async fn history(&mut self, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
+        let state = self.client.state();
+        let partition = state.partition(self.partition);
+        for ((_, page), offset) in partition.pages.iter().zip(0_i64..).skip(partition.begin) {
+            rebuild.take_page(offset, page);
+        }
+        let naming = [Topic::UserEvents, Topic::ChannelEvents, Topic::DeadLetter, Topic::Gaps];
+        for topic in naming {
+            if state.published_is_cut {
+                rebuild.is_cut(topic);
+            }
+            for record in state.topics.get(&topic).into_iter().flatten() {
+                let header = |name: &str| {
+                    let mut headers = record.headers.iter();
+                    headers.find(|(found, _)| *found == name).map(|(_, value)| value.as_slice())
+                };
+                rebuild.take_published(topic, &record.key, None, header);
+            }
+        }
+        Ok(rebuild)
     }
 
     fn limits(&self, _: Topic) -> Limits {
@@ -482,7 +560,9 @@ impl State {
             assert_eq!(open.epoch, partition.epoch, "a claim aborts what is open");
             self.committed.insert(open.id);
             self.transactions.committed += 1;
-            partition.delivered_to = open.position;
+            if open.position > 0 {
+                partition.delivered_to = open.position;
+            }
             partition.memory.extend(open.memory);
             let shown_at = open.commit.map_or(now, |commit| commit.arrives_at);
             for (topic, record) in open.records {
@@ -686,6 +766,7 @@ impl Partition {
             writing: StdRng::seed_from_u64(seed),
             owning: StdRng::seed_from_u64(!seed),
             pages: Vec::new(),
+            begin: 0,
             on_the_way: VecDeque::new(),
             poisoned: None,
             epoch: 0,

@@ -19,10 +19,14 @@ use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::AppId;
 use agora_rtm_bridge::model::Clock;
 use agora_rtm_bridge::model::Content;
+use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::model::Feed;
 use agora_rtm_bridge::model::Incarnation;
 use agora_rtm_bridge::model::Page;
+use agora_rtm_bridge::model::Region;
 use agora_rtm_bridge::model::Timestamp;
 use agora_rtm_bridge::observe::accounts::Accounts;
+use agora_rtm_bridge::observe::accounts::Column;
 use agora_rtm_bridge::observe::health::Health;
 use agora_rtm_bridge::publisher::Publisher;
 use agora_rtm_bridge::publisher::PublisherMetrics;
@@ -142,6 +146,11 @@ impl Loops {
             group: "bridge".to_owned(),
             incarnation: self.journal.incarnation(),
             regions: HashMap::from([(AppId::new("a"), 1)]),
+            feeds: vec![Feed {
+                app: AppId::new("a"),
+                region: Region::new("default"),
+                endpoint: Endpoint::User,
+            }],
             clock: self.clock,
             progress: self.progress.clone(),
             accounts: self.accounts.clone(),
@@ -474,6 +483,127 @@ async fn a_memory_that_was_deleted_repeats_nothing_that_was_noted_as_delivered()
     sleep(20 * SECOND).await;
     assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
     loops.end().await;
+}
+
+/// The bridge is down meanwhile, so nothing tells how far it was but what was published.
+async fn without_memory(note: impl FnOnce(&Cluster)) -> Loops {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(5 * SECOND).await;
+    loops.end().await;
+    loops.kafka.forget_memory();
+    loops.kafka.forget_noted();
+    note(&loops.kafka);
+    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    loops.forward();
+    loops
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_that_is_gone_with_the_noted_position_is_rebuilt_from_what_was_published() {
+    let loops = without_memory(|_| {}).await;
+    // Another region hands over the last ten pages again.
+    loops.commit(PAGES - 10..2 * PAGES).await;
+    loops.publish(&loops.health, &loops.stop);
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+    // The next owner finds a memory.
+    loops.kafka.forget_published();
+    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    loops.publish(&loops.health, &loops.stop);
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), Vec::<String>::new());
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_while_the_position_is_looked_for_publishes_nothing_and_is_tried_again() {
+    let loops = without_memory(|kafka| {
+        kafka.note(usize::try_from(PAGES).expect("few"));
+        kafka.forget_published();
+        kafka.fail_looks(3);
+    })
+    .await;
+    loops.publish(&loops.health, &loops.stop);
+    sleep(SECOND / 10).await;
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("look at"), "{reasons:?}");
+    loops.commit(PAGES..2 * PAGES).await;
+    sleep(60 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(PAGES..2 * PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
+/// Everything that was published is deleted, and the pages are older than that proves anything. A
+/// person notes where to continue.
+#[tokio::test(start_paused = true)]
+async fn where_nothing_tells_the_position_nothing_is_published_until_a_person_notes_one() {
+    let loops = without_memory(Cluster::forget_published).await;
+    sleep(4 * 86_400 * SECOND).await;
+    loops.publish(&loops.health, &loops.stop);
+    loops.commit(PAGES..2 * PAGES).await;
+    sleep(300 * SECOND).await;
+    assert_eq!(loops.published(), Vec::<String>::new());
+    let reasons = loops.reasons();
+    assert!(reasons.len() == 1 && reasons[0].contains("--to-offset"), "{reasons:?}");
+    loops.kafka.note(usize::try_from(PAGES).expect("few"));
+    sleep(120 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(PAGES..2 * PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_installation_begins_at_the_beginning_of_what_was_forwarded_before_it_published() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.end().await;
+    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    loops.kafka.forget_memory();
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(5 * SECOND).await;
+    loops.publish(&loops.health, &loops.stop);
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]));
+    loops.end().await;
+}
+
+/// With pages that follow and without: then the next look finds it.
+#[tokio::test(start_paused = true)]
+async fn pages_that_are_deleted_before_they_are_published_become_a_gap_and_the_accounts_balance() {
+    for more in [0, PAGES] {
+        let loops = Loops::start(Trouble::default()).await;
+        loops.commit(0..PAGES).await;
+        loops.forward();
+        sleep(5 * SECOND).await;
+        loops.end().await;
+        let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+        loops.forward();
+        loops.commit(PAGES..2 * PAGES).await;
+        // As the poller enters them: two events of each page.
+        let account = loops.accounts.open(&AppId::new("a"), Endpoint::User);
+        account.add(Column::Received, 2 * 2 * PAGES);
+        sleep(5 * SECOND).await;
+        assert_eq!(loops.kafka.delete_pages(loops.client.now()), usize::try_from(PAGES).unwrap());
+        loops.publish(&loops.health, &loops.stop);
+        loops.commit(2 * PAGES..2 * PAGES + more).await;
+        account.add(Column::Received, 2 * more);
+        sleep(20 * SECOND).await;
+        let lost: Vec<u64> = (PAGES..2 * PAGES).collect();
+        assert_eq!(loops.published(), twice_each(0..2 * PAGES + more, &lost));
+        let [gap] = &loops.kafka.records(Topic::Gaps)[..] else { panic!("one feed") };
+        let value = String::from_utf8(gap.value.clone().unwrap()).unwrap();
+        assert!(value.contains(r#""cause":"pages_lost""#), "{value}");
+        assert!(value.contains(r#""at_least":0,"at_most":30000"#), "{value}");
+        assert_eq!((gap.header("pages_first"), gap.header("pages_end")), (Some("30"), Some("60")));
+        let figures = loops.accounts.total().to_string();
+        assert!(figures.contains("lost 60 + waiting 0"), "{figures}");
+        loops.end().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
