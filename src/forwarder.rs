@@ -308,6 +308,7 @@ impl<K: Kafka> Forwarder<K> {
     async fn confirm(&self, sequence: Sequence, offset: i64, course: &mut Course) {
         self.journal.forget(vec![sequence]).await;
         self.metrics.forwarded.inc();
+        self.progress.note_forwarded(self.partition, offset + 1);
         course.wait = SHORTEST_WAIT;
         course.forwarding.ok();
     }
