@@ -5,11 +5,11 @@
 //! within a second. Whenever a request is available:
 //!
 //! 1. A feed with a full page is polled, the one that overflows soonest first: a request can't
-//! fetch more than a full page, so nothing is wasted. The same holds for a feed that the next event
-//! would make overflow, which is how a burst looks just before it happens.
+//!    fetch more than a full page, so nothing is wasted. The same holds for a feed that the next event
+//!    would make overflow, which is how a burst looks just before it happens.
 //! 2. Otherwise the feed with the oldest event is polled, to keep events fresh, evenly spaced, and
-//! only if this loses nothing. To find out, the losses by rule 1 alone until the end are simulated
-//! with this request spent and with it saved; it is spent if that loses no more.
+//!    only if this loses nothing. To find out, the losses by rule 1 alone until the end are simulated
+//!    with this request spent and with it saved; it is spent if that loses no more.
 //!
 //! Rule 2 can empty a feed ahead of a burst as well as save requests for one. So it never loses
 //! more than rule 1 alone. Where it loses nothing, its loss is optimal; where it loses, another

@@ -9,16 +9,19 @@
 //! `tests/campaign` runs it for hours; the suite runs a short form of it.
 
 mod audit;
+mod clock;
 pub(crate) mod disk;
 mod hosts;
 pub(crate) mod kind;
 mod load;
 mod reader;
 mod round;
+mod secrets;
 mod stage;
 #[path = "../../benches/steady/table.rs"]
 mod table;
 pub(crate) mod tally;
+mod topics;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -29,6 +32,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use tokio::time::Instant;
 
+use self::clock::WrongClock;
 use self::disk::SmallDisk;
 use self::kind::Act;
 use self::kind::Kind;
@@ -88,12 +92,18 @@ pub(crate) fn run(plan: &Plan, mut tell: impl FnMut(u64, Duration)) -> (Tally, O
 impl Plan {
     /// Kinds that can't be done here, with the reason; the others stay.
     pub(crate) fn leave_out_what_cannot_be(&mut self) -> Vec<(Kind, String)> {
+        let needs = [
+            (Kind::DiskFull, SmallDisk::try_out as fn() -> Result<(), String>),
+            (Kind::ClockAhead, WrongClock::try_out),
+        ];
         let mut left_out = Vec::new();
-        if self.kinds.contains(&Kind::DiskFull)
-            && let Err(why) = SmallDisk::try_out()
-        {
-            self.kinds.retain(|kind| *kind != Kind::DiskFull);
-            left_out.push((Kind::DiskFull, why));
+        for (kind, try_out) in needs {
+            if self.kinds.contains(&kind)
+                && let Err(why) = try_out()
+            {
+                self.kinds.retain(|it| *it != kind);
+                left_out.push((kind, why));
+            }
         }
         left_out
     }
@@ -108,6 +118,9 @@ impl Plan {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_mul(1_000_003) ^ number);
         let count = random.random_range(1..=self.at_once.clamp(1, self.kinds.len()));
         let mut kinds: Vec<Kind> = self.kinds.sample(&mut random, count).copied().collect();
+        if let Some(alone) = kinds.iter().copied().find(|it| it.is_played_alone()) {
+            kinds = vec![alone];
+        }
         kinds.sort_unstable();
         let mut acts = Vec::new();
         for kind in &kinds {

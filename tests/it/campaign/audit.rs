@@ -180,9 +180,9 @@ impl Audit {
             });
             let left = feed.and_then(|feed| told.get_mut(&feed)).filter(|left| **left > 0);
             *left.ok_or_else(|| format!("more answers were lost than gaps tell: {answer:?}"))? -= 1;
-            let died_after = excuse(answer, excuses)?;
+            let (died_after, by_kafka) = excuse(answer, excuses)?;
             finding.lost.push(Lost { events: whole + torn, died_after });
-            if answer.at >= life.began {
+            if answer.at >= life.began && !by_kafka {
                 finding.lost_of_life += whole as u64;
             }
         }
@@ -239,11 +239,13 @@ fn lost_answers(verdict: &Verdict, handed_out: &[Recorded]) -> HashMap<u64, (usi
     lost
 }
 
-/// For how many lost answers of each feed there is a gap.
+/// For how many lost answers of each feed there is a gap. One gap stands for all pages that Kafka lost.
 fn told_losses(verdict: &Verdict) -> HashMap<(String, String), usize> {
+    const MANY: usize = 1_000_000;
     let mut told = HashMap::new();
     for gap in verdict.gaps.iter().filter(|gap| gap.cause != "overflow") {
-        *told.entry((gap.app_id.clone(), gap.endpoint.clone())).or_default() += 1;
+        let answers = if gap.cause == "pages_lost" { MANY } else { 1 };
+        *told.entry((gap.app_id.clone(), gap.endpoint.clone())).or_default() += answers;
     }
     told
 }
@@ -281,18 +283,18 @@ fn age<'a>(
 }
 
 /// Why an answer may have been lost: `Err` if nothing excuses it. How long after it was sent the
-/// process died, if that was it.
-fn excuse(answer: &AnswerRecord, excuses: &[Excuse]) -> Result<Option<Duration>, String> {
+/// process died, if that was it; whether it was Kafka that lost it.
+fn excuse(answer: &AnswerRecord, excuses: &[Excuse]) -> Result<(Option<Duration>, bool), String> {
     if answer.fault.is_some() {
-        return Ok(None);
+        return Ok((None, false));
     }
     let left = answer.at.saturating_sub(WAY + LATE);
     // A slow body may never have been sent to its end.
     let sent = answer.sent_at.unwrap_or(LATER);
     let mut possible = excuses.iter().filter(|it| left <= it.to && it.from <= sent + UNTIL_DURABLE);
     match possible.next() {
-        Some(Excuse { to, is_death: true, .. }) => Ok(Some(to.saturating_sub(sent))),
-        Some(_) => Ok(None),
+        Some(Excuse { to, is_death: true, .. }) => Ok((Some(to.saturating_sub(sent)), false)),
+        Some(it) => Ok((None, it.by_kafka)),
         None => Err(format!("lost, and nothing that was done excuses it: {answer:?} {excuses:?}")),
     }
 }
@@ -321,7 +323,9 @@ impl Finding {
         }
         let received = sum(status, "received")?;
         let mut ended = 0;
-        for column in ["delivered", "repeats", "repeats_in_page", "dead_letters", "set_aside"] {
+        for column in
+            ["delivered", "repeats", "repeats_in_page", "dead_letters", "set_aside", "lost"]
+        {
             ended += sum(status, column)?;
         }
         self.taken_over = received - self.answered.cast_signed() + self.lost_of_life.cast_signed();

@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
 use super::Plan;
+use super::secrets::Renewal;
 use super::stage::GRACE;
 use crate::support::proxy::Way;
 
@@ -56,6 +57,20 @@ pub(crate) enum Kind {
     LingeringReader,
     /// Nobody reads the bridge's log for some seconds. Polling goes on, and nothing runs over
     StalledLog,
+    /// `max.message.bytes` of the topics of events is lowered below what a batch takes, and raised
+    /// again up to 3 s later
+    TopicLimits,
+    /// All records of the pages topic are deleted, five times within a second or two. May lose pages
+    /// that nobody had published yet; gaps tell of them. Played alone
+    RecordsDeleted,
+    /// The bridge's clock is an hour ahead for some seconds. Played alone: gaps could not say when.
+    /// Needs a C compiler
+    ClockAhead,
+    /// The broker comes back with another password for the bridge, which has it up to 5 s later
+    PasswordRotated,
+    /// The broker comes back and trusts another certificate of the bridge, which has it up to 5 s
+    /// later
+    CertificateRenewed,
     /// The broker is killed and stays away (--away); then it is measured how fast the bridge
     /// catches up. Not among those that are drawn by themselves
     Outage,
@@ -90,6 +105,15 @@ pub(crate) enum Act {
     ReadLog,
     /// Each feed has to be served within this; longer, where something else is done too.
     AwaitService(Duration),
+    /// The largest batch that the topics of events take from now on; `None` is the default.
+    LimitTopics(Option<u32>),
+    /// Of the pages topic.
+    DeleteRecords,
+    SetClockAhead(Duration),
+    /// The broker starts again and accepts only something new of the bridge.
+    Renew(Renewal),
+    /// The bridge gets it.
+    HandOut,
     /// So many events at once on one feed.
     Burst(u32),
     /// Begins to measure how what waits grows less; the round goes on until little waits.
@@ -124,11 +148,16 @@ impl Kind {
         value.get_name().to_owned()
     }
 
+    /// Whether it is never played together with others.
+    pub(super) fn is_played_alone(self) -> bool {
+        matches!(self, Self::ClockAhead | Self::RecordsDeleted)
+    }
+
     /// What share of the events may run over in Agora's buffers where nothing else is done; `None`
     /// where it is not judged.
     pub(super) fn may_run_over(self) -> Option<f64> {
         match self {
-            Self::RefusingHost | Self::StalledLog => Some(0.0),
+            Self::RefusingHost | Self::StalledLog | Self::ClockAhead => Some(0.0),
             Self::SlowBodies => Some(0.005),
             _ => None,
         }
@@ -204,6 +233,25 @@ impl Kind {
                 ]
             }
             Self::StalledLog => for_so_long(begin, 5_000..6_500, Act::StallLog, Act::ReadLog),
+            Self::TopicLimits => {
+                let limited = Act::LimitTopics(Some(random.random_range(1_500..4_000)));
+                let end = begin + millis(random, 500..3_000);
+                vec![(begin, limited), (end, Act::LimitTopics(None))]
+            }
+            Self::RecordsDeleted => {
+                let later = |n| begin + millis(random, 100..400) * n;
+                (0..5).map(later).map(|at| (at, Act::DeleteRecords)).collect()
+            }
+            Self::ClockAhead => {
+                let ahead = Act::SetClockAhead(Duration::from_secs(3_600));
+                for_so_long(begin, 1_000..6_000, ahead, Act::SetClockAhead(Duration::ZERO))
+            }
+            Self::PasswordRotated => {
+                for_so_long(begin, 0..5_000, Act::Renew(Renewal::Password), Act::HandOut)
+            }
+            Self::CertificateRenewed => {
+                for_so_long(begin, 0..5_000, Act::Renew(Renewal::Certificate), Act::HandOut)
+            }
             Self::Outage => {
                 let begin = Duration::from_secs(10);
                 let end = begin + plan.away;

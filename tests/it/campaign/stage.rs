@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::Plan;
 use super::audit::Audit;
+use super::clock::WrongClock;
 use super::disk::SmallDisk;
 use super::hosts::Hosts;
 use super::kind::Act;
@@ -25,20 +26,28 @@ use super::kind::Kind;
 use super::load::APPS;
 use super::load::Load;
 use super::reader::Reader;
+use super::secrets;
+use super::secrets::Secrets;
 use super::tally::CaughtUp;
 use super::tally::Stopped;
+use super::topics::Administrator;
+use super::topics::Errand;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts as Asked;
 use crate::support::broker::Broker;
 use crate::support::consume::Consumer;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
+use crate::support::process::Environment;
 use crate::support::proxy::Proxy;
 use crate::support::proxy::Way;
 use crate::support::tail;
 
 /// `shutdown_grace` of the bridge.
 pub(super) const GRACE: Duration = Duration::from_secs(7);
+
+/// Partitions of the pages topic.
+const PAGE_PARTITIONS: i32 = 4;
 
 /// `agora.silence_timeout` of the bridge.
 const SILENCE: &str = "2s";
@@ -72,6 +81,12 @@ pub(super) struct Stage {
     kafka: Option<Proxy>,
     to_agora: Option<Proxy>,
     hosts: Hosts,
+    clock: Option<WrongClock>,
+    secrets: Option<Secrets>,
+    administrator: Administrator,
+    /// Topics of events.
+    topics: [String; 2],
+    pages: String,
     /// Whoever reads the journal.
     reader: Option<Reader>,
     pub(super) done: Done,
@@ -117,6 +132,8 @@ pub(super) struct Excuse {
     pub(super) to: Duration,
     /// The process died at its end.
     pub(super) is_death: bool,
+    /// The process had received what was lost, and Kafka lost it.
+    pub(super) by_kafka: bool,
 }
 
 /// A measurement that goes on.
@@ -139,7 +156,8 @@ impl Stage {
     /// Starts everything, and waits until the bridge is ready.
     pub(super) fn set(plan: &Plan) -> Self {
         use Kind::{
-            AgoraCut, AgoraStall, DiskFull, KafkaCut, KafkaStall, LingeringReader, StopAway,
+            AgoraCut, AgoraStall, CertificateRenewed, DiskFull, KafkaCut, KafkaStall,
+            LingeringReader, PasswordRotated, StopAway,
         };
         let names = Names::unique("campaign");
         let script = script(plan);
@@ -148,17 +166,27 @@ impl Stage {
             false => Hosts::default(),
         };
         let agora = Agora::start(script);
-        let needs_proxy = [KafkaCut, KafkaStall, StopAway, LingeringReader];
-        let kafka = plan.has(&needs_proxy).then(Proxy::start);
-        let broker = kafka.as_ref().map_or_else(Broker::own, Broker::own_behind);
+        let renewals = [PasswordRotated, CertificateRenewed];
+        let secrets = plan.has(&renewals).then(Secrets::new);
+        let needs_proxy = plan.has(&[KafkaCut, KafkaStall, StopAway, LingeringReader]);
+        let kafka = (needs_proxy || secrets.is_some()).then(Proxy::start);
+        let broker = match (&kafka, &secrets) {
+            (Some(proxy), Some(secrets)) => {
+                let furnish = |home: &Path| secrets.furnish(home);
+                Broker::own_behind_with(proxy, secrets::PROTOCOL, furnish)
+            }
+            (Some(proxy), None) => Broker::own_behind(proxy),
+            (None, _) => Broker::own(),
+        };
         let bootstrap = broker.bootstrap();
         let to_kafka =
             kafka.as_ref().map_or_else(|| bootstrap.clone(), |it| it.address().to_string());
         let mut config = format!(
-            "shutdown_grace = \"{}s\"\n{}partitions = 3\npage_partitions = 4\n\n\
-             [agora]\nsilence_timeout = \"{SILENCE}\"\n{}{}",
+            "shutdown_grace = \"{}s\"\n{}partitions = 3\npage_partitions = {PAGE_PARTITIONS}\n\n\
+             {}[agora]\nsilence_timeout = \"{SILENCE}\"\n{}{}",
             GRACE.as_secs(),
             names.kafka_tables(&to_kafka),
+            secrets.as_ref().map(|it| it.options(&broker)).unwrap_or_default(),
             tables(plan),
             agora.apps(Asked::EachRegion)
         );
@@ -176,11 +204,16 @@ impl Stage {
                 disk = Some(SmallDisk::mount(data_dir).expect("it was tried out"));
             }
         };
+        let has_clock = plan.has(&[Kind::ClockAhead]);
+        let clock = has_clock.then(|| WrongClock::new().expect("it was tried out"));
+        let environment = clock.as_ref().map_or_else(Environment::new, WrongClock::environment);
         let mut bridge = match plan.has(&[Kind::StalledLog]) {
-            true => Bridge::start_through_pipe(&config, prepare),
-            false => Bridge::start_on(&config, prepare),
+            true => Bridge::start_through_pipe(environment, &config, prepare),
+            false => Bridge::start_in(environment, &config, prepare),
         };
         let consumer = Consumer::start(&bootstrap, &names.published());
+        let topics = [&names.user_events, &names.channel_events].map(String::clone);
+        let pages = names.pages.clone();
         bridge.wait_ready();
         Self {
             disk,
@@ -195,6 +228,11 @@ impl Stage {
             kafka,
             to_agora,
             hosts,
+            clock,
+            secrets,
+            administrator: Administrator::new(&bootstrap),
+            topics,
+            pages,
             reader: None,
             done: Done::default(),
         }
@@ -206,7 +244,7 @@ impl Stage {
             Act::Kill => self.kill(),
             Act::Terminate => self.terminate(),
             Act::KillBroker => self.with_broker(Broker::kill_9),
-            Act::StartBroker => self.start_broker(),
+            Act::StartBroker => self.start_broker(|_| {}),
             Act::FreezeBroker => self.with_broker(Broker::freeze),
             Act::ThawBroker => self.with_broker(Broker::thaw),
             Act::Kafka(way) => {
@@ -236,6 +274,29 @@ impl Stage {
                 self.done.service = Some((self.agora.now(), self.agora.now() + within));
             }
             Act::Burst(events) => self.load.burst(&self.agora, events),
+            Act::LimitTopics(bytes) => {
+                for topic in self.topics.clone() {
+                    self.administrator.ask(Errand::Limit { topic, bytes });
+                }
+            }
+            Act::DeleteRecords => {
+                let (topic, partitions) = (self.pages.clone(), PAGE_PARTITIONS);
+                self.administrator.ask(Errand::DeleteRecords { topic, partitions });
+                let (from, to) = (Duration::ZERO, Duration::MAX);
+                self.done.excuses.push(Excuse { from, to, is_death: false, by_kafka: true });
+            }
+            Act::SetClockAhead(ahead) => {
+                self.clock.as_ref().expect("the plan has it").set_ahead(ahead);
+            }
+            Act::Renew(what) => {
+                // While it is on its way back, nothing more is done to it.
+                if matches!(self.broker, Place::Here(_)) {
+                    self.done.kafka_was_away = true;
+                    let deed = self.secrets.as_mut().expect("the plan has it").renew(what);
+                    self.start_broker(deed);
+                }
+            }
+            Act::HandOut => self.secrets.as_mut().expect("the plan has it").hand_out(),
             Act::CatchUp => self.begin_to_catch_up()?,
         }
         Ok(())
@@ -257,10 +318,15 @@ impl Stage {
                 catching_up.broker_is_back.get_or_insert(self.agora.now());
             }
         }
+        if let (Place::Here(broker), Some(secrets)) = (&self.broker, &mut self.secrets) {
+            secrets.give(broker);
+        }
         self.look_after_the_bridge()?;
         self.go_on_catching_up()?;
         self.await_service()?;
-        let is_moving = matches!(self.broker, Place::Coming(_));
+        let is_moving = matches!(self.broker, Place::Coming(_))
+            || !self.administrator.is_idle()
+            || self.secrets.as_ref().is_some_and(|it| !it.are_handed_out());
         let is_busy = self.life.stopping.is_some() || self.done.catching_up.is_some();
         Ok(!is_moving && !is_busy && self.done.service.is_none())
     }
@@ -291,7 +357,7 @@ impl Stage {
         self.bridge.kill_9();
         let now = self.agora.now();
         let from = self.done.full_since.unwrap_or(now);
-        self.done.excuses.push(Excuse { from, to: now, is_death: true });
+        self.done.excuses.push(Excuse { from, to: now, is_death: true, by_kafka: false });
         self.start_bridge(false);
     }
 
@@ -337,7 +403,7 @@ impl Stage {
         self.done.stops.push(Stopped { took: now - began, kafka_was_away, left_nothing });
         // A page that no disk took is only in memory.
         if let Some(from) = self.done.full_since.filter(|_| !left_nothing) {
-            self.done.excuses.push(Excuse { from, to: now, is_death: true });
+            self.done.excuses.push(Excuse { from, to: now, is_death: true, by_kafka: false });
         }
         self.done.log += &self.bridge.log();
         self.start_bridge(left_nothing);
@@ -376,11 +442,14 @@ impl Stage {
         }
     }
 
-    /// It takes seconds, in which other things happen.
-    fn start_broker(&mut self) {
+    /// Starts it after `deed`; it ends first, if it runs. It takes seconds, in which other things
+    /// happen.
+    fn start_broker(&mut self, deed: impl FnOnce(&Broker) + Send + 'static) {
         match mem::replace(&mut self.broker, Place::Moving) {
             Place::Here(mut broker) => {
                 let start = move || {
+                    deed(&broker);
+                    broker.kill_9();
                     broker.start_again();
                     broker
                 };
@@ -394,7 +463,7 @@ impl Stage {
         self.to_agora.as_ref().expect("the plan has it").set(way);
         let now = self.agora.now();
         if let Some(from) = self.done.agora_away_since.take() {
-            self.done.excuses.push(Excuse { from, to: now, is_death: false });
+            self.done.excuses.push(Excuse { from, to: now, is_death: false, by_kafka: false });
         }
         if way != Way::Open {
             self.done.agora_away_since = Some(now);

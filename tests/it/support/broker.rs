@@ -62,6 +62,8 @@ struct Behind {
 pub(crate) struct Extra {
     /// Doors: a name, the protocol, and the port.
     pub(crate) doors: Vec<(&'static str, &'static str, u16)>,
+    /// The protocol of the door for clients that come through a proxy; plain text unless set.
+    pub(crate) behind: Option<&'static str>,
     /// Lines for its settings.
     pub(crate) settings: String,
     /// Arguments of the storage tool, as users are made by it.
@@ -146,6 +148,24 @@ impl Broker {
     /// As [`Self::own`].
     pub(crate) fn own_behind(proxy: &Proxy) -> Self {
         let broker = Self::own_with(Some(proxy.address().port()));
+        let behind = broker.ports.behind.expect("it was asked for");
+        proxy.lead_to(SocketAddr::from((Ipv4Addr::LOCALHOST, behind.port)));
+        broker
+    }
+
+    /// The same whose second door speaks this protocol, with what `extra` adds for it.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::own`].
+    pub(crate) fn own_behind_with(
+        proxy: &Proxy,
+        protocol: &'static str,
+        extra: impl Fn(&Path) -> Extra,
+    ) -> Self {
+        let extra = |home: &Path| Extra { behind: Some(protocol), ..extra(home) };
+        let broker = Self::start(Some(proxy.address().port()), extra);
+        let broker = broker.unwrap_or_else(|report| panic!("{report}"));
         let behind = broker.ports.behind.expect("it was asked for");
         proxy.lead_to(SocketAddr::from((Ipv4Addr::LOCALHOST, behind.port)));
         broker
@@ -309,6 +329,7 @@ fn properties(ports: Ports, home: &Path, extra: &Extra) -> String {
     let protocols = each(|(name, protocol, _)| format!(",{name}:{protocol}"));
     let listens = behind.map(|it| listener(it.port)).unwrap_or_default() + &doors;
     let advertises = behind.map(|it| listener(it.proxy)).unwrap_or_default() + &doors;
+    let behind_speaks = extra.behind.unwrap_or("PLAINTEXT");
     let more = &extra.settings;
     let data = home.join("data");
     let data = names::text(&data);
@@ -320,7 +341,7 @@ controller.quorum.bootstrap.servers=127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}{listens}
 advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertises}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT{protocols}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BEHIND:{behind_speaks}{protocols}
 log.dirs={data}
 # One node, and topics of its own that are made quickly.
 offsets.topic.replication.factor=1

@@ -34,8 +34,12 @@ pub(crate) struct Bridge {
     log: Option<Stallable>,
     /// How often it was started. Each start has its own log: the address in it is of that start.
     starts: u32,
+    environment: Environment,
     home: TempDir,
 }
+
+/// Variables of a bridge's environment, here and after each later start.
+pub(crate) type Environment = Vec<(&'static str, String)>;
 
 /// An answer of the bridge's HTTP port.
 #[derive(Debug)]
@@ -71,22 +75,39 @@ impl Bridge {
 
     /// The same, which panics at the pass `place:passes` of a place that a test build has.
     pub(crate) fn start_to_panic(config: &str, at: &str) -> Self {
-        let home = furnished(config, |_| {});
-        let process = spawn_with(&home, log_of(&home, 1), Some(("AGORA_RTM_BRIDGE_PANIC", at)));
-        Self { process, log: None, starts: 1, home }
+        let environment = vec![("AGORA_RTM_BRIDGE_PANIC", at.to_owned())];
+        // Its next start is an ordinary one.
+        let mut bridge = Self::start_in(environment, config, |_| {});
+        bridge.environment.clear();
+        bridge
     }
 
     /// The same with a data folder that `prepare` makes and fills first.
     pub(crate) fn start_on(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::start_in(Environment::new(), config, prepare)
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_in(
+        environment: Environment,
+        config: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let home = furnished(config, prepare);
-        Self { process: spawn(&home, log_of(&home, 1)), log: None, starts: 1, home }
+        let process = spawn(&home, &environment, log_of(&home, 1));
+        Self { process, log: None, starts: 1, environment, home }
     }
 
     /// The same whose log goes through a pipe, here and after each later start.
-    pub(crate) fn start_through_pipe(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+    pub(crate) fn start_through_pipe(
+        environment: Environment,
+        config: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let home = furnished(config, prepare);
         let log = Stallable::into_file(log_of(&home, 1));
-        Self { process: spawn(&home, log.writer()), log: Some(log), starts: 1, home }
+        let process = spawn(&home, &environment, log.writer());
+        Self { process, log: Some(log), starts: 1, environment, home }
     }
 
     /// Starts it once more after its end, with the same configuration and data.
@@ -94,10 +115,10 @@ impl Bridge {
         self.starts += 1;
         let file = log_of(&self.home, self.starts);
         self.process = match &mut self.log {
-            None => spawn(&self.home, file),
+            None => spawn(&self.home, &self.environment, file),
             Some(log) => {
                 *log = Stallable::into_file(file);
-                spawn(&self.home, log.writer())
+                spawn(&self.home, &self.environment, log.writer())
             }
         };
     }
@@ -225,19 +246,15 @@ fn log_of(home: &TempDir, start: u32) -> File {
     File::create(log_file(home, start)).expect("a fresh folder can be written to")
 }
 
-fn spawn(home: &TempDir, log: impl Into<Stdio>) -> Guarded {
-    spawn_with(home, log, None)
-}
-
-fn spawn_with(home: &TempDir, log: impl Into<Stdio>, variable: Option<(&str, &str)>) -> Guarded {
+fn spawn(home: &TempDir, environment: &Environment, log: impl Into<Stdio>) -> Guarded {
     let mut command = command();
-    command.envs(variable);
     command
         .arg("run")
         .arg("--config")
         .arg(home.path().join("bridge.toml"))
         .env("AGORA_RTM_BRIDGE__DATA_DIR", data_dir(home))
         .env("AGORA_RTM_BRIDGE__HTTP__LISTEN", "127.0.0.1:0")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::null())
         .stderr(log);
     Guarded::spawn(&mut command, home.path())

@@ -120,6 +120,7 @@ impl Secured {
                     ("CERTIFICATES", "SSL", certificates),
                 ],
                 settings: settings(home),
+                behind: None,
                 storage: USERS
                     .into_iter()
                     .flat_map(|user| {
@@ -283,7 +284,7 @@ fn make_stores(home: &Path) {
 }
 
 /// A key and a certificate of its own authority, in `{name}.p12` and `{name}.pem`.
-fn make_store(home: &Path, name: &str, common_name: &str) {
+pub(crate) fn make_store(home: &Path, name: &str, common_name: &str) {
     let store = home.join(format!("{name}.p12"));
     let dname = format!("CN={common_name}");
     let mut tool = keytool(&store);
