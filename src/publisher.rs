@@ -42,6 +42,8 @@ use tracing::warn;
 
 pub use self::metrics::PublisherMetrics;
 
+pub(crate) use self::decode::torn;
+
 use self::claim::Claim;
 use self::claim::UNKNOWN_POSITION_WAIT;
 use self::decode::Draft;

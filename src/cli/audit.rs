@@ -12,14 +12,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::io::Write as _;
 use std::ops::ControlFlow;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::thread::sleep;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::time::Instant;
 
 use self::ledger::Ledger;
 use self::ledger::Letter;
 use self::ledger::Published;
+use self::ledger::digest;
+use self::verdict::Outcome;
 use self::verdict::Verdict;
 use super::Failure;
 use super::pages::aside;
@@ -33,6 +38,7 @@ use crate::kafka::Spans;
 use crate::kafka::Stored;
 use crate::kafka::Topic;
 use crate::kafka::pages;
+use crate::kafka::pages::BadPageRecord;
 use crate::model::AppId;
 use crate::model::CLOCK_MARGIN;
 use crate::model::Clock;
@@ -93,45 +99,72 @@ EXAMPLES
 
 EXIT CODES
 
-  0 proved; 1 not proved, or Kafka could not be read; 2 wrong usage;
-  78 wrong configuration.";
+  0 proved; 1 disproved; 2 wrong usage; 3 not covered: nothing contradicts, but
+  something could not be looked at (pages that wait, pages or records that Kafka
+  has deleted, or Kafka could not be read); 78 wrong configuration.";
+
+/// Exit code of an audit that found no fault, and could not look at everything.
+const NOT_COVERED: u8 = 3;
+
+/// How long pages that were forwarded before the audit began may take to be delivered.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between two looks whether they are.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: Audit) -> Result<(), Failure> {
     let settings = run::load(args.config.as_deref())?;
     let cluster = Cluster::new(settings.kafka, &settings.instance);
     let since = Clock::system().now().before(args.since);
-    let verdict = aside(move || audit(&cluster, since)).await?;
+    // What could not be read is not disproved.
+    let verdict = aside(move || audit(&cluster, since))
+        .await
+        .map_err(|failure| Failure { code: NOT_COVERED, ..failure })?;
     let text = if args.json { verdict.json() } else { verdict.text() };
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     printed.map_err(|error| Failure::of(&error))?;
-    match verdict.is_proved() {
-        true => Ok(()),
-        false => Err(Failure { message: "not proved".to_owned(), code: 1 }),
-    }
+    let code = match verdict.outcome() {
+        Outcome::Proved => return Ok(()),
+        Outcome::Disproved => 1,
+        Outcome::NotCovered => NOT_COVERED,
+    };
+    Err(Failure { message: verdict.outcome().name().replace('_', " "), code })
 }
 
 fn audit(cluster: &Cluster, since: Timestamp) -> Result<Verdict, Failure> {
     let failed = |error: KafkaError| Failure::of(&error);
     let reader = cluster.reader().map_err(failed)?;
-    let delivered = positions(&reader)?;
-    let (pages, waiting) = window(&reader, since, &delivered).map_err(failed)?;
-    let partitions = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+    let all = reader.spans(Topic::Pages, None).map_err(failed)?;
+    let partitions = u32::try_from(all.len()).unwrap_or(u32::MAX);
     let mut ledger = Ledger::new(partitions, since);
+    let delivered = positions(&reader, &all)?;
     // What a page has brought is written after it was forwarded, by a clock that may go wrong.
     let written = Some(since.before(CLOCK_MARGIN));
     read(&reader, Topic::DeadLetter, written, |stored| {
         ledger.dead_letter(&letter(stored), stored.header("index"));
     })?;
     read(&reader, Topic::Gaps, written, |stored| {
+        let number = |name| text(stored.header(name)).parse::<i64>().ok();
+        if let (Some(partition), Some(first), Some(end)) =
+            (number("pages_partition"), number("pages_first"), number("pages_end"))
+        {
+            ledger.lost_pages(i32::try_from(partition).unwrap_or(-1), first..end);
+        }
         ledger.gap(&letter(stored), stored.value());
     })?;
+    let (pages, waiting) = window(&reader, since, &all, &delivered, &mut ledger).map_err(failed)?;
     read_spans(&reader, Topic::Pages, &pages, |stored| {
+        ledger.offset(stored.partition(), stored.offset());
         match pages::decode(&stored.page_record()) {
             Ok(forwarded) => ledger.page(stored.partition(), &forwarded),
+            Err(BadPageRecord::Newer(_)) => ledger.newer_page(),
             Err(_) => ledger.unreadable_page(),
         }
     })?;
+    for (partition, span) in &pages {
+        ledger.ends(*partition, span.end);
+    }
     // By the time of the oldest event: that is what stamps its record, unless it is too old.
     let oldest = ledger.oldest().map_or(since, |oldest| oldest.min(since));
     for endpoint in Endpoint::ALL {
@@ -149,31 +182,56 @@ fn audit(cluster: &Cluster, since: Timestamp) -> Result<Verdict, Failure> {
     Ok(Verdict::new(ledger, Clock::system().now(), waiting))
 }
 
-/// Where each partition of the pages topic is delivered to.
-fn positions(reader: &Reader) -> Result<BTreeMap<i32, i64>, Failure> {
-    let partitions = reader.partitions(Topic::State).map_err(|error| Failure::of(&error))?;
+/// Where each partition of the pages topic is delivered to. A running bridge delivers what was
+/// forwarded a moment ago: that is waited for.
+fn positions(reader: &Reader, all: &Spans) -> Result<BTreeMap<i32, i64>, Failure> {
+    let deadline = Instant::now() + DELIVERY_TIMEOUT;
     let mut positions = BTreeMap::new();
-    for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-        let recall = reader.memory(partition).map_err(|error| Failure::of(&error))?;
-        let memory = recall.finish().map_err(|error| {
-            let message = format!("read the memory of partition {partition}: {}", Chain(&error));
-            Failure { message, code: 1 }
-        })?;
-        positions.insert(partition, memory.position().unwrap_or(0));
+    loop {
+        let is_behind = |(partition, span): &(&i32, &Range<i64>)| {
+            positions.get(*partition).is_none_or(|position| *position < span.end)
+        };
+        let behind: Vec<i32> =
+            all.iter().filter(is_behind).map(|(partition, _)| *partition).collect();
+        for partition in &behind {
+            positions.insert(*partition, position(reader, *partition)?);
+        }
+        let wait = behind.iter().any(|it| {
+            let end = all.get(it).map_or(0, |span| span.end);
+            positions.get(it).is_none_or(|position| *position < end)
+        });
+        if !wait || Instant::now() > deadline {
+            return Ok(positions);
+        }
+        sleep(LOOK_AGAIN);
     }
-    Ok(positions)
+}
+
+fn position(reader: &Reader, partition: i32) -> Result<i64, Failure> {
+    let recall = reader.memory(partition).map_err(|error| Failure::of(&error))?;
+    let memory = recall.finish().map_err(|error| {
+        let message = format!("read the memory of partition {partition}: {}", Chain(&error));
+        Failure { message, code: NOT_COVERED }
+    })?;
+    Ok(memory.position().unwrap_or(0))
 }
 
 /// The delivered pages of the window, and how many pages wait behind them.
 fn window(
     reader: &Reader,
     since: Timestamp,
+    all: &Spans,
     delivered: &BTreeMap<i32, i64>,
+    ledger: &mut Ledger,
 ) -> Result<(Spans, u64), KafkaError> {
     let mut spans = reader.spans(Topic::Pages, Some(since))?;
     let mut waiting = 0;
     for (partition, span) in &mut spans {
         let position = delivered.get(partition).copied().unwrap_or(0);
+        let Some(all) = all.get(partition) else { continue };
+        // What is forwarded while the audit runs is the next one's.
+        span.end = span.end.min(all.end.max(span.start));
+        ledger.begins(*partition, all, span.start, position);
         let end = position.clamp(span.start, span.end);
         waiting += span.end.abs_diff(end);
         span.end = end;
@@ -240,6 +298,7 @@ fn published(endpoint: Endpoint, stored: &Stored<'_>) -> Published {
         app: of_app.map(|(app, _)| AppId::new(app)),
         id: u128::from_str_radix(text(stored.header("ce_id")), 16).ok().map(u128::to_be_bytes),
         page: text(stored.header("agora_page")).parse().ok(),
+        digest: digest(stored.key(), stored.value()),
         is_replayed: stored.header("replayed").is_some(),
     }
 }

@@ -341,7 +341,7 @@ impl Counts {
 }
 
 /// The gap of a body that ends too early, behind so many complete elements.
-fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
+pub(crate) fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
     let at_least = match ending {
         Ending::TornInEvents(raw) => u64::from(!raw.is_empty()),
         // The array of events was closed; what broke off stood behind it.

@@ -197,5 +197,5 @@ fn an_audit_proves_what_a_bridge_delivered_and_finds_a_copy_among_it() {
     assert_eq!(verdict["faults"]["twice"]["count"], 1, "{verdict:#}");
     assert_eq!(verdict["faults"].as_object().unwrap().len(), 1, "{verdict:#}");
     let said = text(&left.run(&["audit"]), 1);
-    assert!(said.starts_with("NOT PROVED: 1 twice.\n"), "{said}");
+    assert!(said.starts_with("DISPROVED: 1 twice.\n"), "{said}");
 }

@@ -12,15 +12,22 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::hash::DefaultHasher;
+use std::hash::Hash as _;
+use std::hash::Hasher as _;
+use std::ops::Range;
 
 use serde::Deserialize;
 
+use crate::agora;
 use crate::agora::Contents;
-use crate::agora::Ending;
 use crate::agora::event;
 use crate::dedupe::Fingerprint;
+use crate::kafka::Batch;
 use crate::kafka::pages::Forwarded;
 use crate::kafka::partition_of;
+use crate::kafka::record;
+use crate::kafka::record::Source;
 use crate::model::AppId;
 use crate::model::Content;
 use crate::model::Endpoint;
@@ -31,6 +38,7 @@ use crate::model::Page;
 use crate::model::PageId;
 use crate::model::Ticket;
 use crate::model::Timestamp;
+use crate::publisher::torn;
 
 /// What the topics say.
 #[derive(Debug)]
@@ -55,8 +63,29 @@ pub(super) struct Ledger {
     oldest: Option<Timestamp>,
     /// An event topic holds nothing older, since Kafka has deleted it.
     begins: BTreeMap<Endpoint, Timestamp>,
+    /// The offset that has to come next in each partition of the pages topic.
+    next: BTreeMap<i32, i64>,
+    /// Offsets of the pages topic that are told to be lost, by partition.
+    told_lost: Vec<(i32, Range<i64>)>,
+    /// The gaps that tell of them.
+    lost_told: Option<Told>,
     pub(super) tally: Tally,
     pub(super) faults: Faults,
+    /// What could not be looked at, and how much of it.
+    pub(super) not_covered: BTreeMap<Uncovered, u64>,
+}
+
+/// What can't be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Uncovered {
+    /// Forwarded before the audit began, and not delivered.
+    Waiting,
+    /// Elements of which what was published is deleted.
+    NotProvable,
+    /// Partitions of the pages topic of which something was deleted that may belong to the window.
+    BeforeTheTopic,
+    /// Pages that a newer version of the bridge forwarded.
+    NewerPages,
 }
 
 /// Tickets are numbered by partition, so a page is known by both.
@@ -124,6 +153,8 @@ pub(super) enum Fault {
     Unknown,
     /// Behind something that has to follow it.
     OutOfOrder,
+    /// With another key or value than its page makes of it.
+    Altered,
     /// Without what every record has.
     Misshapen,
 }
@@ -142,6 +173,8 @@ pub(super) struct Published {
     pub(super) app: Option<AppId>,
     pub(super) id: Option<[u8; 16]>,
     pub(super) page: Option<PageId>,
+    /// Of its key and value.
+    pub(super) digest: u64,
     pub(super) is_replayed: bool,
 }
 
@@ -154,6 +187,8 @@ struct Event {
     index: u32,
     /// Its time in seconds since 1970.
     second: u32,
+    /// Of the key and value that its page makes of it.
+    digest: u64,
     account: u16,
     /// How often it was read.
     read: u8,
@@ -194,9 +229,77 @@ impl Ledger {
             account_of: HashMap::new(),
             oldest: None,
             begins: BTreeMap::new(),
+            next: BTreeMap::new(),
+            told_lost: Vec::new(),
+            lost_told: None,
             tally: Tally::default(),
             faults: Faults::default(),
+            not_covered: BTreeMap::new(),
         }
+    }
+
+    /// Notes something that can't be looked at.
+    pub(super) fn uncovered(&mut self, what: Uncovered, count: u64) {
+        if count > 0 {
+            *self.not_covered.entry(what).or_default() += count;
+        }
+    }
+
+    /// Notes where the window begins in a partition of the pages topic, of what that holds, and how
+    /// far it is delivered.
+    pub(super) fn begins(&mut self, partition: i32, all: &Range<i64>, start: i64, position: i64) {
+        if position < all.start {
+            self.lost(partition, position..all.start);
+        }
+        // The records before may be of the window, too. Of an empty partition nobody can say.
+        if all.start > 0 && start == all.start && !all.is_empty() {
+            self.uncovered(Uncovered::BeforeTheTopic, 1);
+        }
+        self.next.insert(partition, start);
+    }
+
+    /// Notes the offset of a record of the pages topic. One producer without transactions writes it,
+    /// so offsets follow one another.
+    pub(super) fn offset(&mut self, partition: i32, offset: i64) {
+        let next = self.next.insert(partition, offset + 1).unwrap_or(offset);
+        if next < offset {
+            self.lost(partition, next..offset);
+        }
+    }
+
+    /// Notes where the window ends in a partition of the pages topic.
+    pub(super) fn ends(&mut self, partition: i32, end: i64) {
+        let next = self.next.get(&partition).copied().unwrap_or(end);
+        if next < end {
+            self.lost(partition, next..end);
+        }
+    }
+
+    /// Records of the pages topic are gone. A gap has to tell of it.
+    fn lost(&mut self, partition: i32, offsets: Range<i64>) {
+        let is_told = self.told_lost.iter().any(|(of, told)| {
+            *of == partition && told.start <= offsets.start && offsets.end <= told.end
+        });
+        if !is_told {
+            let records = offsets.end - offsets.start;
+            self.faults.add(Fault::Missing, || {
+                format!(
+                    "{records} records of the pages topic, from offset {} of partition {partition}, \
+                     and no gap tells of it",
+                    offsets.start
+                )
+            });
+        }
+    }
+
+    /// Enters a gap that tells of lost pages.
+    pub(super) fn lost_pages(&mut self, partition: i32, offsets: Range<i64>) {
+        self.told_lost.push((partition, offsets));
+    }
+
+    /// Enters a page that a newer version forwarded.
+    pub(super) fn newer_page(&mut self) {
+        self.uncovered(Uncovered::NewerPages, 1);
     }
 
     /// Enters a dead letter.
@@ -217,6 +320,15 @@ impl Ledger {
         }
         let read = serde_json::from_slice::<Value<'_>>(value).ok();
         let read = read.and_then(|it| Some((it.cause.parse().ok()?, it.at_least, it.at_most)));
+        if let Some((GapCause::PagesLost, at_least, at_most)) = read {
+            // It names no page, but offsets.
+            self.lost_told.get_or_insert(Told { at_most: Some(0), ..Told::default() }).add(Told {
+                records: 1,
+                at_least,
+                at_most,
+            });
+            return;
+        }
         let (Some(key), Some((cause, at_least, at_most))) = (self.key(letter), read) else {
             self.faults.add(Fault::Misshapen, || "a record of the gaps topic".to_owned());
             return;
@@ -286,6 +398,7 @@ impl Ledger {
             page: OUTSIDE,
             index: 0,
             second: 0,
+            digest: 0,
             account,
             read: 0,
             fate: Fate::Unseen,
@@ -302,6 +415,9 @@ impl Ledger {
             (_, OUTSIDE) => event.fate = Fate::DeliveredEarlier,
             (first, _) => {
                 event.fate = Fate::Delivered;
+                if first == number && event.digest != record.digest {
+                    self.faults.add(Fault::Altered, name);
+                }
                 let place = (first, event.index);
                 let last = self.last.entry((record.partition, account)).or_insert(place);
                 // Numbers of pages grow along each partition, and an app has one.
@@ -335,6 +451,7 @@ impl Ledger {
             } += 1;
         }
         let mut causes: BTreeMap<&'static str, Told> = BTreeMap::new();
+        causes.extend(self.lost_told.map(|told| (GapCause::PagesLost.name(), told)));
         for ((key, cause), told) in &self.gaps {
             if self.numbers.contains_key(key) {
                 let empty = Told { at_most: Some(0), ..Told::default() };
@@ -385,6 +502,7 @@ impl Ledger {
         let split = contents.split();
         let leftover = split.leftover(page.wholeness).is_some();
         let is_before = page.answered_at < self.since;
+        let source = Source::new(&feed.app, feed.endpoint, key.1);
         let mut counts = Counts { received: split.elements.len() as u64, ..Counts::default() };
         // Without an index, and with nothing left over that it could be: the page as a whole.
         let is_set_aside = !leftover && self.take_letter(key, None);
@@ -404,14 +522,17 @@ impl Ledger {
             let second = second(event.time);
             let oldest = self.oldest.get_or_insert(event.time);
             *oldest = event.time.min(*oldest);
-            self.events.insert(id, Event { page: number, index, second, account, read: 0, fate });
+            let digest = expected(&source, &event);
+            let event = Event { page: number, index, second, digest, account, read: 0, fate };
+            self.events.insert(id, event);
         }
         if leftover {
             counts.received += 1;
             let is_there = self.take_letter(key, None);
             self.count_letter(&mut counts, key, None, is_there, is_before);
         }
-        if matches!(split.ending, Ending::TornInEvents(_)) {
+        let complete = split.elements.len() as u64;
+        if torn(page, complete, &split.ending).is_some() {
             self.expect_gap(key, &feed.app, GapCause::BodyCut, is_before);
         }
         if let Some(account) = self.accounts.get_mut(usize::from(account)) {
@@ -470,6 +591,22 @@ impl Ledger {
     }
 }
 
+/// Of a key and a value.
+pub(super) fn digest(key: &[u8], value: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (key, value).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The digest of the record that is written of an event.
+fn expected(source: &Source, event: &agora::Event<'_>) -> u64 {
+    let mut batch = Batch::default();
+    let id = Fingerprint::from_bytes([0; 16]);
+    drop(record::write_event(&mut batch, source, event, id, None));
+    let written = batch.last();
+    written.map_or(0, |it| digest(it.key(), it.value().unwrap_or_default()))
+}
+
 fn second(time: Timestamp) -> u32 {
     u32::try_from(time.as_millis() / 1_000).unwrap_or(if time.as_millis() < 0 {
         0
@@ -505,6 +642,30 @@ impl Counts {
     }
 }
 
+// === impl Uncovered ===
+
+impl Uncovered {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "pages_waiting",
+            Self::NotProvable => "not_provable",
+            Self::BeforeTheTopic => "window_begins_before_the_topic",
+            Self::NewerPages => "pages_of_a_newer_version",
+        }
+    }
+
+    pub(super) const fn sentence(self) -> &'static str {
+        match self {
+            Self::Waiting => "pages that wait: is the bridge running? see its /ready",
+            Self::NotProvable => "elements of which what was published may be deleted",
+            Self::BeforeTheTopic => {
+                "partitions of the pages topic begin later than the window: choose a shorter --since"
+            }
+            Self::NewerPages => "pages that a newer version forwarded: run that version's audit",
+        }
+    }
+}
+
 // === impl Told ===
 
 impl Told {
@@ -536,6 +697,7 @@ impl Fault {
             Self::Twice => "twice",
             Self::Unknown => "unknown",
             Self::OutOfOrder => "out of order",
+            Self::Altered => "altered",
             Self::Misshapen => "misshapen",
         }
     }

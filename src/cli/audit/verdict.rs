@@ -10,7 +10,19 @@ use super::ledger::Counts;
 use super::ledger::Ledger;
 use super::ledger::Tally;
 use super::ledger::Told;
+use super::ledger::Uncovered;
 use crate::model::Timestamp;
+
+/// What an audit comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Everything was looked at, and nothing contradicts.
+    Proved,
+    /// Something contradicts.
+    Disproved,
+    /// Nothing contradicts, and not everything could be looked at.
+    NotCovered,
+}
 
 /// The verdict.
 #[derive(Debug)]
@@ -26,6 +38,7 @@ pub(super) struct Verdict {
     tally: Tally,
     /// Each kind of fault with its number and the first of them.
     faults: Vec<(&'static str, u64, Vec<String>)>,
+    not_covered: Vec<(Uncovered, u64)>,
 }
 
 // === impl Verdict ===
@@ -35,6 +48,9 @@ impl Verdict {
         let (accounts, gaps) = ledger.close();
         let mut total = Counts::default();
         accounts.iter().for_each(|account| total.add(account.counts));
+        ledger.uncovered(Uncovered::Waiting, waiting);
+        ledger.uncovered(Uncovered::NotProvable, total.not_provable);
+        let not_covered = std::mem::take(&mut ledger.not_covered).into_iter().collect();
         let faults = std::mem::take(&mut ledger.faults).0.into_iter();
         Self {
             since: ledger.since,
@@ -45,13 +61,18 @@ impl Verdict {
             total,
             gaps,
             tally: ledger.tally,
+            not_covered,
             faults: faults.map(|(fault, (count, first))| (fault.name(), count, first)).collect(),
         }
     }
 
-    /// Whether nothing contradicts.
-    pub(super) fn is_proved(&self) -> bool {
-        self.faults.is_empty()
+    /// What it comes to.
+    pub(super) fn outcome(&self) -> Outcome {
+        match (self.faults.is_empty(), self.not_covered.is_empty()) {
+            (false, _) => Outcome::Disproved,
+            (true, false) => Outcome::NotCovered,
+            (true, true) => Outcome::Proved,
+        }
     }
 
     /// For programs. Times are in milliseconds since 1970.
@@ -78,8 +99,12 @@ impl Verdict {
             let name = name.replace(' ', "_");
             (name, serde_json::json!({ "count": count, "first": first }))
         };
+        let uncovered =
+            |(what, count): &(Uncovered, u64)| (what.name().to_owned(), (*count).into());
         let mut text = serde_json::to_string_pretty(&serde_json::json!({
-            "proved": self.is_proved(),
+            "verdict": self.outcome().name(),
+            "proved": self.outcome() == Outcome::Proved,
+            "not_covered": self.not_covered.iter().map(uncovered).collect::<serde_json::Map<_, _>>(),
             "since": self.since.as_millis(),
             "until": self.until.as_millis(),
             "pages": self.pages,
@@ -144,11 +169,18 @@ impl Verdict {
     }
 
     fn sentence(&self) -> String {
-        if !self.is_proved() {
+        if self.outcome() == Outcome::Disproved {
             let faults = self.faults.iter();
             let faults: Vec<String> =
                 faults.map(|(name, count, _)| format!("{} {name}", HumanCount(*count))).collect();
-            return format!("NOT PROVED: {}.", faults.join(", "));
+            return format!("DISPROVED: {}.", faults.join(", "));
+        }
+        if self.outcome() == Outcome::NotCovered {
+            let what = self.not_covered.iter();
+            let what: Vec<String> = what
+                .map(|(what, count)| format!("{} {}", HumanCount(*count), what.sentence()))
+                .collect();
+            return format!("NOT COVERED, and no fault was found: {}.", what.join("; "));
         }
         let gaps: u64 = self.gaps.values().map(|told| told.records).sum();
         let gaps = match gaps {
@@ -160,6 +192,18 @@ impl Verdict {
             _ => {
                 format!("Proved: what was drained is delivered exactly once and in order; {gaps}.")
             }
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Proved => "proved",
+            Self::Disproved => "disproved",
+            Self::NotCovered => "not_covered",
         }
     }
 }

@@ -97,7 +97,19 @@ impl Case {
     }
 
     fn record(&mut self, id_of_event: [u8; 16], ticket: u64, is_replayed: bool) -> &mut Self {
+        let known = self.0.events.get(&id_of_event).map_or(0, |event| event.digest);
+        self.altered(id_of_event, ticket, is_replayed, known)
+    }
+
+    fn altered(
+        &mut self,
+        id_of_event: [u8; 16],
+        ticket: u64,
+        is_replayed: bool,
+        digest: u64,
+    ) -> &mut Self {
         self.0.event(&Published {
+            digest,
             endpoint: Endpoint::User,
             partition: 0,
             offset: 0,
@@ -272,4 +284,85 @@ fn a_body_that_broke_off_has_a_gap() {
     let mut case = Case::new();
     case.body(1, SINCE, SINCE, &torn).event(1, 1);
     case.assert_faults(&[(Fault::Missing, 1)]);
+}
+
+#[test]
+fn of_three_events_one_is_removed_doubled_swapped_and_altered() {
+    let three = [login(1), login(2), login(3)];
+    let case = || {
+        let mut case = Case::new();
+        case.page(1, &three);
+        case
+    };
+    case().event(1, 1).event(2, 1).event(3, 1).assert_faults(&[]);
+    case().event(1, 1).event(3, 1).assert_faults(&[(Fault::Missing, 1)]);
+    case().event(1, 1).event(2, 1).event(2, 1).event(3, 1).assert_faults(&[(Fault::Twice, 1)]);
+    case().event(2, 1).event(1, 1).event(3, 1).assert_faults(&[(Fault::OutOfOrder, 1)]);
+    let other = digest(b"u2", b"{}");
+    case()
+        .event(1, 1)
+        .altered(fingerprint(2), 1, false, other)
+        .event(3, 1)
+        .assert_faults(&[(Fault::Altered, 1)]);
+}
+
+#[test]
+fn the_record_that_a_page_makes_is_known_byte_for_byte() {
+    let mut case = Case::new();
+    case.page(1, &[login(1)]);
+    let value = r#"{"app_id":"a","endpoint":"user_events","type":"Login","user_id":"u1","ms":1600000001000}"#;
+    assert_eq!(case.0.events[&fingerprint(1)].digest, digest(b"u1", value.as_bytes()));
+}
+
+#[test]
+fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
+    let lost = |told: Option<Range<i64>>, look: &dyn Fn(&mut Ledger)| {
+        let mut case = Case::new();
+        if let Some(told) = told {
+            case.0.lost_pages(0, told);
+        }
+        look(&mut case.0);
+        !case.judged().1.is_empty()
+    };
+    let position = |ledger: &mut Ledger| ledger.begins(0, &(40..50), 45, 30);
+    let jump = |ledger: &mut Ledger| {
+        ledger.begins(0, &(0..50), 30, 50);
+        ledger.offset(0, 40);
+    };
+    let end = |ledger: &mut Ledger| {
+        ledger.begins(0, &(0..40), 30, 40);
+        ledger.ends(0, 40);
+    };
+    for look in [&position as &dyn Fn(&mut Ledger), &jump, &end] {
+        assert!(lost(None, look));
+        assert!(lost(Some(30..39), look));
+        assert!(!lost(Some(30..40), look));
+    }
+    let dense = |ledger: &mut Ledger| {
+        ledger.begins(0, &(0..50), 30, 50);
+        (30..50).for_each(|offset| ledger.offset(0, offset));
+        ledger.ends(0, 50);
+    };
+    assert!(!lost(None, &dense));
+}
+
+#[test]
+fn a_window_that_begins_before_the_topic_is_not_covered() {
+    for (all, start, covered) in
+        [(0..50, 0, true), (40..50, 45, true), (40..50, 40, false), (0..0, 0, true)]
+    {
+        let mut case = Case::new();
+        case.0.begins(0, &all, start, all.end);
+        assert_eq!(case.0.not_covered.is_empty(), covered, "{all:?}");
+    }
+}
+
+#[test]
+fn a_torn_and_a_blank_body_have_gaps() {
+    for body in [r#"{"events":["#, r#"{"result":"#, "", " \n "] {
+        let mut case = Case::new();
+        case.letter(1, None).body(1, SINCE, SINCE, body);
+        let faults = case.judged().1;
+        assert!(faults.contains(&(Fault::Missing, 1)), "{body:?}: {faults:?}");
+    }
 }
