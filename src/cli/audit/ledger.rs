@@ -602,7 +602,7 @@ pub(super) fn digest(key: &[u8], value: &[u8]) -> u64 {
 fn expected(source: &Source, event: &agora::Event<'_>) -> u64 {
     let mut batch = Batch::default();
     let id = Fingerprint::from_bytes([0; 16]);
-    drop(record::write_event(&mut batch, source, event, id, None));
+    record::write_event(&mut batch, source, event, id, None);
     let written = batch.last();
     written.map_or(0, |it| digest(it.key(), it.value().unwrap_or_default()))
 }

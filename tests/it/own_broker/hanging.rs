@@ -92,7 +92,7 @@ fn a_broker_that_hangs_costs_no_processor_time() {
 
 /// What librdkafka's threads and those that wait for it have used of the processor. proc_pid_stat(5)
 fn kafka_seconds(process: u32) -> f64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("the process lives");
     let ticks = threads.filter_map(|thread| {
         // One that ends meanwhile is left out.
         let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;

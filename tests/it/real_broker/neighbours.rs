@@ -82,7 +82,7 @@ fn producer(bootstrap: &str, names: &Names, partition: i32) -> BaseProducer {
         .set("transactional.id", format!("{}.{partition}", names.group))
         .set("transaction.timeout.ms", "300000")
         .create()
-        .unwrap();
-    producer.init_transactions(LIMIT).unwrap();
+        .expect("the settings are right");
+    producer.init_transactions(LIMIT).expect("the broker answers");
     producer
 }

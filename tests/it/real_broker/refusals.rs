@@ -153,7 +153,7 @@ impl ProducerContext for Outcomes {
             Ok(record) => (record.topic().to_owned(), None),
             Err((error, record)) => (record.topic().to_owned(), Some(error.to_string())),
         };
-        self.0.lock().unwrap().insert(topic, error);
+        self.0.lock().expect("no holder panics").insert(topic, error);
     }
 }
 
@@ -196,6 +196,7 @@ async fn a_clock_that_is_eight_hours_ahead_delivers_and_is_named() {
         group: names.group.clone(),
         incarnation: Incarnation::from_u128(1),
         regions: HashMap::from([(AppId::new("a"), 1)]),
+        feeds: Vec::new(),
         clock,
         progress: Progress::new(4),
         accounts: Accounts::default(),
@@ -250,6 +251,7 @@ fn kafka(bootstrap: &str, names: &Names) -> config::Kafka {
     let tables = names.kafka_tables(bootstrap);
     let home = names::folder();
     let file = home.path().join("bridge.toml");
-    std::fs::write(&file, format!("{tables}partitions = 3\npage_partitions = 4\n{app}")).unwrap();
+    std::fs::write(&file, format!("{tables}partitions = 3\npage_partitions = 4\n{app}"))
+        .expect("a fresh folder can be written to");
     config::load(Some(&file), Vec::new()).expect("it is right").kafka
 }
