@@ -104,21 +104,21 @@ pub(super) struct Plan {
 const TEACH: &str = "\
 WHAT IS SIMULATED
 
-  Agora answers at most 10 requests a second of an App ID, each with at most 1,000
-  events, and keeps the newest 2,000 events of an endpoint. So the ceiling is 10,000
-  events a second, and polling an endpoint too late loses the events that were
-  overwritten. This command lets the bridge's own schedule poll such an Agora in
-  simulated time. It sends nothing over the network.
+  Agora answers at most 10 requests a second of an App ID, each with at most
+  1,000 events, and keeps the newest 2,000 events of an endpoint. So the ceiling
+  is 10,000 events a second, and polling an endpoint too late loses the events
+  that were overwritten. This command lets the bridge's own schedule poll such
+  an Agora in simulated time. It sends nothing over the network.
 
-  Events arrive at random (a Poisson process). The load grows from zero to its rate
-  within 5 seconds and is measured from the 10th second on: a jump from rest to
-  thousands a second would be a burst; use --burst for those. Connections are already
-  open and no request fails. The age of an event is the time until its answer has
-  arrived; delivery to Kafka comes on top.
+  Events arrive at random (a Poisson process). The load grows from zero to its
+  rate within 5 seconds and is measured from the 10th second on: a jump from
+  rest to thousands a second would be a burst; use --burst for those.
+  Connections are already open and no request fails. The age of an event is the
+  time until its answer has arrived; delivery to Kafka comes on top.
 
   A full page has 60 to 200 kB. On a short path it arrives with the head of the
-  answer; on a long path or a slow line it takes several round trips more. Set that
-  time with --page-time: the difference between curl's time_total and
+  answer; on a long path or a slow line it takes several round trips more. Set
+  that time with --page-time: the difference between curl's time_total and
   time_starttransfer for a full page.
 
 EXAMPLES

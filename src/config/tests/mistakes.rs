@@ -276,7 +276,10 @@ fn certificates_of_brokers_are_checked_beyond_loopback() {
     let fault_of = |servers: &str, option: &str| {
         let text = RIGHT.replacen("127.0.0.1:9092", servers, 1);
         let text = text.replacen("\"linger.ms\" = 5", option, 1);
-        lines(load_both(&text, &[]))
+        match load_both(&text, &[]) {
+            Ok(_) => Vec::new(),
+            faults => lines(faults),
+        }
     };
     let verification = "enable.ssl.certificate.verification";
     let algorithm = "ssl.endpoint.identification.algorithm";
