@@ -53,8 +53,8 @@ const REMEDIES: &[(&str, &str)] = &[
     ("has no leader", "start the brokers that are down"),
     (
         "replicas are in sync, at worst",
-        "if these are too few, start the brokers that are down, or set min.insync.replicas of the topic to no more than \
-         are in sync; pages wait in the journal",
+        "if these are too few, start the brokers that are down, or set min.insync.replicas of the \
+         topic to no more than are in sync; pages wait in the journal",
     ),
     (
         "NotEnoughReplicas",
@@ -65,6 +65,11 @@ const REMEDIES: &[(&str, &str)] = &[
     ("tlsv1 alert", SHOW_A_CERTIFICATE),
     ("tlsv13 alert", SHOW_A_CERTIFICATE),
     ("sslv3 alert", SHOW_A_CERTIFICATE),
+    (
+        "not valid in current SASL state",
+        "that port does not speak SASL: set \"security.protocol\" in [kafka.options] to what it speaks, \
+         or use the port for SASL in kafka.bootstrap_servers",
+    ),
     (
         "No provider for SASL mechanism",
         "set \"sasl.mechanism\" in [kafka.options] to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
@@ -178,6 +183,11 @@ mod tests {
                 "`__transaction_state` can't be made by 1 broker(s): \
                  transaction.state.log.replication.factor is larger",
                 "no more than there are brokers",
+            ),
+            (
+                "SASL PLAIN mechanism handshake failed: Broker: Request not valid in current SASL \
+                 state: broker's supported mechanisms: ",
+                "security.protocol",
             ),
             ("1/1 brokers are down", "security.protocol"),
             ("Send failed: Broken pipe", "security.protocol"),

@@ -1,5 +1,4 @@
-//! A pages topic that refuses records for a while, as one does whose broker has another idea of the
-//! time.
+//! A pages topic that refuses records for a while, here because of their size.
 
 use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Network;
@@ -23,12 +22,11 @@ use crate::support::names::Names;
 use crate::support::process::Bridge;
 use crate::support::within;
 
-/// How old a record may be, in milliseconds, for the topic to take it.
-fn set_oldest(bootstrap: &str, topic: &str, millis: &str) {
+/// How large a batch may be, in bytes, for the topic to take it.
+fn set_largest(bootstrap: &str, topic: &str, bytes: &str) {
     let client = ClientConfig::new().set("bootstrap.servers", bootstrap).create();
     let admin: AdminClient<DefaultClientContext> = client.expect("the settings are right");
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic))
-        .set("message.timestamp.before.max.ms", millis);
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it needs nothing");
     let changed = runtime.block_on(admin.alter_configs([&change], &AdminOptions::new()));
     assert!(changed.expect("the broker answers").iter().all(Result::is_ok), "{topic} is changed");
@@ -55,7 +53,8 @@ fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_the
     // Requests are nearly always out, so that gaps are what the next start has first.
     bridge.kill_9();
     bridge.wait(LIMIT);
-    set_oldest(bootstrap, &names.pages, "1");
+    // No batch of one record is as small as this.
+    set_largest(bootstrap, &names.pages, "100");
     bridge.start_again();
     wait_for(&bridge, "readiness names what is refused", |bridge| {
         bridge.address().is_some() && bridge.get("/ready").body.contains("refuses page")
@@ -63,7 +62,7 @@ fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_the
     wait_for(&bridge, "several are refused", |bridge| {
         bridge.metric("agora_rtm_bridge_pages_refused_total") >= 4.0
     });
-    set_oldest(bootstrap, &names.pages, "9223372036854775807");
+    set_largest(bootstrap, &names.pages, "10485760");
     wait_for(&bridge, "it is well again", |bridge| bridge.get("/ready").status == 200);
 
     // What is refused now and then wakes the loop up a few times, and nothing else does.
