@@ -71,6 +71,7 @@ pub(super) struct Clients {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listener {
     said: Arc<Mutex<Option<Said>>>,
+    refused_at: Arc<Mutex<Option<Instant>>>,
     undelivered: Arc<Mutex<Option<Undelivered>>>,
 }
 
@@ -96,6 +97,10 @@ enum Weight {
 
 /// A reason gives way to an echo when it is so old.
 const STALE: Duration = Duration::from_secs(30);
+
+/// A refusal is in force for this long after librdkafka reported it. It holds back identical errors
+/// for 30 s (`rd_kafka_broker_set_error`), so that one that lasts is reported twice within this.
+const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 
 // === impl Clients ===
 
@@ -395,9 +400,11 @@ impl Listener {
         self.said().take().map(|said| said.text)
     }
 
-    /// Whether what was said is a refusal: of a password, a certificate, a protocol.
+    /// Whether a broker refused a connection lately: its password, certificate or protocol. Other
+    /// connections of the client may be fine.
     pub(super) fn is_refused(&self) -> bool {
-        self.said().as_ref().is_some_and(|said| said.weight == Weight::Refusal)
+        let refused_at = *self.refused_at.lock().unwrap_or_else(PoisonError::into_inner);
+        refused_at.is_some_and(|at| at.elapsed() < REFUSAL_LASTS)
     }
 
     /// Whether something was said that tells why.
@@ -438,6 +445,9 @@ impl ClientContext for Listener {
             _ => Weight::Reason,
         };
         let now = Instant::now();
+        if weight == Weight::Refusal {
+            *self.refused_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        }
         let mut said = self.said();
         let outweighed =
             |known: &Said| known.weight > weight && now.duration_since(known.at) < STALE;

@@ -47,6 +47,7 @@ use super::memory::Until;
 use super::reader::Reader;
 use super::topics::Facts;
 use crate::config::Delivery;
+use crate::error::may_panic;
 use crate::kafka::Batch;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
@@ -77,6 +78,10 @@ const LOOK_AGAIN_LATER: Duration = Duration::from_millis(20);
 
 /// An answer takes long from here on.
 const USUAL_ANSWER: Duration = Duration::from_millis(100);
+
+/// A broker that refused a connection is waited for no longer than this: the client will not get
+/// better, as it never reads passwords and certificates again.
+const REFUSED_WAIT: Duration = Duration::from_secs(3);
 
 /// Records that are handed over before all of them have to be confirmed: a full page, which takes less
 /// than librdkafka collects records for ([`super::clients::LINGER_MS`]).
@@ -120,6 +125,8 @@ struct Worker {
     reader: BaseConsumer<Listener>,
     /// Pages that were read for somebody who did not wait for them.
     ahead: VecDeque<(i64, PageRecord)>,
+    /// When pages came, or the brokers answered, last.
+    answered_at: Instant,
     /// The position that lag tools do not know yet.
     to_note: Option<i64>,
     noted_at: Instant,
@@ -222,6 +229,7 @@ impl Worker {
             producer,
             reader,
             ahead,
+            answered_at: noted_at,
             to_note,
             noted_at,
         };
@@ -259,6 +267,7 @@ impl Worker {
 
     fn run(mut self, commands: mpsc::Receiver<Command>) {
         for command in commands {
+            may_panic("owner");
             match command {
                 Command::ReadFrom { position, reply } => drop(reply.send(self.read_from(position))),
                 Command::Pages { limit, reply } => self.pages(limit, reply),
@@ -292,7 +301,7 @@ impl Worker {
     /// the next who asks.
     fn pages(&mut self, limit: usize, reply: Reply<Vec<(i64, PageRecord)>>) {
         while self.ahead.is_empty() && !reply.is_closed() {
-            if let Err(error) = self.fetch(limit) {
+            if let Err(error) = self.fetch(limit).and_then(|()| self.doubt()) {
                 drop(reply.send(Err(error)));
                 return;
             }
@@ -326,6 +335,22 @@ impl Worker {
             wait = Duration::ZERO;
         }
         Ok(())
+    }
+
+    /// Makes sure that no pages come because there are none: a reader that brokers refuse says
+    /// nothing, and would wait for ever.
+    fn doubt(&mut self) -> Result<(), KafkaError> {
+        if !self.ahead.is_empty() {
+            self.answered_at = Instant::now();
+        } else if self.answered_at.elapsed() > REFUSED_WAIT && self.is_refused() {
+            self.span()?;
+            self.answered_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn is_refused(&self) -> bool {
+        self.listener.is_refused() || self.clients.listener().is_refused()
     }
 
     fn span(&self) -> Result<Range<i64>, KafkaError> {
@@ -367,7 +392,8 @@ impl Worker {
             .begin_transaction()
             .map_err(|error| self.failed("begin a transaction of", error))?;
         self.send_all(batch.iter())?;
-        self.retried("commit", || self.producer.commit_transaction(TRANSACTION_WAIT))
+        // A commit whose time ran out goes on where it was when it is called again.
+        self.retried("commit", || self.producer.commit_transaction(REFUSED_WAIT))
     }
 
     /// Events first, and the memory when they have arrived: a crash between the two repeats them.
@@ -448,7 +474,7 @@ impl Worker {
                 break;
             }
             let waited = begun.elapsed();
-            if waited > TRANSACTION_WAIT {
+            if waited > TRANSACTION_WAIT || waited > REFUSED_WAIT && self.listener.is_refused() {
                 let subject = format!("partition {}", self.partition);
                 return Err(KafkaError::new(
                     Failure::Unavailable,
@@ -478,7 +504,11 @@ impl Worker {
         operation: &'static str,
         call: impl Fn() -> Result<(), ClientError>,
     ) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + TRANSACTION_WAIT;
+        let begun = Instant::now();
+        let may_wait = || match self.listener.is_refused() {
+            true => begun.elapsed() < REFUSED_WAIT,
+            false => begun.elapsed() < TRANSACTION_WAIT,
+        };
         loop {
             match call() {
                 Ok(()) => return Ok(()),
@@ -486,7 +516,7 @@ impl Worker {
                 Err(ClientError::Transaction(error))
                     if error.is_retriable()
                         && !error.to_string().contains("authorization failed")
-                        && Instant::now() < deadline =>
+                        && may_wait() =>
                 {
                     debug!(%error, operation, partition = self.partition, "trying again");
                     thread::sleep(LOOK_AGAIN * 20);

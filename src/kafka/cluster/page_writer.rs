@@ -39,6 +39,7 @@ use super::clients::Clients;
 use super::clients::Listener;
 use super::failure::failure_of;
 use super::reach::reach;
+use crate::error::may_panic;
 use crate::kafka::Failure;
 use crate::kafka::KafkaError;
 use crate::kafka::PageRecord;
@@ -244,6 +245,7 @@ impl Watched {
             if Arc::strong_count(&client) == 1 {
                 return;
             }
+            may_panic("page-writer");
             client.poll(POLL);
             let silence = lock(&self.unconfirmed).silence();
             let longest = if self.listener.is_refused() { SILENCE_AFTER_REFUSAL } else { SILENCE };

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,12 +49,26 @@ time_t time(time_t *at) {
     return now.tv_sec;
 }
 
-/* The kernel's clock is right: it would wait for what we added. */
+/* The kernel's clock is right, and waits end by it: what was added is taken away again. librdkafka
+ * waits with C11's functions. */
+static struct timespec right(const struct timespec *until) {
+    struct timespec at = *until;
+    at.tv_sec -= ahead();
+    return at;
+}
+
+int cnd_timedwait(cnd_t *cond, mtx_t *mutex, const struct timespec *until) {
+    static int (*real)(cnd_t *, mtx_t *, const struct timespec *);
+    struct timespec at = right(until);
+    if (!real) real = dlsym(RTLD_NEXT, "cnd_timedwait");
+    return real(cond, mutex, &at);
+}
+
 int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until) {
     static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-    struct timespec right = *until;
+    struct timespec at = right(until);
+    /* There is an older one, whose conditions look different. */
     if (!real) real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
     if (!real) real = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
-    right.tv_sec -= ahead();
-    return real(cond, mutex, &right);
+    return real(cond, mutex, &at);
 }

@@ -20,8 +20,17 @@ use crate::support::process::Bridge;
 use crate::support::within;
 
 /// Places, and the pass at which each panics.
-const PLACES: [&str; 7] =
-    ["poller:200", "request:40", "journal:200", "forwarder:40", "publisher:20", "http:3", "log:2"];
+const PLACES: [&str; 9] = [
+    "poller:200",
+    "request:40",
+    "journal:200",
+    "forwarder:40",
+    "page-writer:20",
+    "publisher:20",
+    "owner:20",
+    "http:3",
+    "log:2",
+];
 
 #[test]
 fn a_loop_that_panics_ends_the_process_with_one_line_and_costs_no_more_than_a_kill() {
