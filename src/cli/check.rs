@@ -36,8 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 Exit codes: 0 nothing failed; 1 something did; 78 the configuration is wrong.
 
 The rights that the bridge needs in Kafka, with the default names:
-  topics agora.rtm.*                     Describe, DescribeConfigs, Write; Create where it creates
-  agora.rtm.pages, agora.rtm.bridge-state   Read too
+  topics agora.rtm.*                     Describe, DescribeConfigs, Write
+  the same, with kafka.topics.create     Create; Alter and AlterConfigs to mend topics
+  agora.rtm.pages, agora.rtm.bridge-state   Read too; to rebuild a lost memory, of all topics
   transactional ids agora-rtm-bridge.*   Describe, Write
   group agora-rtm-bridge                 Read")]
 pub(super) struct Check {

@@ -222,7 +222,8 @@ pub(super) const KEYS: &[Key] = &[
         name: "kafka.topics.create",
         kind: Kind::Flag,
         absent: Absent::Default("true"),
-        why: "Whether topics that are missing are created; where false, `check` names them.",
+        why: "Whether missing topics are created, and the bridge's own topics get the settings and \
+              partitions that they lack. Where false, `check` names what to do.",
     },
     Key {
         name: "kafka.topics.partitions",
@@ -232,7 +233,8 @@ pub(super) const KEYS: &[Key] = &[
             because: "a topic has at least one partition, and more make brokers slow",
         }),
         absent: Absent::Default("6"),
-        why: "Partitions of the two event topics, used only when they are created.",
+        why: "Partitions of the two event topics when they are created, and the fewest when one \
+              comes back empty after it was deleted.",
     },
     Key {
         name: "kafka.topics.page_partitions",
