@@ -585,7 +585,10 @@ fn history(clients: &Clients, partition: i32, mut rebuild: Rebuild) -> Result<Re
     for topic in NAMING {
         let spans = reader.spans(topic, None)?;
         let records: u64 = spans.values().map(|span| span.end.abs_diff(span.start)).sum();
-        info!(partition, topic = reader.name(topic), records, "reading what was published before");
+        if records > 0 {
+            let topic = reader.name(topic);
+            info!(partition, topic, records, "reading what was published before");
+        }
         if spans.values().any(|span| span.start > 0) {
             rebuild.is_cut(topic);
         }

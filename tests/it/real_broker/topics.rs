@@ -141,6 +141,33 @@ pub(crate) fn delete_topics(bootstrap: &str) {
     stop(&mut bridge);
 }
 
+/// With the group goes the position that was noted for lag tools.
+#[test]
+fn a_memory_that_is_gone_with_its_group_is_rebuilt_and_nothing_is_published_twice() {
+    let (bootstrap, names) = (broker::shared(), Names::unique("rebuilt"));
+    let (agora, admin) = (busy(), Admin::new(bootstrap));
+    let mut bridge = Bridge::start(&agora.config(&names, bootstrap, Hosts::EachRegion));
+    let consumer = Consumer::start(bootstrap, &names.published());
+    bridge.wait_ready();
+    wait_for(&bridge, "events are delivered", |bridge| {
+        bridge.metric("agora_rtm_bridge_events_delivered_total") > 1_000.0
+    });
+    stop(&mut bridge);
+    admin.delete(&names.state);
+    let deleted = block_on(admin.client.delete_groups(&[&names.group], &AdminOptions::new()));
+    assert!(deleted.expect("the broker answers").iter().all(Result::is_ok), "the group is deleted");
+
+    bridge.start_again();
+    bridge.wait_ready();
+    wait_for(&bridge, "events are delivered again", |bridge| {
+        bridge.metric("agora_rtm_bridge_events_delivered_total") > 400.0
+    });
+    assert!(bridge.log().contains("It is rebuilt from the event topics"), "{}", bridge.log());
+    agora.come_to_rest(&[0], LIMIT);
+    stop(&mut bridge);
+    judge(&names, agora.events(), &consumer.finish()).assert_complete();
+}
+
 #[test]
 fn limits_that_are_lowered_cost_nothing() {
     let (bootstrap, names) = (broker::shared(), Names::unique("lowered"));
