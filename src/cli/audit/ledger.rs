@@ -7,11 +7,12 @@
 //! Three things happen at the edges of a window. An event may repeat one of before the window: then
 //! the record in its topic names an older page, which is *delivered earlier*. A record may name a
 //! page that is not in the window: it only has to be unique. A page of before the window may have
-//! been forwarded again in it: its tickets are settled already where the window tells; where it does
-//! not, dead letters and gaps of pages that came before the window are not asked for.
+//! been forwarded again in it, where its ticket is settled already: its events are looked for like
+//! all others, but their order, and dead letters and gaps of before the window, are not asked for.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::hash::DefaultHasher;
 use std::hash::Hash as _;
 use std::hash::Hasher as _;
@@ -51,6 +52,8 @@ pub(super) struct Ledger {
     /// The pages and gaps of the window, with their numbers.
     numbers: HashMap<PageKey, u32>,
     pages: Vec<PageKey>,
+    /// Those of them that stood before the window already.
+    again: HashSet<u32>,
     /// Tickets that had their end, of each partition and journal.
     settled: HashMap<(i32, Incarnation), Ticket>,
     /// When the last page of a feed was asked for, of those that a journal has forwarded.
@@ -221,6 +224,7 @@ impl Ledger {
             gaps: HashMap::new(),
             numbers: HashMap::new(),
             pages: Vec::new(),
+            again: HashSet::new(),
             settled: HashMap::new(),
             asked: HashMap::new(),
             events: HashMap::new(),
@@ -345,20 +349,28 @@ impl Ledger {
         let is_settled = id.ticket <= *settled;
         *settled = forwarded.settled.max(*settled);
         let key = (partition, id);
-        if is_settled || self.numbers.contains_key(&key) {
+        if self.numbers.contains_key(&key) {
             self.tally.pages_again += 1;
             return;
         }
         let number = u32::try_from(self.pages.len()).expect("fewer pages than events");
+        if is_settled {
+            // It stood before the window, too, and was delivered then: its events are looked for all
+            // the same.
+            self.tally.pages_again += 1;
+            self.again.insert(number);
+        }
         self.pages.push(key);
         self.numbers.insert(key, number);
         match &forwarded.entry.content {
             Content::Gap(gap) => {
-                let is_before = gap.to < self.since;
+                let is_before = is_settled || gap.to < self.since;
                 self.expect_gap(key, &gap.feed.app, gap.cause, is_before);
             }
             Content::Page(page) => {
-                self.compare_with_former(id, page);
+                if !is_settled {
+                    self.compare_with_former(id, page);
+                }
                 self.read_page(key, number, page);
             }
         }
@@ -413,10 +425,17 @@ impl Ledger {
             (OUTSIDE, OUTSIDE) => self.tally.events_outside += 1,
             (OUTSIDE, _) => self.faults.add(Fault::Unknown, name),
             (_, OUTSIDE) => event.fate = Fate::DeliveredEarlier,
+            (first, again) if first != again && self.again.contains(&again) => {
+                event.fate = Fate::DeliveredEarlier;
+            }
             (first, _) => {
                 event.fate = Fate::Delivered;
                 if first == number && event.digest != record.digest {
                     self.faults.add(Fault::Altered, name);
+                }
+                if self.again.contains(&first) {
+                    // Where it stands was decided before the window.
+                    return;
                 }
                 let place = (first, event.index);
                 let last = self.last.entry((record.partition, account)).or_insert(place);
@@ -476,7 +495,7 @@ impl Ledger {
 
     /// How many pages and gaps the window has.
     pub(super) fn page_count(&self) -> usize {
-        self.pages.len()
+        self.pages.len() - self.again.len()
     }
 
     fn key(&self, letter: &Letter) -> Option<PageKey> {
@@ -501,7 +520,7 @@ impl Ledger {
         let contents = Contents::of(page);
         let split = contents.split();
         let leftover = split.leftover(page.wholeness).is_some();
-        let is_before = page.answered_at < self.since;
+        let is_before = page.answered_at < self.since || self.again.contains(&number);
         let source = Source::new(&feed.app, feed.endpoint, key.1);
         let mut counts = Counts { received: split.elements.len() as u64, ..Counts::default() };
         // Without an index, and with nothing left over that it could be: the page as a whole.

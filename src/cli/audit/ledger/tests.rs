@@ -254,9 +254,15 @@ fn a_page_that_was_forwarded_again_and_what_was_replayed_are_no_faults() {
     assert_eq!((case.0.tally.pages_again, case.0.tally.replayed), (1, 1));
     // Its ticket had its end when a later page was forwarded: it stood before the window.
     let mut case = Case::new();
-    case.page(9, &[]).page(4, &[login(1)]);
+    case.page(9, &[login(2)]).page(4, &[login(1), login(3)]).page(10, &[login(1), login(4)]);
+    case.event(1, 4).event(3, 2).event(2, 9).event(4, 10);
     case.assert_faults(&[]);
-    assert_eq!(case.0.tally.pages_again, 1);
+    assert_eq!((case.0.tally.pages_again, case.0.page_count()), (1, 2));
+    // A page of the window that repeats what it brought.
+    let mut case = Case::new();
+    case.page(9, &[login(1)]).page(4, &[login(1)]).event(1, 4).assert_faults(&[]);
+    // That the publisher would take it for delivered does not prove that it was.
+    Case::new().page(9, &[]).page(4, &[login(1)]).assert_faults(&[(Fault::Missing, 1)]);
 }
 
 #[test]
