@@ -28,7 +28,7 @@ use crate::support::process::Bridge;
 use crate::support::within;
 
 /// For what takes seconds; on a machine that compiles at the same time it takes longer.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(400);
 
 /// Asks the bridge to stop and expects that nothing was left undone.
 pub(crate) fn stop(bridge: &mut Bridge) {
