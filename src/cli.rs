@@ -14,7 +14,6 @@ mod run;
 mod simulate;
 
 use std::future::Future;
-use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::Parser;
@@ -87,8 +86,8 @@ struct Failure {
 /// Dropped at the end of a command, also where that is a panic: then the last lines are written.
 struct LastLines;
 
-/// Runs the command that the arguments name.
-pub async fn main() -> ExitCode {
+/// Runs the command that the arguments name. Returns the exit code.
+pub async fn main() -> u8 {
     let _last_lines = LastLines;
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args).await,
@@ -102,10 +101,10 @@ pub async fn main() -> ExitCode {
         Command::Simulate(args) => simulate(args).await,
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             logs::say(Level::ERROR, &format!("agora-rtm-bridge: {}\n", failure.message));
-            ExitCode::from(failure.code)
+            failure.code
         }
     }
 }
