@@ -15,6 +15,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 use tracing::Level;
 use tracing::error;
 
@@ -30,9 +32,13 @@ use super::say;
 /// Ends the process at the first panic of any thread or task, from now on, with one line in the log.
 ///
 /// The line is in the format of the log, whatever its filter. Its reader has a second: the process
-/// ends after that even if stderr is blocked.
+/// ends after that even if stderr is blocked. No core file is written: it would hold events and
+/// secrets.
 pub fn abort_at_panic() {
     static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+    // Lowering a limit is always allowed.
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).ok();
 
     panic::set_hook(Box::new(|panic| {
         if IS_ENDING.swap(true, Ordering::SeqCst) {
