@@ -8,6 +8,7 @@
 mod clients;
 mod coordinator;
 mod failure;
+mod history;
 mod inspect;
 mod memory;
 mod owner;

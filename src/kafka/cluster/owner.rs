@@ -4,7 +4,6 @@
 //! deliver. librdkafka fetches ahead in the background meanwhile.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -31,7 +30,6 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
-use tracing::info;
 
 use super::ANSWER_TIMEOUT;
 use super::clients::Clients;
@@ -42,9 +40,9 @@ use super::coordinator::missing;
 use super::failure::failure_of;
 use super::failure::is_a_consequence;
 use super::failure::is_passing;
+use super::history;
 use super::memory;
 use super::memory::Until;
-use super::reader::Reader;
 use super::topics::Facts;
 use crate::config::Delivery;
 use crate::error::may_panic;
@@ -60,7 +58,6 @@ use crate::kafka::Record;
 use crate::kafka::Topic;
 use crate::kafka::Unfit;
 use crate::kafka::memory::CLAIM;
-use crate::kafka::rebuild::NAMING;
 use crate::model::Timestamp;
 
 /// How long a transaction may take before its failure can only be its own time-out.
@@ -281,7 +278,7 @@ impl Worker {
                 }
                 Command::Span { reply } => drop(reply.send(self.span())),
                 Command::History { rebuild, reply } => {
-                    drop(reply.send(history(&self.clients, self.partition, rebuild)));
+                    drop(reply.send(history::show(&self.clients, self.partition, rebuild)));
                 }
             }
         }
@@ -571,34 +568,6 @@ impl Worker {
     fn transactional(&self) -> bool {
         self.clients.settings().delivery == Delivery::ExactlyOnce
     }
-}
-
-/// Shows what the pages topic holds of a partition, and everything that was published.
-fn history(clients: &Clients, partition: i32, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
-    let reader = Reader::new(clients)?;
-    let mut pages = reader.spans(Topic::Pages, None)?;
-    pages.retain(|of, _| *of == partition);
-    reader.read(Topic::Pages, &pages, |stored| {
-        rebuild.take_page(stored.offset(), &stored.page_record());
-        ControlFlow::Continue(())
-    })?;
-    for topic in NAMING {
-        let spans = reader.spans(topic, None)?;
-        let records: u64 = spans.values().map(|span| span.end.abs_diff(span.start)).sum();
-        if records > 0 {
-            let topic = reader.name(topic);
-            info!(partition, topic, records, "reading what was published before");
-        }
-        if spans.values().any(|span| span.start > 0) {
-            rebuild.is_cut(topic);
-        }
-        reader.read(topic, &spans, |stored| {
-            let header = |name: &str| stored.header(name);
-            rebuild.take_published(topic, stored.key(), stored.stamped(), header);
-            ControlFlow::Continue(())
-        })?;
-    }
-    Ok(rebuild)
 }
 
 pub(super) fn page_record(message: &BorrowedMessage<'_>) -> PageRecord {
