@@ -50,6 +50,17 @@ fn wait_for_reason(bridge: &Bridge, condition: &str, words: &str) -> String {
     told.unwrap_or_else(|late| panic!("{condition}: {words}: {late}; {last}\n{}", bridge.log()))
 }
 
+/// No event happens any more: all of them arrive, in order, and the bridge stops.
+fn everything_is_delivered(agora: &Agora, names: &Names, bridge: &mut Bridge, consumer: Consumer) {
+    agora.come_to_rest(&[0], LIMIT);
+    wait_until_delivered(bridge);
+    bridge.terminate();
+    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
+    let verdict = judge(names, agora.events(), &consumer.finish());
+    verdict.assert_complete();
+    verdict.assert_in_order();
+}
+
 /// A stop does not wait for long where Kafka has only just come back.
 fn wait_until_delivered(bridge: &Bridge) {
     let mut last = Value::Null;
@@ -122,13 +133,7 @@ fn a_start_while_the_broker_is_away_drains_at_once_and_delivers_when_it_comes() 
 
     broker.start_again();
     let consumer = Consumer::start(&bootstrap, &names.published());
-    agora.come_to_rest(&[0], LIMIT);
-    wait_until_delivered(&bridge);
-    bridge.terminate();
-    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
-    let verdict = judge(&names, agora.events(), &consumer.finish());
-    verdict.assert_complete();
-    verdict.assert_in_order();
+    everything_is_delivered(&agora, &names, &mut bridge, consumer);
     eprintln!("{delivered} events drained without Kafka, memory from {early} to {late} bytes");
 }
 

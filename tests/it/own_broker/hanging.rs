@@ -7,6 +7,7 @@ use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Script;
 
 use super::LIMIT;
+use super::everything_is_delivered;
 use super::wait_until_delivered;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
@@ -50,13 +51,7 @@ fn connections_that_die_without_a_word_hold_events_up_only_for_a_while() {
     wait_until_delivered_to(&consumer, fetched + 50, SOON);
     eprintln!("events flow again after {:?}", agora.now() - forgotten_at);
 
-    agora.come_to_rest(&[0], LIMIT);
-    wait_until_delivered(&bridge);
-    bridge.terminate();
-    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
-    let verdict = judge(&names, agora.events(), &consumer.finish());
-    verdict.assert_complete();
-    verdict.assert_in_order();
+    everything_is_delivered(&agora, &names, &mut bridge, consumer);
 }
 
 fn wait_until_delivered_to(consumer: &Consumer, events: usize, limit: Duration) {

@@ -6,12 +6,11 @@ use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Script;
 
 use super::LIMIT;
+use super::everything_is_delivered;
 use super::wait_for_reason;
-use super::wait_until_delivered;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::consume::Consumer;
-use crate::support::judge::judge;
 use crate::support::names;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
@@ -31,18 +30,12 @@ fn wait_until_it_delivers(agora: &Agora, bridge: &mut Bridge) {
     agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 200);
 }
 
-/// Waits for everything to arrive, without a restart.
-fn delivers_everything(agora: &Agora, names: &Names, bootstrap: &str, bridge: &mut Bridge) {
+/// Becomes ready again and delivers everything, without a restart.
+fn recovers(agora: &Agora, names: &Names, bootstrap: &str, bridge: &mut Bridge) {
     let consumer = Consumer::start(bootstrap, &names.published());
-    agora.come_to_rest(&[0], LIMIT);
-    wait_until_delivered(bridge);
     let ready = within(LIMIT, || (bridge.get("/ready").status == 200).then_some(()));
     ready.unwrap_or_else(|late| panic!("ready again: {late}; {}", bridge.get("/ready").body));
-    bridge.terminate();
-    assert_eq!(bridge.wait(LIMIT).code(), Some(0), "{}", bridge.log());
-    let verdict = judge(names, agora.events(), &consumer.finish());
-    verdict.assert_complete();
-    verdict.assert_in_order();
+    everything_is_delivered(agora, names, bridge, consumer);
 }
 
 #[test]
@@ -68,7 +61,7 @@ fn a_rotated_password_is_named_and_its_file_ends_the_refusal_without_a_restart()
 
     fs::write(&file, NEW_PASSWORD).unwrap();
     let renewed_at = agora.now();
-    delivers_everything(&agora, &names, &broker.bootstrap(), &mut bridge);
+    recovers(&agora, &names, &broker.bootstrap(), &mut bridge);
     eprintln!("all is delivered {:?} after the file was rewritten", agora.now() - renewed_at);
     assert!(!bridge.log().contains("canary"), "{}", bridge.log());
 }
@@ -88,6 +81,6 @@ fn a_renewed_certificate_is_read_from_its_file_without_a_restart() {
 
     broker.hand_out_certificate();
     let renewed_at = agora.now();
-    delivers_everything(&agora, &names, &broker.bootstrap(), &mut bridge);
+    recovers(&agora, &names, &broker.bootstrap(), &mut bridge);
     eprintln!("all is delivered {:?} after the file was replaced", agora.now() - renewed_at);
 }

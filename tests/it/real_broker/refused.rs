@@ -4,15 +4,11 @@ use agora_rtm_bridge::simulator::AppScript;
 use agora_rtm_bridge::simulator::Network;
 use agora_rtm_bridge::simulator::Script;
 use agora_rtm_bridge::simulator::Spread;
-use rdkafka::ClientConfig;
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::AlterConfig;
-use rdkafka::admin::ResourceSpecifier;
-use rdkafka::client::DefaultClientContext;
 
 use super::LIMIT;
 use super::stop;
+use super::topics::Admin;
+use super::topics::wait_for;
 use crate::support::agora::Agora;
 use crate::support::agora::Hosts;
 use crate::support::broker;
@@ -20,26 +16,11 @@ use crate::support::consume::Consumer;
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
-
-/// How large a batch may be, in bytes, for the topic to take it.
-fn set_largest(bootstrap: &str, topic: &str, bytes: &str) {
-    let client = ClientConfig::new().set("bootstrap.servers", bootstrap).create();
-    let admin: AdminClient<DefaultClientContext> = client.expect("the settings are right");
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it needs nothing");
-    let changed = runtime.block_on(admin.alter_configs([&change], &AdminOptions::new()));
-    assert!(changed.expect("the broker answers").iter().all(Result::is_ok), "{topic} is changed");
-}
-
-fn wait_for(bridge: &Bridge, what: &str, is_there: impl Fn(&Bridge) -> bool) {
-    within(LIMIT, || is_there(bridge).then_some(()))
-        .unwrap_or_else(|late| panic!("{what}: {late}\n{}", bridge.get("/ready").body));
-}
 
 #[test]
 fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_them() {
     let (bootstrap, names) = (broker::shared(), Names::unique("refused"));
+    let admin = Admin::new(bootstrap);
     let rtt = Spread::always(std::time::Duration::from_millis(400));
     let agora = Agora::start(Script {
         apps: vec![AppScript::numbered(0).rates(50.0, 50.0)],
@@ -54,7 +35,7 @@ fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_the
     bridge.kill_9();
     bridge.wait(LIMIT);
     // No batch of one record is as small as this.
-    set_largest(bootstrap, &names.pages, "100");
+    admin.set_largest(&names.pages, "100");
     bridge.start_again();
     wait_for(&bridge, "readiness names what is refused", |bridge| {
         bridge.address().is_some() && bridge.get("/ready").body.contains("refuses page")
@@ -62,7 +43,7 @@ fn gaps_that_the_pages_topic_refuses_hold_up_nothing_and_leave_when_it_takes_the
     wait_for(&bridge, "several are refused", |bridge| {
         bridge.metric("agora_rtm_bridge_pages_refused_total") >= 4.0
     });
-    set_largest(bootstrap, &names.pages, "10485760");
+    admin.set_largest(&names.pages, "10485760");
     wait_for(&bridge, "it is well again", |bridge| bridge.get("/ready").status == 200);
 
     // What is refused now and then wakes the loop up a few times, and nothing else does.

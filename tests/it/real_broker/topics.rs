@@ -75,7 +75,7 @@ impl Admin {
         );
     }
 
-    fn set_largest(&self, topic: &str, bytes: &str) {
+    pub(super) fn set_largest(&self, topic: &str, bytes: &str) {
         // This request replaces all settings; whose clock stamps must stay, or the bridge would
         // mend it in the middle of the test.
         let stamped_by = self.setting(topic, "message.timestamp.type");

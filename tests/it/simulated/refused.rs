@@ -199,6 +199,11 @@ impl Loops {
         self.health.readiness().reasons.into_iter().map(|it| it.reason).collect()
     }
 
+    /// The same place for loops of another process; those of this one have ended.
+    fn anew(self) -> Self {
+        Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..self }
+    }
+
     /// Ends the loops without waiting for anything.
     async fn end(&self) {
         self.stop.cancel();
@@ -455,7 +460,7 @@ async fn a_pages_topic_that_was_made_again_is_read_from_its_beginning() {
         loops.end().await;
         loops.kafka.recreate_pages();
 
-        let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+        let loops = loops.anew();
         loops.commit(PAGES..PAGES + more).await;
         loops.forward();
         sleep(5 * SECOND).await;
@@ -476,7 +481,7 @@ async fn a_memory_that_was_deleted_repeats_nothing_that_was_noted_as_delivered()
     loops.end().await;
     loops.kafka.forget_memory();
 
-    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    let loops = loops.anew();
     loops.commit(PAGES..2 * PAGES).await;
     loops.forward();
     loops.publish(&loops.health, &loops.stop);
@@ -495,7 +500,7 @@ async fn without_memory(note: impl FnOnce(&Cluster)) -> Loops {
     loops.kafka.forget_memory();
     loops.kafka.forget_noted();
     note(&loops.kafka);
-    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    let loops = loops.anew();
     loops.forward();
     loops
 }
@@ -512,7 +517,7 @@ async fn a_memory_that_is_gone_with_the_noted_position_is_rebuilt_from_what_was_
     loops.end().await;
     // The next owner finds a memory.
     loops.kafka.forget_published();
-    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    let loops = loops.anew();
     loops.publish(&loops.health, &loops.stop);
     sleep(20 * SECOND).await;
     assert_eq!(loops.published(), Vec::<String>::new());
@@ -561,7 +566,7 @@ async fn where_nothing_tells_the_position_nothing_is_published_until_a_person_no
 async fn a_new_installation_begins_at_the_beginning_of_what_was_forwarded_before_it_published() {
     let loops = Loops::start(Trouble::default()).await;
     loops.end().await;
-    let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+    let loops = loops.anew();
     loops.kafka.forget_memory();
     loops.commit(0..PAGES).await;
     loops.forward();
@@ -581,7 +586,7 @@ async fn pages_that_are_deleted_before_they_are_published_become_a_gap_and_the_a
         loops.forward();
         sleep(5 * SECOND).await;
         loops.end().await;
-        let loops = Loops { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..loops };
+        let loops = loops.anew();
         loops.forward();
         loops.commit(PAGES..2 * PAGES).await;
         // As the poller enters them: two events of each page.
