@@ -3,8 +3,8 @@
 //! Read-only and small: what a page shows is prepared by others, and no request changes anything.
 //! It is bounded because it may be reachable by strangers: at most [`MAX_CONNECTIONS`], one request
 //! on each, a second for its head and [`CONNECTION_TIMEOUT`] for the whole. Bodies of requests are
-//! not read. Where all places are taken, a new connection takes that of the oldest one that has sent no
-//! head, so that slow ones never keep a probe from its answer.
+//! not read. When all places are taken, a new connection evicts the oldest one whose client doesn't read
+//! its answer, or else the oldest one that has sent no head, so slow clients can't block probes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +70,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// From the connection to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// A client that hasn't read its answer after this time may be evicted: every answer is ready at once,
+/// and the largest takes a fraction of this to send.
+const UNREAD: Duration = Duration::from_secs(1);
+
 /// How long an answer that has begun may go on after the stop.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -89,8 +94,8 @@ struct Open {
     next: u64,
     /// Ends those whose head has not come.
     silent: BTreeMap<u64, CancellationToken>,
-    /// Ends those that are being answered.
-    answered: BTreeMap<u64, CancellationToken>,
+    /// Ends those that are being answered, since the time given.
+    answered: BTreeMap<u64, (Instant, CancellationToken)>,
 }
 
 /// The place of one connection, given back when this is dropped.
@@ -167,6 +172,7 @@ async fn converse(stream: TcpStream, seat: Seat, pages: Pages, stop: Cancellatio
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
         () = seat.taken.cancelled() => return debug!("connection given up: others need its place"),
         () = stop.cancelled() => {
@@ -224,14 +230,10 @@ impl Connections {
         Self { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), open: Arc::default() }
     }
 
-    /// Takes a place; where there is none, the one of the oldest connection without a head. Where each
-    /// has sent one, that of the oldest: what is small is answered at once, so it has a client that
-    /// does not read.
+    /// Takes a place; when there is none, evicts a connection.
     async fn seat(&self) -> Seat {
         if self.places.available_permits() == 0 {
-            let mut open = self.lock();
-            let oldest = open.silent.pop_first().or_else(|| open.answered.pop_first());
-            oldest.into_iter().for_each(|(_, taken)| taken.cancel());
+            self.lock().evict();
         }
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.expect("nobody closes the places");
@@ -249,13 +251,32 @@ impl Connections {
     }
 }
 
+// === impl Open ===
+
+impl Open {
+    /// Ends the oldest connection whose client doesn't read; if all read, the oldest without a head; if
+    /// all have sent one, the oldest.
+    fn evict(&mut self) {
+        let unread = |(since, _): &(Instant, CancellationToken)| since.elapsed() > UNREAD;
+        let oldest = self.answered.first_entry().filter(|oldest| unread(oldest.get()));
+        let evicted = match oldest {
+            Some(oldest) => Some(oldest.remove().1),
+            None => (self.silent.pop_first().map(|(_, taken)| taken))
+                .or_else(|| self.answered.pop_first().map(|(_, (_, taken))| taken)),
+        };
+        if let Some(evicted) = evicted {
+            evicted.cancel();
+        }
+    }
+}
+
 // === impl Seat ===
 
 impl Seat {
     fn head_has_come(&self) {
         let mut open = self.connections.lock();
         if let Some(taken) = open.silent.remove(&self.number) {
-            open.answered.insert(self.number, taken);
+            open.answered.insert(self.number, (Instant::now(), taken));
         }
     }
 }

@@ -3,7 +3,6 @@ use std::net::SocketAddr;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
-use tokio::time::Instant;
 
 use super::*;
 use crate::model::AppId;
@@ -198,6 +197,26 @@ async fn where_each_client_has_sent_a_head_the_oldest_gives_way() {
     };
     let (_new, ()) = tokio::join!(connections.seat(), gives_way);
     assert!(seats.iter().all(|seat| !seat.taken.is_cancelled()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_do_not_read_give_way_before_probes_that_have_just_come() {
+    let connections = Connections::new();
+    let mut deaf = Vec::new();
+    for _ in 1..MAX_CONNECTIONS {
+        let seat = connections.seat().await;
+        seat.head_has_come();
+        deaf.push(seat);
+    }
+    sleep(2 * UNREAD).await;
+    let probe = connections.seat().await;
+    let oldest = deaf.remove(0);
+    let gives_way = async move {
+        oldest.taken.cancelled().await;
+        drop(oldest);
+    };
+    let (_another, ()) = tokio::join!(connections.seat(), gives_way);
+    assert!(!probe.taken.is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]
