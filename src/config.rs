@@ -45,6 +45,7 @@ use crate::model::AppId;
 use crate::model::Endpoint;
 use crate::model::Region;
 
+pub(crate) use fault::quoted;
 pub use fault::{Fault, Faults, Origin, Origins};
 pub use host::{Host, Proxy, is_loopback};
 pub use secret::{Secret, SecretError};

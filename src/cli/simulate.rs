@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Level;
 
-use crate::model::Timestamp;
+use crate::config::quoted;
+use crate::model::Clock;
 use crate::observe::logs;
 use crate::simulator::AppScript;
 use crate::simulator::Burst;
-use crate::simulator::DEFAULT_EPOCH;
 use crate::simulator::Fault;
 use crate::simulator::FaultKind;
 use crate::simulator::FramingChoice;
@@ -47,12 +46,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Simulate {
-    /// Where a region listens; once for each region [default: 127.0.0.1:8190 and the ports after]
+    /// Where a region listens; once for each region [default: 127.0.0.1:8190]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
-    /// TOML that says everything but where to listen
-    #[arg(long, value_name = "FILE")]
-    script: Option<PathBuf>,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
@@ -65,22 +61,22 @@ pub(super) struct Simulate {
 #[command(next_help_heading = "Load")]
 struct LoadArgs {
     /// How many App IDs
-    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "script")]
+    #[arg(long, value_name = "N", default_value = "1")]
     apps: NonZeroU16,
     /// Events a second of each App ID
-    #[arg(long, value_name = "EVENTS", default_value_t = 100.0, conflicts_with = "script")]
+    #[arg(long, value_name = "EVENTS", default_value_t = 100.0)]
     rate: f64,
     /// The share of user events among them; the others are channel events
-    #[arg(long, value_name = "SHARE", default_value_t = 0.3, conflicts_with = "script")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.3)]
     split: f64,
     /// So many channel events of each App ID at once, at that time; may be repeated
-    #[arg(long, value_name = "EVENTS@TIME", conflicts_with = "script")]
+    #[arg(long, value_name = "EVENTS@TIME")]
     burst: Vec<BurstArg>,
     /// The 2,000 events that are kept are those of both endpoints of an App ID together
-    #[arg(long, conflicts_with = "script")]
+    #[arg(long)]
     shared_buffer: bool,
     /// The seed of everything that is drawn
-    #[arg(long, default_value_t = 1, conflicts_with = "script")]
+    #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
@@ -88,25 +84,23 @@ struct LoadArgs {
 #[command(next_help_heading = "Faults")]
 struct FaultArgs {
     /// The range of round trips, each half drawn for itself
-    #[arg(long, value_name = "RANGE", default_value = "20ms..40ms", conflicts_with = "script")]
+    #[arg(long, value_name = "RANGE", default_value = "20ms..40ms")]
     rtt: Spread,
     /// Time that the body of a full page (1,000 events) takes to arrive after its head; smaller
     /// pages take their share [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    #[arg(conflicts_with = "script")]
     page_time: Option<Duration>,
     /// The share of answers that are cut: the same as --fault cut=SHARE
-    #[arg(long, value_name = "SHARE", conflicts_with = "script")]
+    #[arg(long, value_name = "SHARE")]
     cut: Option<f64>,
     /// What goes wrong and how often (0 to 1); may be repeated
-    #[arg(long, value_name = "NAME=SHARE", conflicts_with = "script")]
+    #[arg(long, value_name = "NAME=SHARE")]
     fault: Vec<FaultArg>,
     /// Close connections that have been idle for so long
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    #[arg(conflicts_with = "script")]
     idle_timeout: Option<Duration>,
     /// The share of elements that are not events (0 to 1)
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, conflicts_with = "script")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     malformed: f64,
 }
 
@@ -114,16 +108,16 @@ struct FaultArgs {
 #[command(next_help_heading = "Form")]
 struct FormArgs {
     /// Older documents' names: channel_id and ts
-    #[arg(long, conflicts_with = "script")]
+    #[arg(long)]
     old_names: bool,
     /// Names of users and channels with everything that Agora allows, and more
-    #[arg(long, conflicts_with = "script")]
+    #[arg(long)]
     wild_names: bool,
     /// Fields that no document lists
-    #[arg(long, conflicts_with = "script")]
+    #[arg(long)]
     unknown_fields: bool,
     /// How bodies are framed
-    #[arg(long, value_enum, default_value = "length", conflicts_with = "script")]
+    #[arg(long, value_enum, default_value = "length")]
     framing: FramingArg,
 }
 
@@ -146,26 +140,9 @@ enum FramingArg {
 /// Why nothing is simulated.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SimulateError {
-    /// The script can't be read.
-    #[error("read the script `{}`", path.display())]
-    Read {
-        /// The script.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// The script, or what the arguments amount to, can't be played.
-    #[error("play the script")]
+    /// The arguments can't be played.
+    #[error("play these arguments")]
     Script(#[source] ScriptError),
-    /// The script's regions and the addresses don't match.
-    #[error("the script has {regions} regions, but --listen is given {addresses} times")]
-    Regions {
-        /// How many regions there are.
-        regions: usize,
-        /// How many addresses there are.
-        addresses: usize,
-    },
     /// Nobody can be served.
     #[error("listen at {addresses}")]
     Listen {
@@ -294,56 +271,24 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing into memory never fails");
 }
 
-/// A TOML string.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from('"');
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            _ if character.is_control() => {
-                write!(quoted, "\\u{:04X}", u32::from(character))
-                    .expect("writing into memory never fails");
-            }
-            _ => quoted.push(character),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 // === impl Simulate ===
 
 impl Simulate {
     /// The script and an address for each of its regions.
     fn prepare(self) -> Result<(Script, Vec<SocketAddr>), SimulateError> {
-        let mut script = match &self.script {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|cause| SimulateError::Read { path: path.clone(), cause })?;
-                text.parse().map_err(SimulateError::Script)?
-            }
-            None => self.written(),
-        };
+        let mut script = self.script();
         script.check().map_err(SimulateError::Script)?;
         // Only counts are shown, and it may run for days.
         script.keep_records = false;
-        if script.epoch == DEFAULT_EPOCH {
-            script.epoch = now();
-        }
-        let (regions, addresses) = (script.regions.len(), self.listen.len());
-        if addresses == 0 {
-            let ports = (FIRST_PORT..).take(regions);
-            let listen = ports.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
-            return Ok((script, listen));
-        }
-        if regions != addresses {
-            return Err(SimulateError::Regions { regions, addresses });
+        script.epoch = Clock::system().now();
+        if self.listen.is_empty() {
+            return Ok((script, vec![SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST_PORT))]));
         }
         Ok((script, self.listen))
     }
 
     /// The script that the arguments amount to.
-    fn written(&self) -> Script {
+    fn script(&self) -> Script {
         let Self { load, faults, form, .. } = self;
         let regions = match self.listen.len() {
             0 | 1 => vec![RegionScript::new("default")],
@@ -378,10 +323,6 @@ impl Simulate {
         app.dialect.old_names = form.old_names;
         app
     }
-}
-
-fn now() -> Timestamp {
-    crate::model::Clock::system().now()
 }
 
 // === impl BurstArg ===
@@ -430,6 +371,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::simulator::DEFAULT_EPOCH;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -476,7 +418,7 @@ mod tests {
             "simulate --fault cut",
             "simulate --rtt fast",
             "simulate --apps 0",
-            "simulate --script a.toml --rate 5",
+            "simulate --script a.toml",
         ] {
             assert!(parsed(line).is_err(), "{line}");
         }
@@ -484,19 +426,6 @@ mod tests {
             let error = parsed(line).unwrap().prepare().unwrap_err();
             assert!(matches!(error, SimulateError::Script(_)), "{line}");
         }
-    }
-
-    #[test]
-    fn a_script_brings_its_regions() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("script.toml");
-        std::fs::write(&path, "regions = [{ name = \"eu\" }, { name = \"ap\" }]").unwrap();
-        let line = format!("simulate --script {}", path.display());
-        let (_, addresses) = prepared(&line);
-        let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
-        assert_eq!(ports, [8190, 8191]);
-        let one = parsed(&format!("{line} --listen 127.0.0.1:0")).unwrap().prepare().unwrap_err();
-        assert!(matches!(one, SimulateError::Regions { regions: 2, addresses: 1 }));
     }
 
     #[test]

@@ -179,7 +179,7 @@ pub(super) fn shown(path: &str, kind: &ValueKind) -> Option<String> {
 }
 
 /// A text as TOML writes it.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for letter in text.chars() {
         match letter {

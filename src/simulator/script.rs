@@ -1,42 +1,36 @@
 //! What an Agora does, written down before it starts: who logs in how often, what goes wrong when.
 //!
 //! A script is the whole input of a [`World`](super::World): the same script gives the same events
-//! and, for the same requests at the same times, the same answers. In code it is built from
-//! `Default` and struct update; in a file it is TOML with the same names ([`text`] reads it).
-//! Every value has a default, so a test states only what it is about.
+//! and, for the same requests at the same times, the same answers. It is built from `Default` and
+//! struct update: every value has a default, so a test states only what it is about.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::model::AppId;
 use crate::model::Endpoint;
 use crate::model::Timestamp;
 
+mod check;
 mod fault;
-mod text;
 
+pub use self::check::ScriptError;
 pub use self::fault::Fault;
 pub use self::fault::FaultKind;
 pub use self::fault::NotAFault;
-pub use self::text::ScriptError;
 
 /// Where simulated time begins unless a script says otherwise: 2020-01-03T00:00:00Z.
 pub const DEFAULT_EPOCH: Timestamp = Timestamp::from_millis(1_578_009_600_000);
 
 /// Everything that a simulated Agora does by itself.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Script {
     /// The seed of everything that is drawn.
     pub seed: u64,
-    /// The wall clock at simulated time zero. In TOML: an RFC 3339 time.
-    #[serde(deserialize_with = "text::moment")]
+    /// The wall clock at simulated time zero.
     pub epoch: Timestamp,
     /// From here on nobody logs in, out, joins or leaves, so that a test can come to rest.
-    #[serde(deserialize_with = "text::maybe_duration")]
     pub quiet_from: Option<Duration>,
     /// The App IDs. At least one.
     pub apps: Vec<AppScript>,
@@ -60,11 +54,9 @@ pub struct Script {
 }
 
 /// One App ID: its credentials, its people, how it writes.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct AppScript {
     /// The App ID as it stands in the path.
-    #[serde(deserialize_with = "text::app_id")]
     pub app_id: AppId,
     /// User name of Basic authentication.
     pub customer_id: String,
@@ -73,7 +65,6 @@ pub struct AppScript {
     /// Opens tokens that are signed with it. Made up, too.
     pub app_certificate: String,
     /// Signed tokens live no longer than this, whatever they say.
-    #[serde(deserialize_with = "text::maybe_duration")]
     pub token_life: Option<Duration>,
     /// Tokens that are accepted as well, whatever they hold.
     pub tokens: Vec<TokenScript>,
@@ -104,23 +95,19 @@ pub struct AppScript {
 }
 
 /// A token and how long it is good.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct TokenScript {
     /// With the prefix `007` it has to come as `Authorization: agora token=…`, otherwise in
     /// `x-agora-token`.
     pub token: String,
     /// What `x-agora-uid` has to say beside an `x-agora-token`; nothing is asked when absent.
-    #[serde(default)]
     pub user_id: Option<String>,
     /// When it expires; never when absent.
-    #[serde(default, deserialize_with = "text::maybe_duration")]
     pub until: Option<Duration>,
 }
 
 /// How events are written. The default is the current documents' form.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dialect {
     /// Older documents: `channel_id` for `group_id`, `ts` for `ms`.
     pub old_names: bool,
@@ -133,8 +120,7 @@ pub struct Dialect {
 }
 
 /// How an empty buffer is written; no document says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Empty {
     /// `"events":[]`
     #[default]
@@ -146,8 +132,7 @@ pub enum Empty {
 }
 
 /// How many events a second happen at one endpoint of an App ID, over all regions.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default)]
 pub struct Load {
     /// Events per second at the start.
     pub rate: f64,
@@ -162,33 +147,27 @@ pub struct Load {
 }
 
 /// The rate at a moment.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug)]
 pub struct RampPoint {
     /// When.
-    #[serde(deserialize_with = "text::duration")]
     pub at: Duration,
     /// Events per second.
     pub rate: f64,
 }
 
 /// Many events at once, on top of the rate.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug)]
 pub struct Burst {
     /// When it begins.
-    #[serde(deserialize_with = "text::duration")]
     pub at: Duration,
     /// How many events.
     pub events: u32,
     /// Spread evenly over this time; all in one instant when absent.
-    #[serde(default, deserialize_with = "text::duration")]
     pub over: Duration,
 }
 
 /// Bursts as chance has it.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug)]
 pub struct RandomBursts {
     /// How many bursts a minute, on average.
     pub per_minute: f64,
@@ -197,48 +176,40 @@ pub struct RandomBursts {
 }
 
 /// A region of Agora.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct RegionScript {
     /// Its name, which faults refer to.
     pub name: String,
     /// Its host leads to other regions, each from a moment on: another address behind the name.
-    #[serde(default)]
     pub detours: Vec<Detour>,
 }
 
 /// From a moment on another region answers at a host.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Detour {
     /// When it begins. The last one that has begun counts.
-    #[serde(deserialize_with = "text::duration")]
     pub from: Duration,
     /// The region that answers; the host's own one ends a detour.
     pub region: String,
 }
 
 /// The way between client and server, and what the server does with connections.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Network {
     /// The round trip. Each half is drawn for itself, so that requests that leave evenly can
     /// arrive bunched.
     pub rtt: Spread,
     /// The server closes a connection that has been idle for so long; never when absent.
-    #[serde(deserialize_with = "text::maybe_duration")]
     pub idle_timeout: Option<Duration>,
     /// How bodies are framed.
     pub framing: FramingChoice,
     /// How long the body of a full page takes from its first byte to its last; smaller pages take
     /// their share. In an instant when absent.
-    #[serde(deserialize_with = "text::maybe_duration")]
     pub page_time: Option<Duration>,
 }
 
 /// How bodies are framed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FramingChoice {
     /// `Content-Length`.
     #[default]
@@ -252,19 +223,16 @@ pub enum FramingChoice {
 }
 
 /// The rate limit of an App ID, over both endpoints and all regions.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
     /// How many requests in any second, by their time of arrival.
     pub requests_per_second: u32,
     /// The `Retry-After` of a 429, in whole seconds; none when absent.
-    #[serde(deserialize_with = "text::maybe_duration")]
     pub retry_after: Option<Duration>,
 }
 
 /// A range of time to draw from, evenly. In text: `20ms..40ms`, or `30ms` for always the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spread {
     /// The shortest.
     pub from: Duration,
@@ -414,14 +382,6 @@ impl FromStr for Spread {
         let duration = |text: &str| humantime::parse_duration(text.trim()).map_err(|_| NotASpread);
         let spread = Self { from: duration(from)?, to: duration(to)? };
         if spread.from <= spread.to { Ok(spread) } else { Err(NotASpread) }
-    }
-}
-
-impl TryFrom<String> for Spread {
-    type Error = NotASpread;
-
-    fn try_from(text: String) -> Result<Self, NotASpread> {
-        text.parse()
     }
 }
 

@@ -28,9 +28,9 @@ READING IS DESTRUCTIVE
   The server keeps the newest 2,000 events: a newer one replaces the oldest. One
   GET returns at most 1,000, oldest first. A full page means that more may be
   waiting. Whether the 2,000 is per region, endpoint or App ID is undocumented;
-  here it is per region and endpoint of an App ID, or with --shared-buffer
-  (shared_buffer = true in a script) per region and App ID, where a newer event of
-  one endpoint may replace the oldest of the other.
+  here it is per region and endpoint of an App ID, or with --shared-buffer per
+  region and App ID, where a newer event of one endpoint may replace the oldest of
+  the other.
 
 THE RATE LIMIT
 
@@ -51,10 +51,10 @@ REGIONS
 DIALECTS
 
   Current documents write group_id and ms, older ones channel_id and ts
-  (--old-names). Some say seconds where their examples show milliseconds; a script
-  can choose seconds, or digits in a string. An empty buffer may be [], null or no
-  key at all. `type` is an open set, keys come in any order, unknown ones may
-  appear. Names may hold anything: spaces, %, quotes, {}, nothing (--wild-names).
+  (--old-names). Some say seconds where their examples show milliseconds. An empty
+  buffer may be [], null or no key at all. `type` is an open set, keys come in any
+  order, unknown ones may appear. Names may hold anything: spaces, %, quotes, {},
+  nothing (--wild-names).
 
 AUTHENTICATION
 
@@ -64,9 +64,7 @@ AUTHENTICATION
                        x-agora-uid: <user the token was made for>
 
   Tokens have to be signed with the App Certificate of the App ID, let their user
-  log in to RTM, and not be over by Agora's clock. A script gives the certificate
-  ([[apps]] app_certificate), lets tokens end sooner (token_life), and may name
-  tokens that are good whatever they hold (tokens).
+  log in to RTM, and not be expired by Agora's clock.
 
 STATUS CODES
 
@@ -82,7 +80,7 @@ STATUS CODES
 WHAT CAN GO WRONG (--fault NAME=SHARE)
 
   nothing taken: refused, black_hole (connections); ignored, timed_out, throttled,
-                 denied (400, 401, 403 or 404; 404 unless a script says which),
+                 denied (404),
                  server_error, failed, not_json
   events taken:  no_answer (reset before a byte), cut (closed early, in order),
                  reset (within the body), silent (stops, stays open), slow
@@ -117,50 +115,12 @@ EXAMPLES
   A network so slow that the body of a full page takes 700 ms after its head:
 
     agora-rtm-bridge simulate --rate 6000 --split 0.2 --rtt 100ms --page-time 700ms
-
-  A script says more (times are durations from the start):
-
-    seed = 7
-    regions = [{ name = \"eu\" }, { name = \"ap\" }]
-
-    [network]
-    rtt = \"20ms..40ms\"
-    page_time = \"50ms\"
-    idle_timeout = \"60s\"
-    framing = \"chunked\"
-
-    [[apps]]
-    app_id = \"876922cbca0098dff4323566daa89675\"
-    customer_id = \"me\"
-    customer_secret = \"mine\"
-    app_certificate = \"5CFd2fd1755d40ecb72977518be15d3b\"
-    token_life = \"5m\"
-    tokens = [{ token = \"007abc\", until = \"1h\" }]
-    dialect = { old_names = true, seconds = true, empty = \"absent\" }
-    user_events = { rate = 50, bursts = [{ at = \"30s\", events = 5000, over = \"1s\" }] }
-    channel_events = { ramp = [{ at = \"0s\", rate = 0 }, { at = \"1m\", rate = 900 }] }
-
-    [[faults]]
-    kind = \"throttled\"
-    share = 0.5
-    from = \"20s\"
-    until = \"40s\"
-    region = \"ap\"
-    retry_after = \"2s\"
 ";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::simulator::FaultKind;
-    use crate::simulator::Script;
-
-    #[test]
-    fn the_script_in_the_help_can_be_played() {
-        let (_, script) = TEACH.split_once("(times are durations from the start):").unwrap();
-        let script: Script = script.parse().unwrap();
-        assert_eq!((script.seed, script.regions.len(), script.faults.len()), (7, 2, 1));
-    }
 
     #[test]
     fn the_help_knows_every_fault() {

@@ -4,47 +4,32 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use super::text;
 use crate::model::Endpoint;
 
 /// Something that goes wrong, where and when.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Fault {
     /// What goes wrong.
-    #[serde(deserialize_with = "text::named")]
     pub kind: FaultKind,
     /// The share of requests (for `refused` and `black_hole`: of connections) that it strikes.
-    #[serde(default = "text::all")]
     pub share: f64,
     /// When it begins.
-    #[serde(default, deserialize_with = "text::duration")]
     pub from: Duration,
     /// When it is over; never when absent.
-    #[serde(default, deserialize_with = "text::maybe_duration")]
     pub until: Option<Duration>,
     /// The region that it strikes; all when absent.
-    #[serde(default)]
     pub region: Option<String>,
     /// The App ID that it strikes; all when absent. Connections know no App ID.
-    #[serde(default)]
     pub app_id: Option<String>,
     /// The endpoint that it strikes; both when absent. Connections know no endpoint.
-    #[serde(default, deserialize_with = "text::maybe_endpoint")]
     pub endpoint: Option<Endpoint>,
     /// The status of a `denied` (404 when absent) or a `server_error` (502 when absent).
-    #[serde(default)]
     pub status: Option<u16>,
     /// The `Retry-After` of a `throttled`, a `denied` or a `server_error`; none when absent.
-    #[serde(default, deserialize_with = "text::maybe_duration")]
     pub retry_after: Option<Duration>,
     /// The `Retry-After` is a date instead of a number of seconds.
-    #[serde(default)]
     pub retry_after_as_date: bool,
     /// The pace of a `slow` body.
-    #[serde(default = "text::slow_pace")]
     pub bytes_per_second: u32,
 }
 
@@ -81,6 +66,10 @@ pub enum FaultKind {
     Slow,
 }
 
+/// The pace of a `slow` body unless a fault says otherwise, in bytes a second: a full page takes about
+/// five seconds.
+const SLOW_PACE: u32 = 20_000;
+
 /// A text is not the name of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a fault; there are {}", FaultKind::names())]
@@ -93,7 +82,7 @@ impl Fault {
     pub fn new(kind: FaultKind) -> Self {
         Self {
             kind,
-            share: text::all(),
+            share: 1.0,
             from: Duration::ZERO,
             until: None,
             region: None,
@@ -102,7 +91,7 @@ impl Fault {
             status: None,
             retry_after: None,
             retry_after_as_date: false,
-            bytes_per_second: text::slow_pace(),
+            bytes_per_second: SLOW_PACE,
         }
     }
 
@@ -157,7 +146,7 @@ impl FaultKind {
         Self::Slow,
     ];
 
-    /// The name that scripts and arguments use.
+    /// The name that arguments use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
