@@ -11,10 +11,10 @@ mod pages;
 mod plan;
 mod progress;
 mod run;
+mod settings;
 mod simulate;
 
 use std::future::Future;
-use std::sync::LazyLock;
 
 use clap::Parser;
 use clap::Subcommand;
@@ -24,17 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Level;
 
+use crate::daemon::VERSION;
 use crate::error::Chain;
 use crate::observe::logs;
-use crate::observe::process::COMMIT;
 
 /// The configuration is wrong (`EX_CONFIG` of sysexits.h).
 const WRONG_CONFIGURATION: u8 = 78;
-
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
-    format!("{} (commit {COMMIT}, librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"))
-});
 
 /// Moves Agora RTM (Signaling) events into Kafka, exactly once
 ///

@@ -10,6 +10,8 @@
 //! The three seams (transport, journal, Kafka) are parameters, so that the simulated-time tests run
 //! this same composition.
 
+mod launch;
+mod open_files;
 mod report;
 
 use std::collections::BTreeSet;
@@ -23,6 +25,8 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 use tracing::warn;
 
+pub use self::launch::LaunchError;
+pub use self::launch::VERSION;
 pub use self::report::Report;
 pub use self::report::Waiting;
 

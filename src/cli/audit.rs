@@ -29,7 +29,7 @@ use self::verdict::Verdict;
 use super::Failure;
 use super::pages::aside;
 use super::progress::Progress;
-use super::run;
+use super::settings;
 use crate::error::Chain;
 use crate::kafka::Cluster;
 use crate::kafka::KafkaError;
@@ -113,7 +113,7 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(args: Audit) -> Result<(), Failure> {
-    let settings = run::load(args.config.as_deref())?;
+    let settings = settings::load(args.config.as_deref())?;
     let cluster = Cluster::new(settings.kafka, &settings.instance);
     let since = Clock::system().now().before(args.since);
     // What could not be read is not disproved.

@@ -68,7 +68,7 @@ struct Report<'a> {
 }
 
 pub(super) async fn run(args: Check) -> Result<(), Failure> {
-    let loaded = config::load_with_origins(args.config.as_deref(), super::run::environment());
+    let loaded = config::load_with_origins(args.config.as_deref(), super::settings::environment());
     let (settings, origins) = match loaded {
         Ok(loaded) => loaded,
         Err(faults) if args.json => return refuse(&faults),

@@ -46,7 +46,6 @@ use self::screen::Screen;
 use self::verdict::Verdict;
 use super::Failure;
 use super::asked_to_stop;
-use super::run;
 use crate::config;
 use crate::config::Settings;
 use crate::daemon::Daemon;
@@ -170,7 +169,8 @@ impl Stage {
         let consumer = Consumer::start(broker.address(), subjects.clone())
             .map_err(|error| Failure::of(&error))?;
         let kafka = Cluster::prepared(settings.kafka.clone(), &settings.instance);
-        let (daemon, pages) = run::start(settings, kafka).await?;
+        let (daemon, pages) =
+            Daemon::launch(settings, kafka).await.map_err(|error| Failure::of(&error))?;
         if args.keep {
             print(&addresses(broker.address(), &subjects, pages))?;
         }

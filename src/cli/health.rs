@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Failure;
-use super::run;
+use super::settings;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -31,7 +31,7 @@ EXAMPLES
   restarted: curl 127.0.0.1:9464/ready";
 
 pub(super) async fn run(args: Health) -> Result<(), Failure> {
-    let settings = run::load(args.config.as_deref())?;
+    let settings = settings::load(args.config.as_deref())?;
     let url = format!("http://{}/live", settings.http.listen);
     drop(rustls::crypto::ring::default_provider().install_default());
     let answered = async {

@@ -19,7 +19,7 @@ use super::pages::aside;
 use super::pages::selection;
 use super::pages::selection::Selection;
 use super::progress::Progress;
-use super::run;
+use super::settings;
 use crate::error::Chain;
 use crate::journal;
 use crate::journal::ReadError;
@@ -130,7 +130,7 @@ impl Place {
     fn data_dir(&self) -> Result<PathBuf, Failure> {
         match &self.data_dir {
             Some(data_dir) => Ok(data_dir.clone()),
-            None => Ok(run::load(self.config.as_deref())?.data_dir),
+            None => Ok(settings::load(self.config.as_deref())?.data_dir),
         }
     }
 

@@ -20,7 +20,7 @@ use self::selection::Found;
 use self::selection::Selection;
 use self::selection::When;
 use super::Failure;
-use super::run;
+use super::settings;
 use crate::kafka::Cluster;
 use crate::kafka::Reader;
 use crate::model::AppId;
@@ -124,7 +124,7 @@ pub(super) async fn run(args: Pages) -> Result<(), Failure> {
 
 impl Bridge {
     fn cluster(&self) -> Result<Cluster, Failure> {
-        let settings = run::load(self.config.as_deref())?;
+        let settings = settings::load(self.config.as_deref())?;
         Ok(Cluster::new(settings.kafka, &settings.instance))
     }
 }

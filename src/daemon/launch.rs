@@ -1,0 +1,170 @@
+//! Starts the daemon of this process: its port, the way to Agora, the journal, the loops, and the
+//! status pages.
+
+use std::io;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::LazyLock;
+
+use tokio::net::TcpListener;
+use tracing::info;
+use tracing::warn;
+
+use super::Daemon;
+use super::Parts;
+use super::open_files;
+use crate::agora::http::Http;
+use crate::agora::http::HttpError;
+use crate::agora::http::Stale;
+use crate::config::Settings;
+use crate::journal;
+use crate::journal::Journal;
+use crate::journal::OpenError;
+use crate::kafka::Attic;
+use crate::kafka::Cluster;
+use crate::model::Clock;
+use crate::model::Incarnation;
+use crate::observe::health::Trouble;
+use crate::observe::http;
+use crate::observe::logs;
+use crate::observe::metrics::Metrics;
+use crate::observe::process;
+
+/// Version, commit and librdkafka of this program, as `--version` and the first line of the log show
+/// them.
+pub static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let librdkafka = rdkafka::util::get_rdkafka_version().1;
+    format!("{} (commit {}, librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"), process::COMMIT)
+});
+
+/// Why the daemon can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The status pages can't be served.
+    #[error("listen on {listen} (http.listen): {cause}{}", remedy(cause))]
+    Listen {
+        /// `http.listen`.
+        listen: SocketAddr,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Another bridge runs on the same data directory and has the port as well.
+    #[error("{journal}; {port}")]
+    Runs {
+        /// Who has the data directory.
+        journal: OpenError,
+        /// The port that it has too.
+        port: Box<LaunchError>,
+    },
+    /// Agora can't be asked: certificates or keys can't be read.
+    #[error(transparent)]
+    Transport(#[from] HttpError),
+    /// The journal can't be opened.
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+}
+
+impl Daemon {
+    /// Starts the daemon and its status pages, and returns the address of these.
+    ///
+    /// # Errors
+    ///
+    /// See [`LaunchError`]. Nothing has been asked of Agora by then.
+    pub async fn launch(
+        settings: Settings,
+        kafka: Cluster,
+    ) -> Result<(Self, SocketAddr), LaunchError> {
+        // Everything that can fail comes before the journal: only the last step of a start changes
+        // anything.
+        let (listener, listen) = listen(&settings).await?;
+        let transport = Http::new(&settings.agora)?;
+        let mut metrics = Metrics::new();
+        process::register(&mut metrics, &rdkafka::util::get_rdkafka_version().1);
+        logs::register(&mut metrics);
+        let clock = Clock::system();
+        let (journal, recovered) = Journal::open(
+            &settings.data_dir,
+            settings.journal.max_size,
+            Incarnation::from_u128(rand::random()),
+            clock.now(),
+        )?;
+        announce(&settings, &journal, listen);
+        if let Some(exposed) = journal::exposure(&settings.data_dir) {
+            warn!("{exposed}");
+        }
+        open_files::raise_limit(&settings);
+        let seed = rand::random::<u32>().into();
+        let stale = transport.stale();
+        let attic = Attic::in_folder(&settings.data_dir);
+        let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
+        let daemon = Self::start(parts, &mut metrics);
+        let report = daemon.report().clone();
+        logs::watch(report.health());
+        report.health().watch("certificates", move || stale().map(old_certificates));
+        let pages = http::Pages {
+            metrics: Arc::new(metrics),
+            health: report.health().clone(),
+            status: Arc::new(move || report.status()),
+        };
+        let (tasks, stop) = daemon.background();
+        let (tasks, stop) = (tasks.clone(), stop.clone());
+        tasks.clone().spawn(async move { http::serve(listener, pages, stop, &tasks).await });
+        Ok((daemon, listen))
+    }
+}
+
+/// Takes the port of the status pages. A second bridge that is started by mistake shares data
+/// directory and port with the first; the error names both.
+async fn listen(settings: &Settings) -> Result<(TcpListener, SocketAddr), LaunchError> {
+    let bound = TcpListener::bind(settings.http.listen).await;
+    let bound = bound.and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|cause| {
+        let is_taken = cause.kind() == ErrorKind::AddrInUse;
+        let port = LaunchError::Listen { listen: settings.http.listen, cause };
+        let data_dir = settings.data_dir.clone();
+        if is_taken && journal::is_in_use(&data_dir).unwrap_or(false) {
+            let holder = journal::holder(&data_dir);
+            let journal = OpenError::InUse { data_dir, holder };
+            return LaunchError::Runs { journal, port: Box::new(port) };
+        }
+        port
+    })
+}
+
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        ErrorKind::AddrInUse => "; another process has the port: end it or use another port",
+        _ => "",
+    }
+}
+
+/// Logs what the daemon is about to do.
+fn announce(settings: &Settings, journal: &Journal, listen: SocketAddr) {
+    let hosts: usize =
+        settings.apps.iter().flat_map(|app| &app.regions).map(|region| region.hosts.len()).sum();
+    let topics = &settings.kafka.topics;
+    info!(
+        version = VERSION.as_str(),
+        instance = settings.instance,
+        incarnation = %journal.incarnation(),
+        apps = settings.apps.len(),
+        hosts,
+        kafka = settings.kafka.bootstrap_servers,
+        user_events = topics.user_events,
+        channel_events = topics.channel_events,
+        delivery = %settings.kafka.delivery,
+        waiting_in_journal = journal.backlog().borrow().entries,
+        %listen,
+        "starting"
+    );
+}
+
+/// Certificates for Agora are old, because new ones can't be read.
+fn old_certificates(Stale { reason, since }: Stale) -> Trouble {
+    let reason = format!("failed to {reason}; the old certificates and keys for Agora stay in use");
+    Trouble { reason, since }
+}
