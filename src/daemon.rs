@@ -30,12 +30,10 @@ pub use self::launch::VERSION;
 pub use self::report::Report;
 pub use self::report::Waiting;
 
-use crate::agora::Contents;
 use crate::agora::Credentials;
 use crate::agora::Transport;
 use crate::config;
 use crate::config::Settings;
-use crate::forwarder::Adopts;
 use crate::forwarder::Forwarder;
 use crate::journal::Held;
 use crate::journal::Journal;
@@ -53,7 +51,6 @@ use crate::model::GapCause;
 use crate::model::Page;
 use crate::model::Timestamp;
 use crate::observe::accounts::Accounts;
-use crate::observe::accounts::Column;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::poller::Poller;
@@ -251,19 +248,11 @@ impl Daemon {
     }
 
     fn start_forwarders<T, K: Kafka>(&self, parts: &Parts<T, K>, progress: &Progress) {
-        let accounts = self.report.accounts().clone();
-        let adopts = Adopts(Arc::new(move |page: &Page| {
-            let Page { feed, body, content_encoding, wholeness, .. } = page;
-            let contents = Contents::read(body, content_encoding.as_deref(), *wholeness);
-            let received = contents.glance().received;
-            accounts.open(&feed.app, feed.endpoint).add(Column::Received, received);
-        }));
         for partition in owned_partitions(parts.settings.kafka.topics.page_partitions.get()) {
             let forwarder = Forwarder {
                 kafka: parts.kafka.clone(),
                 journal: parts.journal.clone(),
                 partition,
-                adopts: adopts.clone(),
                 progress: progress.clone(),
                 health: self.report.health().clone(),
                 metrics: self.report.forwarder().clone(),

@@ -14,13 +14,16 @@
 //! gives it a new ticket and the last place. Under its old one it would hold back the watermark of all
 //! later pages, and the publisher's memory of tickets above the watermark would grow while it waits.
 //! Where the journal can't do that, the entry waits in its old place, and nothing else does.
+//!
+//! An entry keeps its ticket if an earlier attempt may have stored it: the attempt failed without a
+//! refusal, or another process made it ([`in_doubt`]). The publisher recognises a second
+//! copy only by its ticket.
 
 mod aside;
+mod in_doubt;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -28,11 +31,15 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::error;
+use tracing::warn;
 
 use self::aside::Aside;
+use self::in_doubt::InDoubt;
+use self::in_doubt::NewTicket;
 use crate::error::Chain;
 use crate::error::may_panic;
 use crate::journal::Backlog;
@@ -46,8 +53,6 @@ use crate::kafka::KafkaError;
 use crate::kafka::Progress;
 use crate::kafka::pages;
 use crate::kafka::wait_to_try_again;
-use crate::model::Content;
-use crate::model::Page;
 use crate::model::PageId;
 use crate::observe::health::Condition;
 use crate::observe::health::Health;
@@ -66,6 +71,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// A page that is not confirmed so long after it was handed over is somebody's concern.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Maximum time to wait, after a failure, for the outcome of the other entries in flight. A producer
+/// that failed is dropped and purges them within milliseconds.
+const LAST_OUTCOMES: Duration = Duration::from_secs(1);
+
 /// Forwards the entries of one partition.
 #[derive(Debug)]
 pub struct Forwarder<K> {
@@ -75,8 +84,6 @@ pub struct Forwarder<K> {
     pub journal: Journal,
     /// The partition.
     pub partition: i32,
-    /// Who counts pages.
-    pub adopts: Adopts,
     /// How far the loops are.
     pub progress: Progress,
     /// Whether all is well.
@@ -84,11 +91,6 @@ pub struct Forwarder<K> {
     /// Counters.
     pub metrics: ForwarderMetrics,
 }
-
-/// Is called with each page of an earlier process that gets a ticket of this one: from then on it
-/// counts as received by this one. Cheap to clone; clones share.
-#[derive(Clone)]
-pub struct Adopts(pub Arc<dyn Fn(&Page) + Send + Sync>);
 
 /// Counters of all partitions together. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +116,9 @@ struct Course {
     alone_until: Sequence,
     /// Before the next attempt.
     wait: Duration,
+    in_doubt: InDoubt,
+    /// A try of an entry that is aside has failed: other entries have their turn before the next try.
+    line_is_next: bool,
 }
 
 /// What an attempt has handed over.
@@ -122,6 +127,8 @@ struct Line {
     /// The newest entry of it.
     last: Sequence,
     on_the_way: OnTheWay,
+    /// When to report that nothing was confirmed.
+    patience: Option<Instant>,
 }
 
 /// Why forwarding begins anew.
@@ -155,6 +162,8 @@ impl<K: Kafka> Forwarder<K> {
             aside: Aside::default(),
             alone_until: Sequence::START,
             wait: SHORTEST_WAIT,
+            in_doubt: InDoubt::new(self.journal.incarnation()),
+            line_is_next: false,
         };
         loop {
             let forwarded = tokio::select! {
@@ -191,46 +200,59 @@ impl<K: Kafka> Forwarder<K> {
         stop: &CancellationToken,
     ) -> Result<(), NotForwarded> {
         let mut line = Line::default();
-        let mut patience = Instant::now() + PATIENCE;
+        let ended = self.follow(&mut line, course, stop).await;
+        self.take_last_outcomes(line, course).await;
+        ended
+    }
+
+    async fn follow(
+        &self,
+        line: &mut Line,
+        course: &mut Course,
+        stop: &CancellationToken,
+    ) -> Result<(), NotForwarded> {
         loop {
             may_panic("forwarder");
             let newest = course.backlog.borrow_and_update().newest;
-            let next_try = course.aside.next_try();
-            let is_due = next_try.is_some_and(|at| at <= Instant::now());
+            let is_due = course.next_try().is_some_and(|at| at <= Instant::now());
             if is_due && line.on_the_way.is_empty() {
                 self.try_one_again(course).await?;
                 continue;
             }
-            let most = if is_due { 0 } else { course.most(&line) };
+            let most = if is_due { 0 } else { course.most(line) };
+            let handed_over = self.hand_over(line, most, course).await;
+            let are_there = handed_over.inspect_err(|_| course.line_is_next = false)?;
             if line.on_the_way.is_empty() {
-                patience = Instant::now() + PATIENCE;
+                if are_there {
+                    // All of them are aside; what waits behind them?
+                    continue;
+                }
+                course.line_is_next = false;
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
             }
-            let are_there = self.hand_over(&mut line, most, course).await?;
-            if are_there && line.on_the_way.is_empty() {
-                // All of them are aside; what waits behind them?
-                continue;
-            }
-            if stop.is_cancelled() && line.on_the_way.is_empty() {
-                return Ok(());
-            }
+            let next_try = course.next_try();
             let may_take_more = line.on_the_way.len() < most;
+            let is_idle = line.on_the_way.is_empty();
             tokio::select! {
                 biased;
                 Some((sequence, page, outcome)) = oldest(&mut line.on_the_way) => {
+                    course.line_is_next = false;
                     match outcome {
                         Ok(offset) => self.confirm(sequence, offset, course).await,
                         Err(error) => {
                             return Err(self.learn(error, sequence, page, line.last, course).await);
                         }
                     }
-                    patience = Instant::now() + PATIENCE;
+                    line.patience = None;
                 }
                 () = more_than(newest, &mut course.backlog), if may_take_more => {}
-                () = stop.cancelled(), if line.on_the_way.is_empty() => {}
-                () = at(next_try), if line.on_the_way.is_empty() => {}
-                () = sleep_until(patience), if !line.on_the_way.is_empty() => {
+                () = stop.cancelled(), if is_idle => {}
+                () = at(next_try), if is_idle => {}
+                () = at(line.patience), if !is_idle => {
                     course.say_unconfirmed();
-                    patience = Instant::now() + PATIENCE;
+                    line.patience = None;
                 }
             }
         }
@@ -241,8 +263,12 @@ impl<K: Kafka> Forwarder<K> {
         &self,
         line: &mut Line,
         most: usize,
-        course: &Course,
+        course: &mut Course,
     ) -> Result<bool, NotForwarded> {
+        if line.on_the_way.is_empty() {
+            line.patience = None;
+        }
+        line.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
         let room = most.saturating_sub(line.on_the_way.len());
         if room == 0 {
             return Ok(false);
@@ -255,6 +281,7 @@ impl<K: Kafka> Forwarder<K> {
         }
         for entry in waiting {
             line.last = entry.sequence;
+            course.in_doubt.hand_over(entry.entry.id);
             if !course.aside.holds(entry.sequence) {
                 let confirmation = self.append(&entry);
                 line.on_the_way.push_back((entry.sequence, entry.entry.id, confirmation));
@@ -263,12 +290,24 @@ impl<K: Kafka> Forwarder<K> {
         Ok(are_there)
     }
 
-    /// Tries an entry again that is aside, alone, where it lies.
+    /// Tries an entry again that is aside. A failure that does not refuse it postpones it, so that
+    /// it does not keep the others waiting.
     async fn try_one_again(&self, course: &mut Course) -> Result<(), NotForwarded> {
         let Some(sequence) = course.aside.take_due(Instant::now()) else { return Ok(()) };
+        let tried = self.try_aside(sequence, course).await;
+        if tried.is_err() {
+            course.aside.postpone(sequence, Instant::now());
+            course.line_is_next = true;
+        }
+        tried
+    }
+
+    /// Tries an entry that is aside, alone, where it lies.
+    async fn try_aside(&self, sequence: Sequence, course: &mut Course) -> Result<(), NotForwarded> {
         self.metrics.reads.inc();
         let Some(entry) = self.journal.read_one(self.partition, sequence).await? else {
             course.aside.remove(sequence);
+            course.in_doubt.remove(sequence);
             course.say_refused(None);
             return Ok(());
         };
@@ -293,7 +332,10 @@ impl<K: Kafka> Forwarder<K> {
                 self.set_aside(sequence, entry.entry.id, &error, course).await;
                 Ok(())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                course.in_doubt.insert(sequence);
+                Err(error.into())
+            }
         }
     }
 
@@ -304,13 +346,34 @@ impl<K: Kafka> Forwarder<K> {
         Box::pin(self.progress.noting(self.partition, &entry.entry, own, appended))
     }
 
-    /// All in-sync replicas have an entry.
+    /// All in-sync replicas have an entry, and Kafka is well.
     async fn confirm(&self, sequence: Sequence, offset: i64, course: &mut Course) {
+        self.forget(sequence, offset, course).await;
+        course.wait = SHORTEST_WAIT;
+        course.forwarding.ok();
+    }
+
+    /// All in-sync replicas have an entry.
+    async fn forget(&self, sequence: Sequence, offset: i64, course: &mut Course) {
         self.journal.forget(vec![sequence]).await;
         self.metrics.forwarded.inc();
         self.progress.note_forwarded(self.partition, offset + 1);
-        course.wait = SHORTEST_WAIT;
-        course.forwarding.ok();
+        course.in_doubt.remove(sequence);
+    }
+
+    /// Waits for the outcome of entries that are still in flight after a failure, for a bounded time.
+    /// They may be in the topic, unless they were refused.
+    async fn take_last_outcomes(&self, line: Line, course: &mut Course) {
+        let until = Instant::now() + LAST_OUTCOMES;
+        for (sequence, _, confirmation) in line.on_the_way {
+            match timeout_at(until, confirmation).await {
+                Ok(Ok(offset)) => self.forget(sequence, offset, course).await,
+                Ok(Err(error)) if error.failure() == Failure::Unfit => {}
+                Ok(Err(_)) | Err(_) => {
+                    course.in_doubt.insert(sequence);
+                }
+            }
+        }
     }
 
     /// Takes a lesson from an entry that failed. A batch is refused as a whole: who of the entries
@@ -324,6 +387,7 @@ impl<K: Kafka> Forwarder<K> {
         course: &mut Course,
     ) -> NotForwarded {
         if error.failure() != Failure::Unfit {
+            course.in_doubt.insert(sequence);
             return NotForwarded::Kafka(error);
         }
         self.metrics.refused.inc();
@@ -348,15 +412,12 @@ impl<K: Kafka> Forwarder<K> {
             error!(%page, %error, "a page or gap is set aside: its topic refuses it");
         }
         // Behind the newest entry it holds nothing back.
-        if course.backlog.borrow().newest > sequence {
+        let holds_back = course.backlog.borrow().newest > sequence;
+        if holds_back && Self::may_move(sequence, page, course) {
             match self.journal.move_behind(self.partition, sequence).await {
                 Ok(Waiting { sequence: to, entry, .. }) => {
                     course.aside.rename(sequence, to, entry.id);
-                    if let Content::Page(content) = &entry.content
-                        && page.incarnation != entry.id.incarnation
-                    {
-                        (self.adopts.0)(content);
-                    }
+                    course.in_doubt.remove(sequence);
                     debug!(%page, now = %entry.id, "an entry that is aside has a new ticket");
                 }
                 Err(error) => debug!(
@@ -367,6 +428,22 @@ impl<K: Kafka> Forwarder<K> {
         // Kafka answers: that is not what is wrong.
         course.forwarding.ok();
         course.say_refused(Some(error));
+    }
+
+    /// Whether an entry that was refused is moved, with a new ticket.
+    fn may_move(sequence: Sequence, page: PageId, course: &Course) -> bool {
+        match course.in_doubt.new_ticket(sequence, page) {
+            NewTicket::Harmless => true,
+            NewTicket::Harmful => false,
+            NewTicket::Needed { held_back } => {
+                warn!(
+                    %page, held_back,
+                    "a page or gap that is aside gets a new ticket although an earlier attempt may \
+                     have stored it; its events may be published twice"
+                );
+                true
+            }
+        }
     }
 }
 
@@ -397,12 +474,17 @@ async fn at(moment: Option<Instant>) {
 
 impl Course {
     /// How many entries of a line may be on their way.
-    fn most(&self, Line { last, on_the_way }: &Line) -> usize {
+    fn most(&self, Line { last, on_the_way, .. }: &Line) -> usize {
         let alone = match on_the_way.front() {
             Some((sequence, ..)) => *sequence <= self.alone_until,
             None => *last < self.alone_until,
         };
         if alone { 1 } else { ON_THE_WAY }
+    }
+
+    /// When the next entry that is aside may be tried.
+    fn next_try(&self) -> Option<Instant> {
+        if self.line_is_next { None } else { self.aside.next_try() }
     }
 
     fn say_unconfirmed(&self) {
@@ -424,14 +506,6 @@ impl Course {
             "the topic refuses page {page}{others}: {error}; it waits in the journal and is tried \
              again, the others are forwarded"
         ));
-    }
-}
-
-// === impl Adopts ===
-
-impl fmt::Debug for Adopts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Adopts")
     }
 }
 

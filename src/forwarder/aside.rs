@@ -50,13 +50,14 @@ impl Aside {
         self.entries.contains_key(&sequence)
     }
 
-    /// The entry that is to be tried now. It is not due again before it has waited.
+    /// The entry that is to be tried now: the one that has been due for longest, so that one that
+    /// always fails keeps no other from its try. It is not due again before it has waited.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Sequence> {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
         let due = self.entries.iter_mut().filter(|(_, it)| it.next_try <= now);
-        let (sequence, refused) = due.min_by_key(|(_, it)| it.first)?;
+        let (sequence, refused) = due.min_by_key(|(_, it)| (it.next_try, it.first))?;
         refused.next_try = now + refused.wait;
         Some(*sequence)
     }
@@ -77,6 +78,16 @@ impl Aside {
         let refused = Refused { page, first, wait, next_try: now + wait };
         self.entries.insert(sequence, refused);
         is_new
+    }
+
+    /// A try failed without a refusal: the entry waits twice as long, and all others as long as it,
+    /// because the reason may concern them too.
+    pub(super) fn postpone(&mut self, sequence: Sequence, now: Instant) {
+        if let Some(refused) = self.entries.get_mut(&sequence) {
+            refused.wait = (refused.wait * 2).min(LONGEST_WAIT);
+            refused.next_try = now + refused.wait;
+            self.not_before = Some(refused.next_try);
+        }
     }
 
     /// An entry has another place and name now.
@@ -180,6 +191,23 @@ mod tests {
             }
         }
         assert_eq!(tries, (LONGEST_WAIT - SHORTEST_WAIT).as_millis() / PAUSE.as_millis());
+    }
+
+    #[test]
+    fn tries_that_fail_are_postponed_up_to_half_a_minute_and_so_are_the_others() {
+        let (mut aside, mut now) = (Aside::default(), Instant::now());
+        aside.refuse(place(1), page(1), now);
+        aside.refuse(place(2), page(1), now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let next = aside.next_try().unwrap();
+            waits.push((next - now).as_secs());
+            now = next;
+            let due = aside.take_due(now).unwrap();
+            aside.postpone(due, now);
+            assert_eq!(aside.take_due(now), None);
+        }
+        assert_eq!(waits, [1, 2, 2, 4, 4, 8, 8, 16, 16, 30, 30, 30]);
     }
 
     #[test]

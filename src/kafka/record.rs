@@ -148,15 +148,26 @@ pub fn write_event<'a>(
         .header("agora_page", source.page.as_bytes())
 }
 
+/// The part of a page that a dead letter holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// One element, by its index in the page from 0: header `index`.
+    Element(usize),
+    /// What the body holds besides its elements, or instead of them: neither header.
+    Rest,
+    /// The whole page, in the place of all its elements, because Kafka refuses them: header
+    /// `whole_page`.
+    Page,
+}
+
 /// Writes what is not an event, with its bytes as received.
 ///
-/// `index` is its place in the page, counted from 0; `None` where the whole body is meant. Of more
-/// than `room` bytes only the first are written, and the reason says so: all of them are in the
-/// page.
+/// Of more than `room` bytes only the first are written, and the reason says so: all of them are in
+/// the page.
 pub fn write_dead_letter(
     batch: &mut Batch,
     source: &Source,
-    index: Option<usize>,
+    part: Part,
     reason: &str,
     raw: &[u8],
     room: Room,
@@ -168,8 +179,14 @@ pub fn write_dead_letter(
         .header("app", app)
         .header("endpoint", source.endpoint.name().as_bytes())
         .header("agora_page", source.page.as_bytes());
-    if let Some(index) = index {
-        draft.header_with("index", |bytes| print(bytes, format_args!("{index}")));
+    match part {
+        Part::Element(index) => {
+            draft.header_with("index", |bytes| print(bytes, format_args!("{index}")));
+        }
+        Part::Rest => {}
+        Part::Page => {
+            draft.header("whole_page", b"true");
+        }
     }
     end_dead_letter(batch, reason, raw, room);
 }
@@ -536,7 +553,14 @@ mod tests {
         for most in [900, 1_000, 2_000, 5_500, 1_000_000] {
             for reason in ["short", &said] {
                 let mut batch = Batch::default();
-                write_dead_letter(&mut batch, &source, Some(3), reason, &raw, Room::Bytes(most));
+                write_dead_letter(
+                    &mut batch,
+                    &source,
+                    Part::Element(3),
+                    reason,
+                    &raw,
+                    Room::Bytes(most),
+                );
                 let (size, value, written) = letter(&batch);
                 assert!(size <= most, "{size} bytes where {most} fit");
                 let is_whole = value.len() == raw.len();

@@ -10,12 +10,12 @@
 //! * a transaction is visible as a whole or not at all, and only `read_committed` is looked at;
 //! * a claim raises the epoch: what an older owner has open is aborted, what it tries is fenced.
 
+mod claimed;
 mod dice;
+mod state;
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
-use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -24,30 +24,23 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Batch;
 use agora_rtm_bridge::kafka::Failure;
 use agora_rtm_bridge::kafka::Kafka;
 use agora_rtm_bridge::kafka::KafkaError;
-use agora_rtm_bridge::kafka::Limits;
 use agora_rtm_bridge::kafka::Look;
-use agora_rtm_bridge::kafka::Owned;
 use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Rebuild;
 use agora_rtm_bridge::kafka::Recall;
-use agora_rtm_bridge::kafka::Stamping;
 use agora_rtm_bridge::kafka::Topic;
-use agora_rtm_bridge::kafka::Unfit;
 use agora_rtm_bridge::model::Timestamp;
 use rand::RngExt as _;
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
-use tokio::sync::watch;
 
 pub(crate) use self::dice::Trouble;
+pub(crate) use self::state::Stored;
 
-use self::dice::Dice;
-use self::dice::PATIENCE;
 use self::dice::Told;
+use self::state::Partition;
+use self::state::State;
+use self::state::StateRecord;
 use super::time::Now;
 
 /// A cluster. Cheap to clone; clones share.
@@ -83,96 +76,6 @@ pub(crate) struct Transactions {
     pub(crate) aborted: u32,
     /// Refused: there was a younger owner.
     pub(crate) fenced: u32,
-}
-
-/// A record of the memory.
-#[derive(Clone, Debug)]
-struct StateRecord {
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-}
-
-/// A record that `read_committed` shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stored {
-    /// Since when.
-    pub(crate) shown_at: Duration,
-    pub(crate) key: Vec<u8>,
-    pub(crate) value: Option<Vec<u8>>,
-    pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
-}
-
-#[derive(Debug)]
-struct State {
-    seed: u64,
-    trouble: Trouble,
-    /// What its clock showed when everything began; without one it stamps no pages.
-    clock: Option<Timestamp>,
-    /// The largest record that the event topics take, in bytes.
-    largest: usize,
-    partitions: Vec<Partition>,
-    /// One log a topic: only the order of records with the same key has a meaning.
-    topics: BTreeMap<Topic, Vec<Stored>>,
-    last_id: u64,
-    looks_to_fail: u32,
-    published_is_cut: bool,
-    /// Ids of committed transactions.
-    committed: HashSet<u64>,
-    transactions: Transactions,
-    /// The process is ending: what it drops now, nobody could have waited for.
-    ending: bool,
-    broken_promises: Vec<String>,
-}
-
-/// A partition of the pages topic, with that of the state topic and the fence that belong to it.
-#[derive(Debug)]
-struct Partition {
-    /// Luck has a stream for each task that draws: the order in which tasks wake up in the same
-    /// instant is not the seed's to decide.
-    writing: StdRng,
-    owning: StdRng,
-    pages: Vec<(u64, PageRecord)>,
-    /// Everything before this was deleted.
-    begin: usize,
-    on_the_way: VecDeque<Sending>,
-    /// After a failure, until the caller has seen it: all that is handed over fails as well.
-    poisoned: Option<Poison>,
-    epoch: u64,
-    open: Option<Open>,
-    memory: Vec<StateRecord>,
-    delivered_to: usize,
-    news: watch::Sender<u64>,
-}
-
-#[derive(Debug)]
-struct Sending {
-    id: u64,
-    record: PageRecord,
-    arrives_at: Duration,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Poison {
-    told_at: Duration,
-    still_storing: bool,
-}
-
-/// A transaction that is neither committed nor aborted.
-#[derive(Debug)]
-struct Open {
-    id: u64,
-    epoch: u64,
-    records: Vec<(Topic, Stored)>,
-    memory: Vec<StateRecord>,
-    position: usize,
-    commit: Option<Commit>,
-}
-
-/// When the wish to commit leaves the process and when it arrives.
-#[derive(Clone, Copy, Debug)]
-struct Commit {
-    leaves_at: Duration,
-    arrives_at: Duration,
 }
 
 // === impl Cluster ===
@@ -291,7 +194,12 @@ impl Cluster {
 
     /// Nothing goes wrong from now on.
     pub(crate) fn heal(&self) {
-        self.lock().trouble = Trouble::default();
+        self.turn_to(Trouble::default());
+    }
+
+    /// Something else goes wrong from now on.
+    pub(crate) fn turn_to(&self, trouble: Trouble) {
+        self.lock().trouble = trouble;
     }
 
     /// Whether every page has been delivered.
@@ -425,374 +333,5 @@ impl Kafka for Client {
         }
         let largest = self.state().largest;
         Ok((Claimed { client: self.clone(), partition, epoch, position: 0, largest }, recall))
-    }
-}
-
-// === impl Claimed ===
-
-impl Owned for Claimed {
-    async fn read_from(&mut self, position: Option<i64>) -> Result<(), KafkaError> {
-        self.position = usize::try_from(position.unwrap_or(0)).expect("offsets are positive");
-        Ok(())
-    }
-
-    async fn pages(&mut self, limit: usize) -> Result<Vec<(i64, PageRecord)>, KafkaError> {
-        let told = self.client.state().owning(self.partition).read(self.client.now.get());
-        self.client.told(told, "read").await?;
-        let mut news = self.client.state().partition(self.partition).news.subscribe();
-        loop {
-            let arrives = {
-                let mut state = self.client.state();
-                let limit = state.owning(self.partition).rng.random_range(1..=limit);
-                let partition = state.partition(self.partition);
-                if !(partition.begin..=partition.pages.len()).contains(&self.position) {
-                    // `auto.offset.reset` is `earliest`.
-                    self.position = partition.begin;
-                }
-                let pages = partition.pages.iter().zip(0_i64..).skip(self.position).take(limit);
-                let pages: Vec<_> =
-                    pages.map(|((_, record), offset)| (offset, record.clone())).collect();
-                if !pages.is_empty() {
-                    self.position += pages.len();
-                    return Ok(pages);
-                }
-                partition.on_the_way.front().map_or(Duration::MAX, |it| it.arrives_at)
-            };
-            let arrives = arrives.min(self.client.now.get() + Duration::from_secs(3_600));
-            tokio::select! {
-                biased;
-                changed = news.changed() => changed.expect("the cluster outlives its clients"),
-                () = self.client.now.reaches(arrives) => {}
-            }
-        }
-    }
-
-    async fn deliver(&mut self, batch: Batch, position: i64) -> Result<(), KafkaError> {
-        let now = self.client.now.get();
-        let position = usize::try_from(position).expect("offsets are positive");
-        let unfit = self.client.state().unfit(now, &batch, self.largest);
-        let (id, told) =
-            self.client.state().begin(now, self.partition, self.epoch, &batch, position, unfit);
-        let promise = NotDropped { cluster: self.client.cluster.clone(), kept: false };
-        let told = self.client.told(told, "deliver").await;
-        promise.keep();
-        told.map_err(|error| match error.failure() {
-            Failure::Unfit => error.with_unfit(unfit),
-            _ => error,
-        })?;
-        if self.client.state().committed.contains(&id) {
-            return Ok(());
-        }
-        Err(KafkaError::new(Failure::Fenced, "deliver", "the model", "a younger owner"))
-    }
-
-    async fn span(&mut self) -> Result<Range<i64>, KafkaError> {
-        let state = self.client.state();
-        let partition = state.partition(self.partition);
-        Ok(partition.begin as i64..partition.pages.len() as i64)
-    }
-
-    async fn history(&mut self, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
-        let state = self.client.state();
-        let partition = state.partition(self.partition);
-        for ((_, page), offset) in partition.pages.iter().zip(0_i64..).skip(partition.begin) {
-            rebuild.take_page(offset, page);
-        }
-        let naming = [Topic::UserEvents, Topic::ChannelEvents, Topic::DeadLetter, Topic::Gaps];
-        for topic in naming {
-            if state.published_is_cut {
-                rebuild.is_cut(topic);
-            }
-            for record in state.topics.get(&topic).into_iter().flatten() {
-                let header = |name: &str| {
-                    let mut headers = record.headers.iter();
-                    headers.find(|(found, _)| *found == name).map(|(_, value)| value.as_slice())
-                };
-                rebuild.take_published(topic, &record.key, None, header);
-            }
-        }
-        Ok(rebuild)
-    }
-
-    fn limits(&self, _: Topic) -> Limits {
-        let oldest = Duration::from_secs(3 * 86_400);
-        let ahead = self.client.state().trouble.told_ahead.unwrap_or(Stamping::AHEAD);
-        Limits { stamping: Stamping { oldest, ahead }, largest_record: self.largest }
-    }
-
-    fn doubt_limits(&mut self) {}
-}
-
-/// Notes when a transaction is dropped by anything but the end of its process.
-struct NotDropped {
-    cluster: Cluster,
-    kept: bool,
-}
-
-// === impl NotDropped ===
-
-impl NotDropped {
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for NotDropped {
-    fn drop(&mut self) {
-        let mut state = self.cluster.lock();
-        if !self.kept && !state.ending {
-            state.broken_promises.push("a transaction was dropped before its end".to_owned());
-        }
-    }
-}
-
-// === impl State ===
-
-impl State {
-    /// Lets arrive what arrives until now.
-    fn settle(&mut self, now: Duration) {
-        for partition in &mut self.partitions {
-            partition.store_until(now, self.clock);
-            let arrived = partition
-                .open
-                .take_if(|open| open.commit.is_some_and(|commit| commit.arrives_at <= now));
-            let Some(open) = arrived else { continue };
-            assert_eq!(open.epoch, partition.epoch, "a claim aborts what is open");
-            self.committed.insert(open.id);
-            self.transactions.committed += 1;
-            if open.position > 0 {
-                partition.delivered_to = open.position;
-            }
-            partition.memory.extend(open.memory);
-            let shown_at = open.commit.map_or(now, |commit| commit.arrives_at);
-            for (topic, record) in open.records {
-                let record = Stored { shown_at, ..record };
-                self.topics.entry(topic).or_default().push(record);
-            }
-        }
-    }
-
-    fn partition(&self, partition: i32) -> &Partition {
-        &self.partitions[usize::try_from(partition).expect("partitions are positive")]
-    }
-
-    fn partition_mut(&mut self, partition: i32) -> &mut Partition {
-        &mut self.partitions[usize::try_from(partition).expect("partitions are positive")]
-    }
-
-    /// A look at topics, by whomever.
-    fn look(&self, now: Duration) -> Told {
-        let moment = now.as_secs() << 32 | u64::from(now.subsec_nanos());
-        let mut rng = StdRng::seed_from_u64(self.seed ^ moment);
-        Dice { rng: &mut rng, trouble: &self.trouble }.question(now, self.trouble.prepare)
-    }
-
-    /// The luck of the owner of a partition.
-    fn owning(&mut self, partition: i32) -> Dice<'_> {
-        let index = usize::try_from(partition).expect("partitions are positive");
-        Dice { rng: &mut self.partitions[index].owning, trouble: &self.trouble }
-    }
-
-    /// The luck of those who write pages.
-    fn writing(&mut self, partition: i32) -> Dice<'_> {
-        let index = usize::try_from(partition).expect("partitions are positive");
-        Dice { rng: &mut self.partitions[index].writing, trouble: &self.trouble }
-    }
-
-    fn hand_over(&mut self, now: Duration, partition: i32, record: PageRecord) -> (u64, Told) {
-        self.last_id += 1;
-        let id = self.last_id;
-        let last = self.partition(partition).on_the_way.back().map(|it| it.arrives_at);
-        let share = self.trouble.append;
-        let mut dice = self.writing(partition);
-        let strikes = dice.strikes(now, share);
-        let (there, back) = (dice.latency(now), dice.latency(now));
-        let arrives_at = dice.through(now + there).max(last.unwrap_or_default());
-        // The answer, where it falls into an outage, comes with the connection.
-        let mut told = Told { at: dice.through(arrives_at + back), failure: None };
-        let goes_on = dice.rng.random_bool(0.5);
-        let poison = self.partition(partition).poisoned;
-        let unfit = self.trouble.refuses_page(&record);
-        let stored = match poison {
-            Some(poison) => {
-                told =
-                    Told { at: told.at.max(poison.told_at), failure: Some(Failure::Unavailable) };
-                poison.still_storing && goes_on
-            }
-            None if unfit => {
-                told.failure = Some(Failure::Unfit);
-                false
-            }
-            None if strikes => {
-                told.failure = Some(Failure::Unavailable);
-                goes_on
-            }
-            None => true,
-        };
-        let partition = self.partition_mut(partition);
-        if told.failure.is_some() {
-            let told_at = poison.map_or(told.at, |poison| poison.told_at);
-            partition.poisoned = Some(Poison { told_at, still_storing: stored });
-        }
-        if stored {
-            partition.on_the_way.push_back(Sending { id, record, arrives_at });
-            partition.news.send_modify(|news| *news += 1);
-        }
-        (id, told)
-    }
-
-    fn raise_epoch(&mut self, partition: i32) -> u64 {
-        let partition = self.partition_mut(partition);
-        partition.epoch += 1;
-        let epoch = partition.epoch;
-        let aborted = partition.open.take().is_some();
-        self.transactions.aborted += u32::from(aborted);
-        epoch
-    }
-
-    /// The memory as a reader finds it: sometimes the log cleaner has been there.
-    fn read_memory(&mut self, partition: i32) -> Vec<StateRecord> {
-        let cleans = self.owning(partition).rng.random_bool(0.5);
-        let memory = &mut self.partition_mut(partition).memory;
-        if cleans {
-            let mut seen = HashSet::new();
-            let mut kept: Vec<StateRecord> = Vec::new();
-            for record in memory.drain(..).rev() {
-                if seen.insert(record.key.clone()) {
-                    kept.push(record);
-                }
-            }
-            kept.reverse();
-            *memory = kept;
-        }
-        memory.clone()
-    }
-
-    /// The first event that is refused for what it is. A client that believes in a larger limit than
-    /// there is fills its batches to that, and they are refused as a whole.
-    fn unfit(&self, now: Duration, batch: &Batch, believed: usize) -> Option<Unfit> {
-        let is_event = |topic| [Topic::UserEvents, Topic::ChannelEvents].contains(&topic);
-        batch.iter().filter(|record| is_event(record.topic())).find_map(|record| {
-            let (topic, value) = (record.topic(), record.value().unwrap_or_default());
-            let is_time =
-                self.clock.zip(self.trouble.refused_ahead).is_some_and(|(epoch, most)| {
-                    // Without a timestamp it would be our clock's, which such a test has set wrong.
-                    record.timestamp().is_none_or(|stamp| stamp > epoch.after(now).after(most))
-                });
-            let is_large = believed.max(record.size()) > self.largest;
-            let refused = is_time || is_large || self.trouble.refuses_event(topic, value);
-            refused.then_some(Unfit { topic, is_time })
-        })
-    }
-
-    /// Begins a transaction and decides how it will end, as far as it is not another's to decide.
-    fn begin(
-        &mut self,
-        now: Duration,
-        partition: i32,
-        epoch: u64,
-        batch: &Batch,
-        position: usize,
-        unfit: Option<Unfit>,
-    ) -> (u64, Told) {
-        self.last_id += 1;
-        let id = self.last_id;
-        let share = self.trouble.deliver;
-        let mut dice = self.owning(partition);
-        let strikes = dice.strikes(now, share);
-        let unknown = strikes && dice.rng.random_bool(0.5);
-        let legs = [dice.latency(now), dice.latency(now), dice.latency(now)];
-        let early = Duration::from_millis(dice.rng.random_range(0..2_000));
-        let leaves_at = dice.through(now + legs[0]);
-        let arrives_at = dice.through(leaves_at + legs[1]);
-        let answered_at = dice.through(arrives_at + legs[2]);
-        let mut commit = Some(Commit { leaves_at, arrives_at });
-        let mut told = Told { at: answered_at, failure: None };
-        let mut told_wrong = 0;
-        if strikes {
-            told.failure = Some(Failure::Broken);
-            if unknown {
-                // The caller may give up before the wish to commit has arrived.
-                told.at = answered_at.saturating_sub(early).max(leaves_at);
-                told_wrong = 1;
-            } else {
-                commit = None;
-            }
-        } else if arrives_at > now + PATIENCE {
-            told = Told { at: now + PATIENCE, failure: Some(Failure::Unavailable) };
-            commit = None;
-        } else if answered_at > now + PATIENCE {
-            told = Told { at: now + PATIENCE, failure: Some(Failure::Broken) };
-        }
-        let partition = self.partition_mut(partition);
-        if epoch != partition.epoch {
-            self.transactions.fenced += 1;
-            return (id, Told { at: answered_at, failure: Some(Failure::Fenced) });
-        }
-        if partition.open.is_some() {
-            self.broken_promises.push("a second transaction beside an open one".to_owned());
-            return (id, Told { at: answered_at, failure: Some(Failure::Broken) });
-        }
-        let (records, memory) = read_batch(batch);
-        if unfit.is_some() {
-            return (id, Told { at: answered_at, failure: Some(Failure::Unfit) });
-        }
-        partition.open = Some(Open { id, epoch, records, memory, position, commit });
-        self.transactions.told_wrong += told_wrong;
-        (id, told)
-    }
-}
-
-fn read_batch(batch: &Batch) -> (Vec<(Topic, Stored)>, Vec<StateRecord>) {
-    let mut records = Vec::new();
-    let mut memory = Vec::new();
-    for record in batch.iter() {
-        let (key, value) = (record.key().to_vec(), record.value().map(<[u8]>::to_vec));
-        if record.topic() == Topic::State {
-            memory.push(StateRecord { key, value });
-            continue;
-        }
-        let headers = record.headers().map(|(name, value)| (name, value.to_vec())).collect();
-        records.push((record.topic(), Stored { shown_at: Duration::MAX, key, value, headers }));
-    }
-    (records, memory)
-}
-
-// === impl Partition ===
-
-impl Partition {
-    fn new(seed: u64) -> Self {
-        Self {
-            writing: StdRng::seed_from_u64(seed),
-            owning: StdRng::seed_from_u64(!seed),
-            pages: Vec::new(),
-            begin: 0,
-            on_the_way: VecDeque::new(),
-            poisoned: None,
-            epoch: 0,
-            open: None,
-            memory: Vec::new(),
-            delivered_to: 0,
-            news: watch::Sender::default(),
-        }
-    }
-
-    fn store_until(&mut self, now: Duration, clock: Option<Timestamp>) {
-        let arrived = self.on_the_way.iter().take_while(|it| it.arrives_at <= now).count();
-        let stored = self.on_the_way.drain(..arrived).map(|it| {
-            let appended = clock.map(|epoch| epoch.after(it.arrives_at));
-            (it.id, PageRecord { appended, ..it.record })
-        });
-        self.pages.extend(stored);
-    }
-}
-
-// === impl Stored ===
-
-impl Stored {
-    /// A header, as text.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.headers.iter().find(|(found, _)| *found == name)?;
-        std::str::from_utf8(value).ok()
     }
 }

@@ -30,6 +30,10 @@ pub(crate) struct Trouble {
     pub(crate) away: Vec<(Duration, Duration)>,
     /// Page records that hold this are refused for what they are.
     pub(crate) refused_page: Option<&'static [u8]>,
+    /// Page records that hold this are not stored, and fail as if no broker could be reached.
+    pub(crate) failing_page: Option<&'static [u8]>,
+    /// Page records that hold this are stored, and the answer is lost.
+    pub(crate) unanswered_page: Option<&'static [u8]>,
     /// Gaps are refused by the pages topic.
     pub(crate) refused_gaps: bool,
     /// Transactions in which an event holds this are refused for what they are.
@@ -63,6 +67,16 @@ impl Trouble {
         let is_gap = record.headers.iter().any(|(name, _)| name == "gap");
         self.refused_page.is_some_and(|refused| holds(&record.value, refused))
             || self.refused_gaps && is_gap
+    }
+
+    /// Whether a page record fails and is not stored.
+    pub(super) fn fails_page(&self, record: &PageRecord) -> bool {
+        self.failing_page.is_some_and(|failing| holds(&record.value, failing))
+    }
+
+    /// Whether a page record is stored and its answer lost.
+    pub(super) fn leaves_unanswered(&self, record: &PageRecord) -> bool {
+        self.unanswered_page.is_some_and(|unanswered| holds(&record.value, unanswered))
     }
 
     /// Whether a transaction with this record is refused, always.
