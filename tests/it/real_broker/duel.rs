@@ -37,9 +37,10 @@ fn of_two_bridges_by_mistake_one_publishes_and_the_other_says_who() {
     let is_told = || says(&one, "(instance `two`)") || says(&two, "(instance `one`)");
     within(LIMIT, || is_told().then_some(()))
         .unwrap_or_else(|late| panic!("the loser says who: {late} {}", one.get("/ready").body));
-    // It was taken over once, and not from each other in turn.
+    // It was not taken from each other in turn. Once more may be: a commit that meets the claim of the
+    // other bridge can fail without saying that this one is fenced.
     let claims = [&one, &two].map(|it| it.metric("agora_rtm_bridge_claims_total"));
-    assert_eq!(claims, [1.0, 1.0], "{}\n{}", one.log(), two.log());
+    assert!(claims.iter().sum::<f64>() <= 3.0, "{claims:?}\n{}\n{}", one.log(), two.log());
     agora.come_to_rest(&[0], LIMIT);
     let codes: BTreeSet<_> = [&mut one, &mut two]
         .map(|bridge| {

@@ -181,7 +181,7 @@ impl Record {
 
 impl Reader {
     fn new(topic: &str, shared: Arc<Shared>) -> Self {
-        let consumer = consumer(&shared.bootstrap);
+        let consumer = consumer(&shared.bootstrap, "read_committed");
         Self { topic: topic.to_owned(), shared, consumer, next: BTreeMap::new() }
     }
 
@@ -225,7 +225,8 @@ impl Reader {
 
     /// An end that was seen earlier says nothing about now. A fresh consumer meets each end anew.
     fn read_to_end(&mut self) {
-        self.consumer = consumer(&self.shared.bootstrap);
+        self.consumer = consumer(&self.shared.bootstrap, "read_committed");
+        self.wait_until_stable();
         self.assign();
         let deadline = Instant::now() + FINISH_LIMIT;
         let mut open: BTreeSet<i32> = self.next.keys().copied().collect();
@@ -238,6 +239,23 @@ impl Reader {
                 "{}: no end of the partitions {open:?} in {FINISH_LIMIT:?}",
                 self.topic
             );
+        }
+    }
+
+    /// A producer's commit returns when the coordinator has decided it. The markers that let readers
+    /// see its records are written to each partition a moment later.
+    fn wait_until_stable(&self) {
+        let uncommitted = consumer(&self.shared.bootstrap, "read_uncommitted");
+        let end = |consumer: &BaseConsumer, partition| {
+            let watermarks = consumer.fetch_watermarks(&self.topic, partition, FINISH_LIMIT);
+            watermarks.ok().map(|(_, end)| end)
+        };
+        for &partition in self.next.keys() {
+            let stable = within(FINISH_LIMIT, || {
+                let all = end(&uncommitted, partition)?;
+                (end(&self.consumer, partition)? >= all).then_some(())
+            });
+            stable.unwrap_or_else(|late| panic!("{}/{partition}: stable {late}", self.topic));
         }
     }
 
@@ -285,13 +303,13 @@ fn passes(error: &KafkaError) -> bool {
     )
 }
 
-fn consumer(bootstrap: &str) -> BaseConsumer {
+fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
     ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         // librdkafka wants a group even where partitions are assigned by hand.
         .set("group.id", names::unique("verifier"))
         .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
+        .set("isolation.level", isolation)
         .set("enable.partition.eof", "true")
         // A record that is no longer there is a fault to be told, not an offset to be skipped.
         .set("auto.offset.reset", "error")
