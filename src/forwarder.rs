@@ -50,6 +50,7 @@ use crate::journal::Waiting;
 use crate::kafka::Failure;
 use crate::kafka::Kafka;
 use crate::kafka::KafkaError;
+use crate::kafka::PageRecord;
 use crate::kafka::Progress;
 use crate::kafka::pages;
 use crate::kafka::wait_to_try_again;
@@ -283,7 +284,8 @@ impl<K: Kafka> Forwarder<K> {
             line.last = entry.sequence;
             course.in_doubt.hand_over(entry.entry.id);
             if !course.aside.holds(entry.sequence) {
-                let confirmation = self.append(&entry);
+                let record = pages::encode(&entry.entry, entry.settled);
+                let confirmation = self.append(&entry, record);
                 line.on_the_way.push_back((entry.sequence, entry.entry.id, confirmation));
             }
         }
@@ -312,7 +314,8 @@ impl<K: Kafka> Forwarder<K> {
             return Ok(());
         };
         self.kafka.prepare().await?;
-        let mut confirmation = self.append(&entry);
+        let record = pages::encode(&entry.entry, entry.settled).late();
+        let mut confirmation = self.append(&entry, record);
         let outcome = loop {
             tokio::select! {
                 biased;
@@ -339,8 +342,7 @@ impl<K: Kafka> Forwarder<K> {
         }
     }
 
-    fn append(&self, entry: &Waiting) -> Confirmation {
-        let record = pages::encode(&entry.entry, entry.settled);
+    fn append(&self, entry: &Waiting, record: PageRecord) -> Confirmation {
         let appended = self.kafka.append(self.partition, record);
         let own = self.journal.incarnation();
         Box::pin(self.progress.noting(self.partition, &entry.entry, own, appended))

@@ -4,6 +4,7 @@
 //! rooms.
 
 pub mod agora;
+pub mod audit;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -42,6 +42,9 @@ pub struct PageRecord {
 /// is longer was written by something else, and would be copied into keys, values and logs.
 const LONGEST_NAME: usize = 256;
 
+/// The header of a record that the pages topic refused before. Readers of version 1 pass over it.
+const LATE: &str = "late";
+
 /// What a record of the pages topic says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarded {
@@ -50,6 +53,8 @@ pub struct Forwarded {
     /// Every ticket up to this one, of the same incarnation and partition, has its end, and what
     /// it left behind stands before this record.
     pub settled: Ticket,
+    /// The pages topic refused it for a while, so it may stand behind entries that it should precede.
+    pub late: bool,
 }
 
 /// Why a record of the pages topic can't be read.
@@ -97,6 +102,15 @@ pub fn encode(entry: &Entry, settled: Ticket) -> PageRecord {
     };
     let key = feed.app.as_str().as_bytes().to_vec();
     PageRecord { key, value, headers: headers.0, appended: None }
+}
+
+impl PageRecord {
+    /// The same, marked as refused before.
+    #[must_use]
+    pub fn late(mut self) -> Self {
+        self.headers.push((LATE.to_owned(), b"true".to_vec()));
+        self
+    }
 }
 
 /// The lowest version that can say this.
@@ -149,7 +163,9 @@ pub fn decode(record: &PageRecord) -> Result<Forwarded, BadPageRecord> {
         }),
     };
     let id: PageId = required(headers, "page")?;
-    Ok(Forwarded { entry: Entry { id, content }, settled: Ticket(required(headers, "settled")?) })
+    let settled = Ticket(required(headers, "settled")?);
+    let late = headers.iter().any(|(name, _)| name == LATE);
+    Ok(Forwarded { entry: Entry { id, content }, settled, late })
 }
 
 /// How many elements of this entry the accounts call received.
@@ -251,7 +267,9 @@ mod tests {
             let entry = entry(content);
             let record = encode(&entry, Ticket(11));
             assert_eq!(record.key, b"a1");
-            assert_eq!(decode(&record), Ok(Forwarded { entry, settled: Ticket(11) }));
+            let forwarded = Forwarded { entry, settled: Ticket(11), late: false };
+            assert_eq!(decode(&record), Ok(forwarded.clone()));
+            assert_eq!(decode(&record.late()), Ok(Forwarded { late: true, ..forwarded }));
         }
     }
 

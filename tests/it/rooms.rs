@@ -30,6 +30,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("publisher", &["model", "error", "agora", "dedupe", "kafka", "observe"]),
     // Looks at everything before a start.
     ("check", &["model", "error", "config", "agora", "journal", "kafka"]),
+    // Holds the topics to the pages, by a judgement of its own.
+    ("audit", &["model", "agora", "dedupe", "kafka", "publisher"]),
     // Where it all comes together.
     (
         "daemon",
@@ -67,6 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "publisher",
             "daemon",
             "check",
+            "audit",
         ],
     ),
     // The doors: `lib.rs` lists the rooms, `main.rs` calls one.

@@ -13,21 +13,25 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::hash::DefaultHasher;
-use std::hash::Hash as _;
-use std::hash::Hasher as _;
 use std::ops::Range;
 
 use serde::Deserialize;
 
-use crate::agora;
+use super::cut::Cut;
+use super::findings::Counts;
+use super::findings::Fault;
+use super::findings::Faults;
+use super::findings::Tally;
+use super::findings::Told;
+use super::findings::Uncovered;
+use super::written::Letter;
+use super::written::Published;
+use super::written::expected;
 use crate::agora::Contents;
 use crate::agora::event;
 use crate::dedupe::Fingerprint;
-use crate::kafka::Batch;
 use crate::kafka::pages::Forwarded;
 use crate::kafka::partition_of;
-use crate::kafka::record;
 use crate::kafka::record::Source;
 use crate::model::AppId;
 use crate::model::Content;
@@ -54,18 +58,25 @@ pub(super) struct Ledger {
     pages: Vec<PageKey>,
     /// Those of them that stood before the window already.
     again: HashSet<u32>,
+    /// The lowest ticket in the window, of each partition and journal.
+    first: HashMap<(i32, Incarnation), Ticket>,
     /// Tickets that had their end, of each partition and journal.
     settled: HashMap<(i32, Incarnation), Ticket>,
-    /// When the last page of a feed was asked for, of those that a journal has forwarded.
-    asked: HashMap<(Feed, Incarnation), Timestamp>,
+    /// The newest page of each feed and journal so far: its ticket, and when it was asked for.
+    newest: HashMap<(Feed, Incarnation), (Ticket, Timestamp)>,
     events: HashMap<[u8; 16], Event>,
     /// The last event in each partition of an event topic, of an account: its page and place.
     last: HashMap<(i32, u16), (u32, u32)>,
     accounts: Vec<Account>,
     account_of: HashMap<(AppId, Endpoint), u16>,
     oldest: Option<Timestamp>,
-    /// An event topic holds nothing older, since Kafka has deleted it.
-    begins: BTreeMap<Endpoint, Timestamp>,
+    /// Records of events with times before this were not looked for.
+    pub(super) looked_from: Timestamp,
+    /// What may be deleted from the event topics.
+    cut: Cut,
+    /// Something may be deleted from the dead-letter topic, or from the gaps topic.
+    pub(super) letters_are_cut: bool,
+    pub(super) gaps_are_cut: bool,
     /// The offset that has to come next in each partition of the pages topic.
     next: BTreeMap<i32, i64>,
     /// Offsets of the pages topic that are told to be lost, by partition.
@@ -78,19 +89,6 @@ pub(super) struct Ledger {
     pub(super) not_covered: BTreeMap<Uncovered, u64>,
 }
 
-/// What can't be looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Uncovered {
-    /// Forwarded before the audit began, and not delivered.
-    Waiting,
-    /// Elements of which what was published is deleted.
-    NotProvable,
-    /// Partitions of the pages topic of which something was deleted that may belong to the window.
-    BeforeTheTopic,
-    /// Pages that a newer version of the bridge forwarded.
-    NewerPages,
-}
-
 /// Tickets are numbered by partition, so a page is known by both.
 type PageKey = (i32, PageId);
 
@@ -100,85 +98,6 @@ pub(super) struct Account {
     pub(super) app: AppId,
     pub(super) endpoint: Endpoint,
     pub(super) counts: Counts,
-}
-
-/// Numbers of elements.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(super) struct Counts {
-    /// In the pages of the window.
-    pub(super) received: u64,
-    /// In their topic, out of a page of the window.
-    pub(super) delivered: u64,
-    /// In their topic, out of a page of before the window: here they were repeats.
-    pub(super) delivered_earlier: u64,
-    /// In several pages of the window, or in one several times, beyond the first.
-    pub(super) repeats: u64,
-    pub(super) dead_letters: u64,
-    pub(super) set_aside: u64,
-    /// Older than what their topic still holds, or of a page of before the window.
-    pub(super) not_provable: u64,
-    pub(super) missing: u64,
-}
-
-/// What is worth telling beside the accounts.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
-    /// Pages of the window that were forwarded more than once.
-    pub(super) pages_again: u64,
-    pub(super) unreadable_pages: u64,
-    /// Events of pages outside of the window: only their uniqueness was looked at.
-    pub(super) events_outside: u64,
-    /// Published once more by `pages replay`.
-    pub(super) replayed: u64,
-}
-
-/// Gaps of a kind, as their records tell them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Told {
-    pub(super) records: u64,
-    pub(super) at_least: u64,
-    /// `None` where one of them has no bound.
-    pub(super) at_most: Option<u64>,
-}
-
-/// What is wrong: how much of each kind, and the first of it.
-#[derive(Debug, Default)]
-pub(super) struct Faults(pub(super) BTreeMap<Fault, (u64, Vec<String>)>);
-
-/// What can be wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
-    /// In a page, and nowhere else.
-    Missing,
-    /// More than once.
-    Twice,
-    /// Not in the page that it names.
-    Unknown,
-    /// Behind something that has to follow it.
-    OutOfOrder,
-    /// With another key or value than its page makes of it.
-    Altered,
-    /// Without what every record has.
-    Misshapen,
-}
-
-/// A record that tells of an app's page.
-pub(super) struct Letter {
-    pub(super) app: AppId,
-    pub(super) page: Option<PageId>,
-}
-
-/// A record of an event topic.
-pub(super) struct Published {
-    pub(super) endpoint: Endpoint,
-    pub(super) partition: i32,
-    pub(super) offset: i64,
-    pub(super) app: Option<AppId>,
-    pub(super) id: Option<[u8; 16]>,
-    pub(super) page: Option<PageId>,
-    /// Of its key and value.
-    pub(super) digest: u64,
-    pub(super) is_replayed: bool,
 }
 
 /// Sixteen bytes, since there are many.
@@ -210,9 +129,6 @@ enum Fate {
 /// No page of the window.
 const OUTSIDE: u32 = u32::MAX;
 
-/// So many of each kind of fault are told.
-const SHOWN: usize = 8;
-
 // === impl Ledger ===
 
 impl Ledger {
@@ -225,14 +141,18 @@ impl Ledger {
             numbers: HashMap::new(),
             pages: Vec::new(),
             again: HashSet::new(),
+            first: HashMap::new(),
             settled: HashMap::new(),
-            asked: HashMap::new(),
+            newest: HashMap::new(),
             events: HashMap::new(),
             last: HashMap::new(),
             accounts: Vec::new(),
             account_of: HashMap::new(),
             oldest: None,
-            begins: BTreeMap::new(),
+            looked_from: Timestamp::from_millis(i64::MIN),
+            cut: Cut::default(),
+            letters_are_cut: false,
+            gaps_are_cut: false,
             next: BTreeMap::new(),
             told_lost: Vec::new(),
             lost_told: None,
@@ -250,14 +170,23 @@ impl Ledger {
     }
 
     /// Notes where the window begins in a partition of the pages topic, of what that holds, and how
-    /// far it is delivered.
-    pub(super) fn begins(&mut self, partition: i32, all: &Range<i64>, start: i64, position: i64) {
+    /// far it is delivered: the position, and when the newest delivered page was answered.
+    pub(super) fn begins(
+        &mut self,
+        partition: i32,
+        all: &Range<i64>,
+        start: i64,
+        (position, answered): (i64, Option<Timestamp>),
+    ) {
         if position < all.start {
             self.lost(partition, position..all.start);
         }
-        // The records before may be of the window, too. Of an empty partition nobody can say.
-        if all.start > 0 && start == all.start && !all.is_empty() {
-            self.uncovered(Uncovered::BeforeTheTopic, 1);
+        if position > all.end {
+            self.uncovered(Uncovered::CreatedAgain, 1);
+        } else if all.start > 0 && start == all.start {
+            // The records before may be of the window, too; if none is left, the memory tells.
+            let is_of_window = !all.is_empty() || answered.is_some_and(|at| at >= self.since);
+            self.uncovered(Uncovered::BeforeTheTopic, is_of_window.into());
         }
         self.next.insert(partition, start);
     }
@@ -360,8 +289,11 @@ impl Ledger {
             self.tally.pages_again += 1;
             self.again.insert(number);
         }
+        self.tally.pages_late += u64::from(forwarded.late);
         self.pages.push(key);
         self.numbers.insert(key, number);
+        let first = self.first.entry((partition, id.incarnation)).or_insert(id.ticket);
+        *first = id.ticket.min(*first);
         match &forwarded.entry.content {
             Content::Gap(gap) => {
                 let is_before = is_settled || gap.to < self.since;
@@ -369,7 +301,7 @@ impl Ledger {
             }
             Content::Page(page) => {
                 if !is_settled {
-                    self.compare_with_former(id, page);
+                    self.compare_with_newest(id, page, forwarded.late);
                 }
                 self.read_page(key, number, page);
             }
@@ -379,6 +311,7 @@ impl Ledger {
     /// Enters a record of the pages topic that is none.
     pub(super) fn unreadable_page(&mut self) {
         self.tally.unreadable_pages += 1;
+        self.uncovered(Uncovered::UnreadablePages, 1);
     }
 
     /// The time of the oldest event in the pages of the window.
@@ -386,11 +319,10 @@ impl Ledger {
         self.oldest
     }
 
-    /// Notes that a partition of an event topic begins with a record of this time: Kafka has
-    /// deleted what stood before.
-    pub(super) fn topic_begins(&mut self, endpoint: Endpoint, stamped: Option<Timestamp>) {
-        let begins = self.begins.entry(endpoint).or_default();
-        *begins = stamped.unwrap_or_default().max(*begins);
+    /// Notes that Kafka has deleted something from this partition of an event topic, and that what may
+    /// be deleted belongs to the window.
+    pub(super) fn is_cut(&mut self, endpoint: Endpoint, partition: i32) {
+        self.cut.insert(endpoint, partition);
     }
 
     /// Enters a record of an event topic, in the order of its partition.
@@ -406,6 +338,12 @@ impl Ledger {
         let account = self.account(app, record.endpoint);
         let key = (partition_of(app.as_str().as_bytes(), self.partitions), page);
         let number = self.numbers.get(&key).copied().unwrap_or(OUTSIDE);
+        let lost = match number {
+            OUTSIDE if self.is_before(key) => Some(0),
+            OUTSIDE => None,
+            _ => Some(number + 1),
+        };
+        self.cut.see(record.endpoint, record.partition, key.0, lost);
         let event = self.events.entry(id).or_insert(Event {
             page: OUTSIDE,
             index: 0,
@@ -450,17 +388,18 @@ impl Ledger {
 
     /// Draws the line: the accounts, and the gaps of the window by their causes.
     pub(super) fn close(&mut self) -> (Vec<Account>, BTreeMap<&'static str, Told>) {
-        for event in self.events.values().filter(|event| event.page != OUTSIDE) {
-            let Some(account) = self.accounts.get_mut(usize::from(event.account)) else { continue };
-            let begins = self.begins.get(&account.endpoint);
-            let counts = &mut account.counts;
+        let events = std::mem::take(&mut self.events);
+        for event in events.values().filter(|event| event.page != OUTSIDE) {
+            let account = usize::from(event.account);
+            let endpoint = self.accounts.get(account).map(|account| account.endpoint);
+            let may_be_deleted = event.fate == Fate::Unseen
+                && endpoint.is_some_and(|endpoint| self.may_be_deleted(endpoint, event));
+            let Some(Account { counts, .. }) = self.accounts.get_mut(account) else { continue };
             *match event.fate {
                 Fate::Delivered => &mut counts.delivered,
                 Fate::DeliveredEarlier => &mut counts.delivered_earlier,
                 Fate::SetAside => &mut counts.set_aside,
-                Fate::Unseen if begins.is_some_and(|begins| event.second <= second(*begins)) => {
-                    &mut counts.not_provable
-                }
+                Fate::Unseen if may_be_deleted => &mut counts.not_provable,
                 Fate::Unseen => {
                     counts.missing += 1;
                     let page = self.pages.get(event.page as usize);
@@ -496,6 +435,22 @@ impl Ledger {
     /// How many pages and gaps the window has.
     pub(super) fn page_count(&self) -> usize {
         self.pages.len() - self.again.len()
+    }
+
+    /// Whether a page outside of the window is certainly of before it.
+    fn is_before(&self, (partition, page): PageKey) -> bool {
+        self.first.get(&(partition, page.incarnation)).is_some_and(|first| page.ticket < *first)
+    }
+
+    /// Whether the record of an event may have been in its topic.
+    fn may_be_deleted(&self, endpoint: Endpoint, event: &Event) -> bool {
+        let page = self.pages.get(event.page as usize);
+        event.second < second(self.looked_from)
+            // A dead letter may tell of the whole page.
+            || self.letters_are_cut
+            || page.is_some_and(|(partition, _)| {
+                self.cut.may_lack(endpoint, *partition, event.page)
+            })
     }
 
     fn key(&self, letter: &Letter) -> Option<PageKey> {
@@ -582,7 +537,7 @@ impl Ledger {
     ) {
         if is_there {
             counts.dead_letters += 1;
-        } else if is_before {
+        } else if is_before || self.letters_are_cut {
             counts.not_provable += 1;
         } else {
             counts.missing += 1;
@@ -592,38 +547,31 @@ impl Ledger {
     }
 
     fn expect_gap(&mut self, key: PageKey, app: &AppId, cause: GapCause, is_before: bool) {
-        if !self.gaps.contains_key(&(key, cause)) && !is_before {
+        if self.gaps.contains_key(&(key, cause)) || is_before {
+            return;
+        }
+        if self.gaps_are_cut {
+            self.uncovered(Uncovered::Gaps, 1);
+        } else {
             let what = || format!("the gap `{cause}` of {} ({app})", name(Some(&key)));
             self.faults.add(Fault::Missing, what);
         }
     }
 
-    /// Of two pages of a feed of which one was answered before the other was asked for, that one
-    /// has to stand first. Where they overlap, nothing can be said.
-    fn compare_with_former(&mut self, id: PageId, page: &Page) {
+    /// Of two pages of a feed of which one was asked for after the other was answered, the other has to
+    /// stand first, unless the pages topic refused it for a while. When they were asked for, tickets say
+    /// more certainly than clocks. Where they overlap, nothing can be said.
+    fn compare_with_newest(&mut self, id: PageId, page: &Page, late: bool) {
         let of_feed = (page.feed.clone(), id.incarnation);
-        let asked = self.asked.entry(of_feed).or_insert(page.asked_at);
-        if page.answered_at < *asked {
+        let this = (id.ticket, page.asked_at);
+        let newest = self.newest.entry(of_feed).or_insert(this);
+        if !late && id.ticket < newest.0 && page.answered_at < newest.1 {
             self.faults.add(Fault::OutOfOrder, || format!("page {id} of {}", page.feed));
         }
-        *asked = page.asked_at.max(*asked);
+        if id.ticket > newest.0 {
+            *newest = this;
+        }
     }
-}
-
-/// Of a key and a value.
-pub(super) fn digest(key: &[u8], value: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (key, value).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The digest of the record that is written of an event.
-fn expected(source: &Source, event: &agora::Event<'_>) -> u64 {
-    let mut batch = Batch::default();
-    let id = Fingerprint::from_bytes([0; 16]);
-    record::write_event(&mut batch, source, event, id, None);
-    let written = batch.last();
-    written.map_or(0, |it| digest(it.key(), it.value().unwrap_or_default()))
 }
 
 fn second(time: Timestamp) -> u32 {
@@ -643,91 +591,6 @@ fn element(key: Option<&PageKey>, index: Option<u64>) -> String {
     match index {
         Some(index) => format!("element {index} of {}", name(key)),
         None => name(key),
-    }
-}
-
-// === impl Counts ===
-
-impl Counts {
-    pub(super) fn add(&mut self, other: Self) {
-        self.received += other.received;
-        self.delivered += other.delivered;
-        self.delivered_earlier += other.delivered_earlier;
-        self.repeats += other.repeats;
-        self.dead_letters += other.dead_letters;
-        self.set_aside += other.set_aside;
-        self.not_provable += other.not_provable;
-        self.missing += other.missing;
-    }
-}
-
-// === impl Uncovered ===
-
-impl Uncovered {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "pages_waiting",
-            Self::NotProvable => "not_provable",
-            Self::BeforeTheTopic => "window_begins_before_the_topic",
-            Self::NewerPages => "pages_of_a_newer_version",
-        }
-    }
-
-    pub(super) const fn sentence(self) -> &'static str {
-        match self {
-            Self::Waiting => "pages that wait: is the bridge running? see its /ready",
-            Self::NotProvable => "elements of which what was published may be deleted",
-            Self::BeforeTheTopic => {
-                "partitions of the pages topic begin later than the window: choose a shorter --since"
-            }
-            Self::NewerPages => "pages that a newer version forwarded: run that version's audit",
-        }
-    }
-}
-
-// === impl Told ===
-
-impl Told {
-    pub(super) fn add(&mut self, other: Self) {
-        self.records += other.records;
-        self.at_least += other.at_least;
-        self.at_most = self.at_most.zip(other.at_most).map(|(one, two)| one + two);
-    }
-}
-
-// === impl Faults ===
-
-impl Faults {
-    fn add(&mut self, fault: Fault, what: impl FnOnce() -> String) {
-        let (count, first) = self.0.entry(fault).or_default();
-        *count += 1;
-        if first.len() < SHOWN {
-            first.push(what());
-        }
-    }
-}
-
-// === impl Fault ===
-
-impl Fault {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Twice => "twice",
-            Self::Unknown => "unknown",
-            Self::OutOfOrder => "out of order",
-            Self::Altered => "altered",
-            Self::Misshapen => "misshapen",
-        }
-    }
-}
-
-// === impl Published ===
-
-impl Published {
-    fn place(&self) -> String {
-        let Self { endpoint, partition, offset, .. } = self;
-        format!("{endpoint} {partition}@{offset}")
     }
 }
 

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::findings::Counts;
+use super::findings::Tally;
+use super::findings::Told;
+use super::findings::Uncovered;
 use super::ledger::Account;
-use super::ledger::Counts;
 use super::ledger::Ledger;
-use super::ledger::Tally;
-use super::ledger::Told;
-use super::ledger::Uncovered;
 use crate::model::Timestamp;
 
 /// What an audit comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// Everything was looked at, and nothing contradicts.
     Proved,
     /// Something contradicts.
@@ -26,7 +26,7 @@ pub(super) enum Outcome {
 
 /// The verdict.
 #[derive(Debug)]
-pub(super) struct Verdict {
+pub struct Verdict {
     since: Timestamp,
     until: Timestamp,
     pages: u64,
@@ -67,7 +67,7 @@ impl Verdict {
     }
 
     /// What it comes to.
-    pub(super) fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> Outcome {
         match (self.faults.is_empty(), self.not_covered.is_empty()) {
             (false, _) => Outcome::Disproved,
             (true, false) => Outcome::NotCovered,
@@ -76,7 +76,7 @@ impl Verdict {
     }
 
     /// For programs. Times are in milliseconds since 1970.
-    pub(super) fn json(&self) -> String {
+    pub fn json(&self) -> String {
         #[derive(Serialize)]
         struct OfApp<'a> {
             app_id: &'a str,
@@ -110,6 +110,7 @@ impl Verdict {
             "pages": self.pages,
             "pages_waiting": self.waiting,
             "pages_again": self.tally.pages_again,
+            "pages_late": self.tally.pages_late,
             "pages_unreadable": self.tally.unreadable_pages,
             "accounts": self.accounts.iter().map(of_app).collect::<Vec<_>>(),
             "events_of_other_pages": self.tally.events_outside,
@@ -123,7 +124,7 @@ impl Verdict {
     }
 
     /// For people: the verdict in the first line.
-    pub(super) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let Self { since, until, total, tally, .. } = self;
         let mut text = format!("{}\n\n", self.sentence());
         text.push_str(&row(
@@ -142,6 +143,7 @@ impl Verdict {
             ("missing", total.missing, ""),
             ("waiting", self.waiting, "pages that are forwarded and not delivered yet"),
             ("forwarded again", tally.pages_again, "pages, after a crash; dropped"),
+            ("late", tally.pages_late, "pages that the pages topic refused for a while"),
             ("unreadable", tally.unreadable_pages, "records of the pages topic"),
             ("replayed", tally.replayed, "published once more by `pages replay`"),
         ] {
@@ -199,7 +201,8 @@ impl Verdict {
 // === impl Outcome ===
 
 impl Outcome {
-    pub(super) const fn name(self) -> &'static str {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Proved => "proved",
             Self::Disproved => "disproved",

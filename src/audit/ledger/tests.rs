@@ -1,6 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::audit::written::digest;
 use crate::model::Entry;
 use crate::model::Gap;
 use crate::model::Region;
@@ -9,8 +10,9 @@ use crate::model::Wholeness;
 const SINCE: Timestamp = Timestamp::from_millis(1_000_000);
 const INCARNATION: Incarnation = Incarnation::from_u128(7);
 
-/// A ledger of one partition, and what a bridge would have written about it.
-struct Case(Ledger);
+/// A ledger of one partition, and what a bridge would have written about it; whether its next entry is
+/// late.
+struct Case(Ledger, bool);
 
 fn feed() -> Feed {
     Feed { app: AppId::new("a"), region: Region::new("eu"), endpoint: Endpoint::User }
@@ -38,7 +40,7 @@ fn fingerprint(user: u32) -> [u8; 16] {
 
 impl Case {
     fn new() -> Self {
-        Self(Ledger::new(1, SINCE))
+        Self(Ledger::new(1, SINCE), false)
     }
 
     /// A page of the window with these elements, asked for and answered one second after the other.
@@ -86,9 +88,16 @@ impl Case {
         self.entry(ticket, Content::Page(page))
     }
 
+    /// What comes next was refused by the pages topic for a while.
+    fn late(&mut self) -> &mut Self {
+        self.1 = true;
+        self
+    }
+
     fn entry(&mut self, ticket: u64, content: Content) -> &mut Self {
         let entry = Entry { id: id(ticket), content };
-        self.0.page(0, &Forwarded { entry, settled: Ticket(ticket.saturating_sub(3)) });
+        self.0
+            .page(0, &Forwarded { entry, settled: Ticket(ticket.saturating_sub(3)), late: self.1 });
         self
     }
 
@@ -219,11 +228,21 @@ fn each_way_to_be_wrong_is_found() {
 #[test]
 fn pages_have_to_stand_in_the_order_of_asking_only_where_they_did_not_overlap() {
     for (second, faults) in [((600, 900), 0), ((400, 900), 0), ((100, 900), 0), ((0, 100), 1)] {
-        let mut case = Case::new();
-        case.page_of(1, 200, 500, &[]).page_of(2, second.0, second.1, &[]);
-        let found: u64 = case.judged().1.iter().map(|(_, count)| count).sum();
-        assert_eq!(found, faults, "{second:?}");
+        for (ticket, faults) in [(1, faults), (3, 0)] {
+            let mut case = Case::new();
+            case.page_of(2, 200, 500, &[]).page_of(ticket, second.0, second.1, &[]);
+            let found: u64 = case.judged().1.iter().map(|(_, count)| count).sum();
+            // A clock that was set back makes a page no younger: its ticket is what counts.
+            assert_eq!(found, faults, "{ticket}: {second:?}");
+        }
     }
+}
+
+#[test]
+fn a_page_that_was_refused_for_a_while_may_stand_anywhere() {
+    let mut case = Case::new();
+    case.page(2, &[]).late().page(1, &[]).assert_faults(&[]);
+    assert_eq!(case.0.tally.pages_late, 1);
 }
 
 #[test]
@@ -236,13 +255,47 @@ fn what_repeats_an_event_of_before_the_window_was_delivered_earlier() {
 }
 
 #[test]
-fn what_is_older_than_its_topic_is_not_provable() {
+fn what_its_topic_may_have_lost_is_not_provable() {
+    let check = |look: &dyn Fn(&mut Case), not_provable, missing| {
+        let mut case = Case::new();
+        case.page(5, &[login(1), login(2)]).page(6, &[login(3)]).page(7, &[login(4)]);
+        look(&mut case);
+        let (counts, faults) = case.judged();
+        assert_eq!((counts.not_provable, counts.missing), (not_provable, missing));
+        assert_eq!(faults.is_empty(), missing == 0);
+    };
+    // Nothing is there, and nothing was deleted.
+    check(&|_| (), 0, 4);
+    // All of it was deleted.
+    check(&|case| case.0.is_cut(Endpoint::User, 0), 4, 0);
+    check(&|case| case.0.is_cut(Endpoint::Channel, 0), 0, 4);
+    // The first that is left is of the second page, of before the window, or of nobody knows where.
+    let first = |ticket| {
+        move |case: &mut Case| {
+            case.0.is_cut(Endpoint::User, 0);
+            case.event(if ticket == 6 { 3 } else { 9 }, ticket);
+        }
+    };
+    check(&first(6), 2, 1);
+    check(&first(4), 0, 4);
+    check(&first(9), 4, 0);
+    // Its time is older than what was looked for.
+    let old = Timestamp::from_millis(1_600_000_002_000);
+    check(&|case| case.0.looked_from = old, 1, 3);
+    // A dead letter might tell that it was set aside.
+    check(&|case| case.0.letters_are_cut = true, 4, 0);
+}
+
+#[test]
+fn letters_and_gaps_that_may_be_deleted_are_not_provable() {
     let mut case = Case::new();
-    case.page(1, &[login(1), login(2)]);
-    case.0.topic_begins(Endpoint::User, Some(Timestamp::from_millis(1_600_000_001_999)));
-    let (counts, faults) = case.judged();
-    assert_eq!((counts.not_provable, counts.missing), (1, 1));
-    assert_eq!(faults, [(Fault::Missing, 1)]);
+    case.0.letters_are_cut = true;
+    case.page(1, &["17".to_owned()]);
+    assert_eq!((case.judged().0.not_provable, case.judged().1), (1, vec![]));
+    let mut case = Case::new();
+    case.0.gaps_are_cut = true;
+    case.gap(1).assert_faults(&[]);
+    assert_eq!(case.0.not_covered.get(&Uncovered::Gaps), Some(&1));
 }
 
 #[test]
@@ -330,13 +383,13 @@ fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
         look(&mut case.0);
         !case.judged().1.is_empty()
     };
-    let position = |ledger: &mut Ledger| ledger.begins(0, &(40..50), 45, 30);
+    let position = |ledger: &mut Ledger| ledger.begins(0, &(40..50), 45, (30, None));
     let jump = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..50), 30, 50);
+        ledger.begins(0, &(0..50), 30, (50, None));
         ledger.offset(0, 40);
     };
     let end = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..40), 30, 40);
+        ledger.begins(0, &(0..40), 30, (40, None));
         ledger.ends(0, 40);
     };
     for look in [&position as &dyn Fn(&mut Ledger), &jump, &end] {
@@ -345,7 +398,7 @@ fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
         assert!(!lost(Some(30..40), look));
     }
     let dense = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..50), 30, 50);
+        ledger.begins(0, &(0..50), 30, (50, None));
         (30..50).for_each(|offset| ledger.offset(0, offset));
         ledger.ends(0, 50);
     };
@@ -354,13 +407,32 @@ fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
 
 #[test]
 fn a_window_that_begins_before_the_topic_is_not_covered() {
-    for (all, start, covered) in
-        [(0..50, 0, true), (40..50, 45, true), (40..50, 40, false), (0..0, 0, true)]
-    {
+    let of_window = Some(SINCE);
+    let of_before = Some(SINCE.before(std::time::Duration::from_secs(1)));
+    for (all, start, position, answered, covered) in [
+        (0..50, 0, 50, of_window, true),
+        (40..50, 45, 50, of_window, true),
+        (40..50, 40, 50, of_window, false),
+        (0..0, 0, 0, None, true),
+        // All of its pages are deleted.
+        (50..50, 50, 50, of_window, false),
+        (50..50, 50, 50, of_before, true),
+        // The topic was deleted and created again.
+        (0..3, 0, 50, of_window, false),
+        (0..0, 0, 50, of_before, false),
+    ] {
         let mut case = Case::new();
-        case.0.begins(0, &all, start, all.end);
-        assert_eq!(case.0.not_covered.is_empty(), covered, "{all:?}");
+        case.0.begins(0, &all, start, (position, answered));
+        assert_eq!(case.0.not_covered.is_empty(), covered, "{all:?} {position}");
     }
+}
+
+#[test]
+fn a_record_that_can_not_be_read_is_not_covered() {
+    let mut case = Case::new();
+    case.0.unreadable_page();
+    case.assert_faults(&[]);
+    assert_eq!(case.0.not_covered.get(&Uncovered::UnreadablePages), Some(&1));
 }
 
 #[test]
