@@ -18,10 +18,9 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::time::Instant;
 
-use crate::it::campaign;
 use crate::it::campaign::Plan;
 use crate::it::campaign::kind::Kind;
-use crate::it::support;
+use crate::it::{campaign, support};
 
 /// Faults of many kinds, round by round, on a real broker: nothing may be missing or duplicated
 ///

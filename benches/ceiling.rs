@@ -14,32 +14,22 @@ mod ceiling {
     pub(crate) mod rivals;
 }
 
-use std::io;
 use std::io::Write as _;
 use std::num::NonZeroU32;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{io, thread};
 
-use agora_rtm_bridge::plan::Tally;
-use agora_rtm_bridge::plan::Trial;
-use agora_rtm_bridge::plan::bridge;
+use agora_rtm_bridge::plan::{Tally, Trial, bridge};
 use agora_rtm_bridge::schedule::Limits;
-use clap::Parser;
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 use tokio::time::Instant;
 
-use crate::ceiling::cases::Case;
-use crate::ceiling::cases::cases;
+use crate::ceiling::cases::{Case, cases};
 use crate::ceiling::foresight;
-use crate::ceiling::rivals::Habit;
-use crate::ceiling::rivals::Script;
-use crate::table::Table;
-use crate::table::grouped;
+use crate::ceiling::rivals::{Habit, Script};
+use crate::table::{Table, grouped};
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 

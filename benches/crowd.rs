@@ -39,14 +39,11 @@ use std::io;
 use std::io::Write as _;
 use std::time::Duration;
 
-use clap::Parser;
-use clap::ValueEnum as _;
+use clap::{Parser, ValueEnum as _};
 
-use crate::crowd::measure;
 use crate::crowd::measure::Outcome;
-use crate::crowd::part::Offer;
-use crate::crowd::part::Part;
-use crate::crowd::report;
+use crate::crowd::part::{Offer, Part};
+use crate::crowd::{measure, report};
 use crate::it::support;
 use crate::steady::say;
 

@@ -38,8 +38,7 @@ use crate::deliver::measure;
 use crate::deliver::measure::Legs;
 use crate::it::support;
 use crate::steady::say;
-use crate::steady::table::Table;
-use crate::steady::table::grouped;
+use crate::steady::table::{Table, grouped};
 
 /// Time from the last byte of an answer until a consumer has its events
 #[derive(Debug, Parser)]

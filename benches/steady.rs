@@ -34,20 +34,13 @@ use std::io;
 use std::io::Write as _;
 use std::time::Duration;
 
-use clap::Parser;
-use clap::Subcommand;
-use clap::ValueEnum;
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::it::support;
-use crate::steady::first_request;
-use crate::steady::idle;
-use crate::steady::load;
-use crate::steady::load::Offer;
-use crate::steady::load::Subject;
-use crate::steady::naive;
+use crate::steady::load::{Offer, Subject};
 use crate::steady::naive::Naive;
 use crate::steady::report::Report;
-use crate::steady::say;
+use crate::steady::{first_request, idle, load, naive, say};
 
 /// A steady load into a real Kafka, compared with a naive poller
 #[derive(Debug, Parser)]

@@ -4,33 +4,18 @@
 //! Each panics where a claim does not hold. They see the library from outside, as its callers do.
 #![allow(dead_code, reason = "a target needs one of them; the suite needs all")]
 
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use agora_rtm_bridge::agora::Answer;
-use agora_rtm_bridge::agora::Contents;
-use agora_rtm_bridge::agora::Ending;
-use agora_rtm_bridge::agora::Flaw;
-use agora_rtm_bridge::agora::LARGEST_BODY;
-use agora_rtm_bridge::agora::Raw;
-use agora_rtm_bridge::agora::Reply;
-use agora_rtm_bridge::agora::Shape;
-use agora_rtm_bridge::agora::TransportError;
 use agora_rtm_bridge::agora::answer::Trouble;
 use agora_rtm_bridge::agora::event::read;
-use agora_rtm_bridge::agora::judge;
-use agora_rtm_bridge::agora::split;
-use agora_rtm_bridge::agora::token;
+use agora_rtm_bridge::agora::{
+    Answer, Contents, Ending, Flaw, LARGEST_BODY, Raw, Reply, Shape, TransportError, judge, split,
+    token,
+};
 use agora_rtm_bridge::dedupe::Fingerprint;
 use agora_rtm_bridge::kafka::Batch;
-use agora_rtm_bridge::kafka::record::Source;
-use agora_rtm_bridge::kafka::record::write_event;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::PageId;
-use agora_rtm_bridge::model::Ticket;
-use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::kafka::record::{Source, write_event};
+use agora_rtm_bridge::model::{AppId, Endpoint, Incarnation, PageId, Ticket, Wholeness};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
@@ -349,10 +334,8 @@ fn on_one_line(json: &str) -> String {
 mod json {
     use std::fmt;
 
-    use serde::Deserialize;
-    use serde::Deserializer;
-    use serde::de::MapAccess;
-    use serde::de::Visitor;
+    use serde::de::{MapAccess, Visitor};
+    use serde::{Deserialize, Deserializer};
 
     use super::RawValue;
 

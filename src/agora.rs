@@ -19,29 +19,18 @@ mod splitter;
 pub mod token;
 
 use std::future::Future;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub use self::answer::Answer;
-pub use self::answer::judge;
-pub use self::contents::Contents;
-pub use self::contents::Flaw;
-pub use self::credentials::Credentials;
-pub use self::credentials::Edition;
-pub use self::credentials::Moment;
-pub use self::credentials::NoCredentials;
-pub use self::credentials::Proof;
-pub use self::credentials::Refused;
-pub use self::credentials::TokenEnd;
+pub use self::answer::{Answer, judge};
+pub use self::contents::{Contents, Flaw};
+pub use self::credentials::{
+    Credentials, Edition, Moment, NoCredentials, Proof, Refused, TokenEnd,
+};
 pub use self::event::Event;
-pub use self::splitter::Ending;
-pub use self::splitter::Glance;
-pub use self::splitter::Shape;
-pub use self::splitter::Split;
-pub use self::splitter::split;
+pub use self::splitter::{Ending, Glance, Shape, Split, split};
 
 /// Maximum size of a body that is kept, in bytes. A page of 1,000 events has about 200 KiB.
 pub const LARGEST_BODY: usize = 8 * 1024 * 1024;

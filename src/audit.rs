@@ -14,34 +14,19 @@ mod verdict;
 mod written;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::thread::sleep;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use self::verdict::Outcome;
-pub use self::verdict::Verdict;
+pub use self::verdict::{Outcome, Verdict};
 
 use self::ledger::Ledger;
-use self::written::Letter;
-use self::written::Published;
-use self::written::digest;
-use crate::kafka::BadMemory;
-use crate::kafka::Cluster;
-use crate::kafka::KafkaError;
-use crate::kafka::Reader;
-use crate::kafka::Spans;
-use crate::kafka::Stored;
-use crate::kafka::Topic;
-use crate::kafka::pages;
+use self::written::{Letter, Published, digest};
 use crate::kafka::pages::BadPageRecord;
-use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Clock;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::kafka::{BadMemory, Cluster, KafkaError, Reader, Spans, Stored, Topic, pages};
+use crate::model::{AppId, CLOCK_MARGIN, Clock, Endpoint, Timestamp};
 
 /// Why an audit can't look at the topics.
 #[derive(Debug, thiserror::Error)]

@@ -13,12 +13,9 @@ mod kafka;
 mod machine;
 mod secrets;
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub use self::finding::Finding;
-pub use self::finding::Verdict;
+pub use self::finding::{Finding, Verdict};
 
 use crate::agora::http::Http;
 use crate::config::Settings;

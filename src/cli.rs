@@ -16,10 +16,8 @@ mod simulate;
 
 use std::future::Future;
 
-use clap::Parser;
-use clap::Subcommand;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Level;

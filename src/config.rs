@@ -41,9 +41,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Region;
+use crate::model::{AppId, Endpoint, Region};
 
 pub(crate) use fault::quoted;
 pub use fault::{Fault, Faults, Origin, Origins};

@@ -14,52 +14,31 @@ mod launch;
 mod open_files;
 mod report;
 
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
-use tracing::warn;
+use tracing::{info, warn};
 
-pub use self::launch::LaunchError;
-pub use self::launch::VERSION;
-pub use self::report::Report;
-pub use self::report::Waiting;
+pub use self::launch::{LaunchError, VERSION};
+pub use self::report::{Report, Waiting};
 
-use crate::agora::Credentials;
-use crate::agora::Transport;
+use crate::agora::{Credentials, Transport};
 use crate::config;
 use crate::config::Settings;
 use crate::forwarder::Forwarder;
-use crate::journal::Held;
-use crate::journal::Journal;
-use crate::journal::Recovered;
-use crate::kafka::Attic;
-use crate::kafka::Kafka;
-use crate::kafka::Progress;
-use crate::kafka::partition_of;
-use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Clock;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::Page;
-use crate::model::Timestamp;
+use crate::journal::{Held, Journal, Recovered};
+use crate::kafka::{Attic, Kafka, Progress, partition_of};
+use crate::model::{AppId, CLOCK_MARGIN, Clock, Feed, Gap, GapCause, Page, Timestamp};
 use crate::observe::accounts::Accounts;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
-use crate::poller::Poller;
-use crate::poller::Target;
-use crate::poller::Tools;
-use crate::poller::release_held;
+use crate::poller::{Poller, Target, Tools, release_held};
 use crate::publisher::Publisher;
-use crate::schedule::Former;
-use crate::schedule::Limits;
+use crate::schedule::{Former, Limits};
 
 /// A start that knows of no request of an app in the last second asks each feed once, and no more for
 /// this long. The journal may be new, lost, or from a backup, so a predecessor may have asked. It needs

@@ -22,19 +22,15 @@
 
 mod index;
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use ring::digest::Context;
-use ring::digest::SHA256;
+use ring::digest::{Context, SHA256};
 
 use self::index::Index;
 use crate::agora::Event;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::model::{AppId, Endpoint, Timestamp};
 
 /// Events of a block: 4 KiB in a record of the state topic.
 pub const BLOCK_EVENTS: usize = 256;

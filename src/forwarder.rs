@@ -29,34 +29,17 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio::time::sleep_until;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
-use tracing::error;
-use tracing::warn;
+use tracing::{debug, error, warn};
 
 use self::aside::Aside;
-use self::in_doubt::InDoubt;
-use self::in_doubt::NewTicket;
-use crate::error::Chain;
-use crate::error::may_panic;
-use crate::journal::Backlog;
-use crate::journal::Journal;
-use crate::journal::JournalError;
-use crate::journal::Sequence;
-use crate::journal::Waiting;
-use crate::kafka::Failure;
-use crate::kafka::Kafka;
-use crate::kafka::KafkaError;
-use crate::kafka::PageRecord;
-use crate::kafka::Progress;
-use crate::kafka::pages;
-use crate::kafka::wait_to_try_again;
+use self::in_doubt::{InDoubt, NewTicket};
+use crate::error::{Chain, may_panic};
+use crate::journal::{Backlog, Journal, JournalError, Sequence, Waiting};
+use crate::kafka::{Failure, Kafka, KafkaError, PageRecord, Progress, pages, wait_to_try_again};
 use crate::model::PageId;
-use crate::observe::health::Condition;
-use crate::observe::health::Health;
+use crate::observe::health::{Condition, Health};
 
 /// Pages of a partition that are on their way at most: as many as an idempotent producer has in flight
 /// for a partition. More would wait in librdkafka, whose thread spins while a broker that hangs does

@@ -39,45 +39,22 @@ mod store;
 mod tickets;
 
 use std::collections::HashMap;
-use std::io;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{io, thread};
 
-use tokio::sync::mpsc;
-use tokio::sync::oneshot;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::files::Holder;
-pub use self::files::exposure;
-pub use self::files::holder;
-pub use self::files::is_in_use;
-pub use self::files::kept;
-pub use self::reader::Out;
-pub use self::reader::ReadError;
-pub use self::reader::Reader;
-pub use self::reader::Seen;
-pub use self::reader::State;
-pub use self::reader::Verdict;
+pub use self::files::{Holder, exposure, holder, is_in_use, kept};
+pub use self::reader::{Out, ReadError, Reader, Seen, State, Verdict};
 
 use self::database::Database;
 use self::store::Store;
 use crate::error::may_panic;
-use crate::model::AppId;
-use crate::model::Content;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::Incarnation;
-use crate::model::Pace;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::model::{
+    AppId, Content, Entry, Feed, Gap, Incarnation, Pace, Page, PageId, Ticket, Timestamp,
+};
 
 /// Room that is reserved for the answer to a request: four times the largest usual page. With more
 /// requests out than a few apps have, further ones get what answers take ([`store`]).

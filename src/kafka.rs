@@ -25,32 +25,17 @@ mod rebuild;
 pub mod record;
 mod remedy;
 
-pub use self::attic::Attic;
-pub use self::attic::Unread;
-pub use self::batch::Batch;
-pub use self::batch::Draft;
-pub use self::batch::Record;
-pub use self::cluster::Cluster;
-pub use self::cluster::Found;
-pub use self::cluster::Inspection;
-pub use self::cluster::LARGEST_PAGE;
-pub use self::cluster::Misfit;
-pub use self::cluster::Reader;
-pub use self::cluster::Replayer;
-pub use self::cluster::Right;
-pub use self::cluster::Spans;
-pub use self::cluster::Stored;
-pub use self::cluster::TopicSettings;
-pub use self::memory::BadMemory;
-pub use self::memory::Memory;
-pub use self::memory::Recall;
+pub use self::attic::{Attic, Unread};
+pub use self::batch::{Batch, Draft, Record};
+pub use self::cluster::{
+    Cluster, Found, Inspection, LARGEST_PAGE, Misfit, Reader, Replayer, Right, Spans, Stored,
+    TopicSettings,
+};
+pub use self::memory::{BadMemory, Memory, Recall};
 pub use self::pages::PageRecord;
 pub use self::partition::partition_of;
-pub use self::progress::Elements;
-pub use self::progress::Progress;
-pub use self::progress::wait_to_try_again;
-pub use self::rebuild::Delivered;
-pub use self::rebuild::Rebuild;
+pub use self::progress::{Elements, Progress, wait_to_try_again};
+pub use self::rebuild::{Delivered, Rebuild};
 pub use self::record::Stamping;
 
 use crate::error::shortened;

@@ -11,8 +11,6 @@ mod program;
 mod tally;
 mod trial;
 
-pub use self::program::Program;
-pub use self::program::bridge;
-pub use self::tally::Ages;
-pub use self::tally::Tally;
+pub use self::program::{Program, bridge};
+pub use self::tally::{Ages, Tally};
 pub use self::trial::Trial;

@@ -22,8 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,23 +31,12 @@ pub use self::metrics::PollerMetrics;
 pub use self::tokens::Tokens;
 
 use self::app::App;
-use crate::agora::Contents;
-use crate::agora::Credentials;
-use crate::agora::Transport;
-use crate::journal::Held;
-use crate::journal::Journal;
-use crate::model::AppId;
-use crate::model::Clock;
-use crate::model::Feed;
-use crate::model::Pace;
-use crate::model::Page;
-use crate::model::Timestamp;
+use crate::agora::{Contents, Credentials, Transport};
+use crate::journal::{Held, Journal};
+use crate::model::{AppId, Clock, Feed, Pace, Page, Timestamp};
 use crate::observe::accounts::Accounts;
 use crate::observe::health::Health;
-use crate::schedule::Decision;
-use crate::schedule::FeedFacts;
-use crate::schedule::Former;
-use crate::schedule::Limits;
+use crate::schedule::{Decision, FeedFacts, Former, Limits};
 
 /// Drains the feeds of one App ID.
 #[derive(Debug)]

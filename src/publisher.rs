@@ -29,56 +29,30 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio::time::Interval;
-use tokio::time::MissedTickBehavior;
-use tokio::time::interval_at;
-use tokio::time::timeout;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
-use tracing::error;
-use tracing::info;
-use tracing::warn;
+use tracing::{debug, error, info, warn};
 
 pub use self::metrics::PublisherMetrics;
 
 pub(crate) use self::decode::torn;
 
-use self::claim::Claim;
-use self::claim::UNKNOWN_POSITION_WAIT;
-use self::decode::Draft;
-use self::decode::Stuck;
-use self::ladder::Ladder;
-use self::ladder::Lesson;
+use self::claim::{Claim, UNKNOWN_POSITION_WAIT};
+use self::decode::{Draft, Stuck};
+use self::ladder::{Ladder, Lesson};
 use self::loss::Work;
-use self::pairs::Pairs;
-use self::pairs::Turn;
+use self::pairs::{Pairs, Turn};
 use self::switches::Switches;
 use self::trail::Trail;
-use crate::error::Chain;
-use crate::error::may_panic;
-use crate::kafka::Attic;
-use crate::kafka::BadMemory;
-use crate::kafka::Elements;
-use crate::kafka::Failure;
-use crate::kafka::Kafka;
-use crate::kafka::KafkaError;
-use crate::kafka::Memory;
-use crate::kafka::Owned;
-use crate::kafka::PageRecord;
-use crate::kafka::Progress;
-use crate::kafka::Unread;
-use crate::kafka::pages;
+use crate::error::{Chain, may_panic};
 use crate::kafka::pages::BadPageRecord;
-use crate::kafka::wait_to_try_again;
-use crate::model::AppId;
-use crate::model::Clock;
-use crate::model::Feed;
-use crate::model::Incarnation;
-use crate::observe::accounts::Accounts;
-use crate::observe::accounts::Column;
-use crate::observe::health::Condition;
-use crate::observe::health::Health;
+use crate::kafka::{
+    Attic, BadMemory, Elements, Failure, Kafka, KafkaError, Memory, Owned, PageRecord, Progress,
+    Unread, pages, wait_to_try_again,
+};
+use crate::model::{AppId, Clock, Feed, Incarnation};
+use crate::observe::accounts::{Accounts, Column};
+use crate::observe::health::{Condition, Health};
 
 /// Pages that share a transaction at most. More gain nothing (measured: ten pages a transaction
 /// reach 300,000 events a second) and make a transaction longer.

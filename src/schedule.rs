@@ -38,9 +38,7 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use self::budget::Budget;
-use self::feed::Around;
-use self::feed::FeedPlan;
-use self::feed::Wish;
+use self::feed::{Around, FeedPlan, Wish};
 use self::forecast::gathering;
 pub use self::hosts::Refusal;
 use self::hosts::TurnedDown;
@@ -48,10 +46,7 @@ use self::lockout::Lockout;
 pub use self::overflow::Suspected;
 use self::shared::Shared;
 use self::way::Way;
-use crate::model::BUFFER_LIMIT;
-use crate::model::PAGE_LIMIT;
-use crate::model::Pace;
-use crate::model::Timestamp;
+use crate::model::{BUFFER_LIMIT, PAGE_LIMIT, Pace, Timestamp};
 
 /// Pause after a 429 without `Retry-After`. The app then continues with fewer requests a second; a
 /// longer pause would overflow buffers that the slower pace alone can keep up with.

@@ -26,45 +26,16 @@ mod teach;
 mod wire;
 mod world;
 
-pub use self::counted::Counted;
-pub use self::counted::Counts;
-pub use self::counted::Taken;
-pub use self::http::LEDGER_PATH;
-pub use self::http::Server;
-pub use self::http::serve;
-pub use self::ledger::AnswerRecord;
-pub use self::ledger::AppSummary;
-pub use self::ledger::Fate;
-pub use self::ledger::Ledger;
-pub use self::ledger::Recorded;
-pub use self::ledger::Requests;
-pub use self::ledger::Summary;
-pub use self::ledger::Totals;
-pub use self::script::AppScript;
-pub use self::script::Burst;
-pub use self::script::DEFAULT_EPOCH;
-pub use self::script::Detour;
-pub use self::script::Dialect;
-pub use self::script::Empty;
-pub use self::script::Fault;
-pub use self::script::FaultKind;
-pub use self::script::FramingChoice;
-pub use self::script::Load;
-pub use self::script::Network;
-pub use self::script::NotAFault;
-pub use self::script::NotASpread;
-pub use self::script::RampPoint;
-pub use self::script::RandomBursts;
-pub use self::script::RateLimit;
-pub use self::script::RegionScript;
-pub use self::script::Script;
-pub use self::script::ScriptError;
-pub use self::script::Spread;
-pub use self::script::TokenScript;
+pub use self::counted::{Counted, Counts, Taken};
+pub use self::http::{LEDGER_PATH, Server, serve};
+pub use self::ledger::{
+    AnswerRecord, AppSummary, Fate, Ledger, Recorded, Requests, Summary, Totals,
+};
+pub use self::script::{
+    AppScript, Burst, DEFAULT_EPOCH, Detour, Dialect, Empty, Fault, FaultKind, FramingChoice, Load,
+    Network, NotAFault, NotASpread, RampPoint, RandomBursts, RateLimit, RegionScript, Script,
+    ScriptError, Spread, TokenScript,
+};
 pub use self::teach::TEACH;
-pub use self::wire::Answer;
-pub use self::wire::Connection;
-pub use self::wire::Ending;
-pub use self::wire::Framing;
-pub use self::wire::Request;
+pub use self::wire::{Answer, Connection, Ending, Framing, Request};
 pub use self::world::World;

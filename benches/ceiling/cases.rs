@@ -3,13 +3,7 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::plan::Trial;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, Burst, Load, Network, RampPoint, Script, Spread};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -18,11 +18,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use agora_rtm_bridge::model::BUFFER_LIMIT;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::PAGE_LIMIT;
-use agora_rtm_bridge::plan::Tally;
-use agora_rtm_bridge::plan::Trial;
+use agora_rtm_bridge::model::{BUFFER_LIMIT, Endpoint, PAGE_LIMIT};
+use agora_rtm_bridge::plan::{Tally, Trial};
 use agora_rtm_bridge::simulator::Counted;
 
 const SECOND: Duration = Duration::from_secs(1);

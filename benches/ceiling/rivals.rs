@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use agora_rtm_bridge::model::PAGE_LIMIT;
 use agora_rtm_bridge::plan::Program;
-use agora_rtm_bridge::schedule::Answered;
-use agora_rtm_bridge::schedule::Decision;
-use agora_rtm_bridge::schedule::Outcome;
+use agora_rtm_bridge::schedule::{Answered, Decision, Outcome};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::observe::health::Condition;
-use agora_rtm_bridge::observe::health::Health;
+use agora_rtm_bridge::observe::health::{Condition, Health};
 use tokio::time::Instant;
 
 use super::part::Offer;

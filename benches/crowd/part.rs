@@ -3,16 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use agora_rtm_bridge::plan::Tally;
-use agora_rtm_bridge::plan::Trial;
-use agora_rtm_bridge::plan::bridge;
+use agora_rtm_bridge::plan::{Tally, Trial, bridge};
 use agora_rtm_bridge::schedule::Limits;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, Load, Network, RampPoint, Script, Spread};
 use clap::ValueEnum;
 
 use crate::steady::table::grouped;

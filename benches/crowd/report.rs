@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use super::measure::Outcome;
 use super::part::Part;
-use crate::steady::table::Table;
-use crate::steady::table::grouped;
+use crate::steady::table::{Table, grouped};
 
 /// One line of the table.
 struct Line {

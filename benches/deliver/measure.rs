@@ -3,22 +3,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Fate;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
+use agora_rtm_bridge::simulator::{AppScript, Burst, Fate, Load, Network};
 use tokio::time::Instant;
 
 use super::watch::Watch;
-use crate::steady::agora;
 use crate::steady::agora::Agora;
-use crate::steady::topics;
-use crate::support::consume;
+use crate::steady::{agora, topics};
 use crate::support::judge::Event;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{consume, within};
 
 /// The stages of a page after its last byte was sent, in milliseconds since then.
 pub(crate) struct Legs {

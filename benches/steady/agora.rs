@@ -3,18 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Ledger;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Server;
-use agora_rtm_bridge::simulator::Spread;
-use agora_rtm_bridge::simulator::World;
-use agora_rtm_bridge::simulator::serve;
+use agora_rtm_bridge::model::{Clock, Endpoint};
+use agora_rtm_bridge::simulator::{
+    AppScript, Ledger, Load, Network, RampPoint, Script, Server, Spread, World, serve,
+};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

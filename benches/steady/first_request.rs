@@ -8,22 +8,15 @@ use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::kafka::partition_of;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::model::{
+    AppId, Clock, Content, Endpoint, Feed, Incarnation, Page, Region, Wholeness,
+};
 use agora_rtm_bridge::simulator::Spread;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::agora::Agora;
-use super::say;
-use super::topics;
+use super::{say, topics};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 use crate::support::within;

@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use super::agora;
 use super::agora::Agora;
-use super::meter::Meter;
-use super::meter::Usage;
-use super::say;
-use super::topics;
+use super::meter::{Meter, Usage};
+use super::{agora, say, topics};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 

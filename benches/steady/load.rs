@@ -1,31 +1,23 @@
 //! One program under a steady load.
 
-use std::env;
 use std::path::Path;
-use std::process::Command;
-use std::process::Stdio;
-use std::thread;
+use std::process::{Command, Stdio};
 use std::time::Duration;
+use std::{env, thread};
 
 use agora_rtm_bridge::simulator::Requests;
 use tempfile::TempDir;
 
-use super::agora;
-use super::agora::Agora;
-use super::agora::STEADY_FROM;
-use super::meter::Meter;
-use super::meter::Usage;
+use super::agora::{Agora, STEADY_FROM};
+use super::meter::{Meter, Usage};
 use super::naive::Naive;
-use super::say;
-use super::score::Score;
-use super::score::score;
+use super::score::{Score, score};
 use super::table::grouped;
-use super::topics;
+use super::{agora, say, topics};
 use crate::support::child::Guarded;
-use crate::support::consume;
-use crate::support::names;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
+use crate::support::{consume, names};
 
 /// The program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,17 +7,13 @@
 
 use std::time::Duration;
 
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::PAGE_LIMIT;
+use agora_rtm_bridge::model::{Endpoint, PAGE_LIMIT};
 use clap::Args;
 use rdkafka::ClientConfig;
-use rdkafka::producer::FutureProducer;
-use rdkafka::producer::FutureRecord;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use reqwest::Client;
-use serde::Deserialize;
-use serde::Serialize;
-use tokio::time::Instant;
-use tokio::time::sleep_until;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
 
 use super::agora::Agora;
 use crate::support::names::Names;

@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
-use super::first_request;
-use super::idle;
-use super::load;
 use super::load::Subject;
-use super::table::Table;
-use super::table::grouped;
+use super::table::{Table, grouped};
+use super::{first_request, idle, load};
 
 /// Collects results and formats them.
 pub(crate) struct Report {

@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use agora_rtm_bridge::simulator::Fate;
-use agora_rtm_bridge::simulator::Recorded;
+use agora_rtm_bridge::simulator::{Fate, Recorded};
 use hdrhistogram::Histogram;
 
 use crate::support::consume::Record;

@@ -1,7 +1,6 @@
 //! A table as text or as Markdown.
 
-use std::fmt::Display;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 /// The first row is the header, the first column names the rows.
 pub(crate) struct Table(Vec<Vec<String>>);

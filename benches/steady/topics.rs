@@ -1,10 +1,7 @@
 //! The topics of one measurement: the broker stamps records when it appends them.
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::NewTopic;
-use rdkafka::admin::TopicReplication;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
 use crate::support::names::Names;

@@ -8,19 +8,12 @@
 //! itself must say that it is empty; otherwise it is a failure.
 
 use std::fmt;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
-use crate::agora::Contents;
-use crate::agora::Ending;
-use crate::agora::Flaw;
-use crate::agora::LARGEST_BODY;
-use crate::agora::Raw;
-use crate::agora::Reply;
-use crate::agora::TransportError;
+use crate::agora::{Contents, Ending, Flaw, LARGEST_BODY, Raw, Reply, TransportError};
 use crate::model::Wholeness;
 
 /// Maximum size of a body, as received and as text, that is inspected before it is durable, in
@@ -262,8 +255,7 @@ fn excerpt(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use miniz_oxide::deflate::compress_to_vec;
-    use miniz_oxide::deflate::compress_to_vec_zlib;
+    use miniz_oxide::deflate::{compress_to_vec, compress_to_vec_zlib};
 
     use super::*;
 

@@ -11,16 +11,10 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::inflate;
-use super::inflate::End;
-use super::inflate::Inflated;
-use super::splitter::Ending;
-use super::splitter::Glance;
-use super::splitter::Split;
-use super::splitter::glance;
-use super::splitter::split;
+use super::inflate::{End, Inflated};
+use super::splitter::{Ending, Glance, Split, glance, split};
 use crate::agora::LARGEST_BODY;
-use crate::model::Page;
-use crate::model::Wholeness;
+use crate::model::{Page, Wholeness};
 
 /// Maximum size of the text that is read from a compressed body, in bytes: the same as for a plain
 /// one. A page of 1,000 events has about 200 KiB, so this is room for forty; a stream that exceeds
@@ -163,8 +157,7 @@ impl fmt::Display for Flaw<'_> {
 
 #[cfg(test)]
 mod tests {
-    use miniz_oxide::deflate::compress_to_vec;
-    use miniz_oxide::deflate::compress_to_vec_zlib;
+    use miniz_oxide::deflate::{compress_to_vec, compress_to_vec_zlib};
 
     use super::*;
     use crate::agora::Shape;

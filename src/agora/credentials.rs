@@ -12,28 +12,22 @@
 //! A refusal by one host is not a refusal by all. A token that other hosts accept is renewed once
 //! or twice for the host that refuses it; after that the host is at fault and not the token.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 mod inspect;
 
-use self::inspect::Inspected;
-use self::inspect::inspect;
+use self::inspect::{Inspected, inspect};
 use super::token;
 use super::token::LONGEST_LIFE;
-use crate::config::Auth;
-use crate::config::Secret;
-use crate::config::SecretError;
-use crate::model::AppId;
-use crate::model::Timestamp;
+use crate::config::{Auth, Secret, SecretError};
+use crate::model::{AppId, Timestamp};
 
 /// Number of consecutive fresh tokens that a host may refuse before the tokens are not to blame.
 /// More than one, because the first may have been made by a clock that was wrong.

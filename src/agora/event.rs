@@ -16,8 +16,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::model::{Endpoint, Timestamp};
 
 /// Times below this are in seconds (Agora's 2020 documents say seconds, their examples show
 /// milliseconds); in milliseconds it would be March 1973.

@@ -11,30 +11,19 @@ mod tls;
 
 use std::error::Error as _;
 use std::net::SocketAddr;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use hyper::http::Extensions;
 use hyper_util::client::legacy::connect::HttpInfo;
-use reqwest::header::CONTENT_ENCODING;
-use reqwest::header::HeaderValue;
-use tokio::time::Instant;
-use tokio::time::timeout;
+use reqwest::header::{CONTENT_ENCODING, HeaderValue};
+use tokio::time::{Instant, timeout};
 
-pub use self::clients::HttpError;
-pub use self::clients::Stale;
+pub use self::clients::{HttpError, Stale};
 
 use self::certificates::is_refusal;
-use self::clients::Clients;
-use self::clients::LIFE;
-use self::clients::Lease;
-use crate::agora::LARGEST_BODY;
-use crate::agora::Raw;
-use crate::agora::Reply;
-use crate::agora::Request;
-use crate::agora::Transport;
-use crate::agora::TransportError;
+use self::clients::{Clients, LIFE, Lease};
+use crate::agora::{LARGEST_BODY, Raw, Reply, Request, Transport, TransportError};
 use crate::config::Agora;
 use crate::error::Chain;
 

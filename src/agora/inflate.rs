@@ -4,11 +4,11 @@
 //! like a plain body.
 
 use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::DecompressorOxide;
-use miniz_oxide::inflate::core::decompress;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_COMPUTE_ADLER32;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+use miniz_oxide::inflate::core::inflate_flags::{
+    TINFL_FLAG_COMPUTE_ADLER32, TINFL_FLAG_PARSE_ZLIB_HEADER,
+    TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
 /// The first bytes of gzip with the only compression method there is.
 const GZIP: &[u8] = b"\x1f\x8b\x08";
@@ -177,8 +177,7 @@ fn head(packed: &[u8]) -> Result<&[u8], End> {
 
 #[cfg(test)]
 mod tests {
-    use miniz_oxide::deflate::compress_to_vec;
-    use miniz_oxide::deflate::compress_to_vec_zlib;
+    use miniz_oxide::deflate::{compress_to_vec, compress_to_vec_zlib};
     use proptest::prelude::*;
 
     use super::*;

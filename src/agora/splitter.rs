@@ -15,8 +15,7 @@ use serde::de::IgnoredAny;
 
 use super::contents::Flaw;
 use super::event;
-use crate::model::Timestamp;
-use crate::model::Wholeness;
+use crate::model::{Timestamp, Wholeness};
 
 /// The content of a body.
 #[derive(Debug, PartialEq, Eq)]

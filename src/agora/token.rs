@@ -17,8 +17,7 @@ use ring::hmac;
 
 use crate::model::Timestamp;
 
-pub use self::mint::Order;
-pub use self::mint::mint;
+pub use self::mint::{Order, mint};
 pub use self::read::read;
 pub use crate::config::TokenForm;
 

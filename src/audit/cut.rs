@@ -4,8 +4,7 @@
 //! pages topic stand in the order of their pages. So the first that is left tells what may be gone: the
 //! events of its own page and of those before it.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::model::Endpoint;
 

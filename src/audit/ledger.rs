@@ -10,39 +10,22 @@
 //! been forwarded again in it, where its ticket is settled already: its events are looked for like
 //! all others, but their order, and dead letters and gaps of before the window, are not asked for.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use serde::Deserialize;
 
 use super::cut::Cut;
-use super::findings::Counts;
-use super::findings::Fault;
-use super::findings::Faults;
-use super::findings::Tally;
-use super::findings::Told;
-use super::findings::Uncovered;
-use super::written::Letter;
-use super::written::Published;
-use super::written::expected;
-use crate::agora::Contents;
-use crate::agora::event;
+use super::findings::{Counts, Fault, Faults, Tally, Told, Uncovered};
+use super::written::{Letter, Published, expected};
+use crate::agora::{Contents, event};
 use crate::dedupe::Fingerprint;
 use crate::kafka::pages::Forwarded;
 use crate::kafka::partition_of;
 use crate::kafka::record::Source;
-use crate::model::AppId;
-use crate::model::Content;
-use crate::model::Endpoint;
-use crate::model::Feed;
-use crate::model::GapCause;
-use crate::model::Incarnation;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::model::{
+    AppId, Content, Endpoint, Feed, GapCause, Incarnation, Page, PageId, Ticket, Timestamp,
+};
 use crate::publisher::torn;
 
 /// What the topics say.

@@ -5,12 +5,8 @@ use std::collections::BTreeMap;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::findings::Counts;
-use super::findings::Tally;
-use super::findings::Told;
-use super::findings::Uncovered;
-use super::ledger::Account;
-use super::ledger::Ledger;
+use super::findings::{Counts, Tally, Told, Uncovered};
+use super::ledger::{Account, Ledger};
 use crate::model::Timestamp;
 
 /// What an audit comes to.

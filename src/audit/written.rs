@@ -1,17 +1,12 @@
 //! Records that a bridge has written, as the audit looks at them.
 
-use std::hash::DefaultHasher;
-use std::hash::Hash as _;
-use std::hash::Hasher as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::agora;
 use crate::dedupe::Fingerprint;
-use crate::kafka::Batch;
-use crate::kafka::record;
 use crate::kafka::record::Source;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::PageId;
+use crate::kafka::{Batch, record};
+use crate::model::{AppId, Endpoint, PageId};
 
 /// A record that tells of an app's page.
 pub(super) struct Letter {

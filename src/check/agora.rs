@@ -5,27 +5,17 @@
 //! certificates: of its answer only App ID and status are read, and nothing is kept or shown.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
-use tokio::time::Instant;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::Finding;
-use super::Waiting;
-use crate::agora::Credentials;
-use crate::agora::Moment;
-use crate::agora::Proof;
-use crate::agora::Raw;
-use crate::agora::Reply;
-use crate::agora::Request;
-use crate::agora::Transport as _;
-use crate::agora::TransportError;
+use super::{Finding, Waiting};
 use crate::agora::http::Http;
-use crate::config::App;
-use crate::config::Auth;
-use crate::config::Settings;
+use crate::agora::{
+    Credentials, Moment, Proof, Raw, Reply, Request, Transport as _, TransportError,
+};
+use crate::config::{App, Auth, Settings};
 use crate::model::Timestamp;
 
 /// A resolver may be silent, and nobody else gives it a time.

@@ -1,19 +1,10 @@
 //! Kafka: whether it is there, its topics and their settings, and the rights.
 
-use super::Finding;
-use super::Verdict;
-use super::Waiting;
-use crate::config::Settings;
-use crate::config::Topics;
-use crate::kafka::Cluster;
-use crate::kafka::Found;
-use crate::kafka::Inspection;
-use crate::kafka::KafkaError;
-use crate::kafka::LARGEST_PAGE;
-use crate::kafka::Misfit;
-use crate::kafka::Right;
-use crate::kafka::Topic;
-use crate::kafka::TopicSettings;
+use super::{Finding, Verdict, Waiting};
+use crate::config::{Settings, Topics};
+use crate::kafka::{
+    Cluster, Found, Inspection, KafkaError, LARGEST_PAGE, Misfit, Right, Topic, TopicSettings,
+};
 
 /// Events can be as old as an outage that nobody was called for, and some are older.
 const OLD_EVENT_MS: u64 = 24 * 3_600_000;

@@ -4,10 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use rustix::fs::Access;
-use rustix::fs::access;
-use rustix::fs::statfs;
-use rustix::fs::statvfs;
+use rustix::fs::{Access, access, statfs, statvfs};
 use tokio::net::TcpListener;
 
 use super::Finding;

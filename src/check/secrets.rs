@@ -3,9 +3,7 @@
 use tokio::time::Instant;
 
 use super::Finding;
-use crate::agora::Credentials;
-use crate::agora::Moment;
-use crate::agora::NoCredentials;
+use crate::agora::{Credentials, Moment, NoCredentials};
 use crate::config::App;
 use crate::model::Timestamp;
 

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Failure;
 use super::pages::aside;
 use super::progress::Progress;
-use super::settings;
+use super::{Failure, settings};
 use crate::audit;
 use crate::audit::Outcome;
-use crate::kafka::Cluster;
-use crate::kafka::Topic;
+use crate::kafka::{Cluster, Topic};
 use crate::model::Clock;
 
 /// Prove from the topics that everything was delivered exactly once, and in order

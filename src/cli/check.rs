@@ -3,23 +3,18 @@
 mod ask;
 
 use std::io;
-use std::io::IsTerminal as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::Failure;
-use super::WRONG_CONFIGURATION;
+use super::{Failure, WRONG_CONFIGURATION};
 use crate::check;
-use crate::check::Finding;
-use crate::check::Verdict;
-use crate::check::Waiting;
+use crate::check::{Finding, Verdict, Waiting};
 use crate::config;
-use crate::config::Faults;
-use crate::config::Settings;
+use crate::config::{Faults, Settings};
 
 /// Whoever waits longer wants to know for what.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Failure;
-use super::settings;
+use super::{Failure, settings};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 

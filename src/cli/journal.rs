@@ -9,26 +9,17 @@ use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use clap::Args;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 
-use super::Failure;
-use super::pages::Output;
-use super::pages::aside;
-use super::pages::selection;
 use super::pages::selection::Selection;
+use super::pages::{Output, aside, selection};
 use super::progress::Progress;
-use super::settings;
+use super::{Failure, settings};
 use crate::error::Chain;
 use crate::journal;
-use crate::journal::ReadError;
-use crate::journal::Reader;
-use crate::journal::Seen;
-use crate::journal::State;
-use crate::model::Clock;
-use crate::model::Content;
-use crate::model::PageId;
+use crate::journal::{ReadError, Reader, Seen, State};
+use crate::model::{Clock, Content, PageId};
 
 /// Pages on this machine's disk: list what waits, show one, verify all
 #[derive(Debug, Args)]

@@ -12,20 +12,13 @@ use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use clap::Args;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use tokio::task::spawn_blocking;
 
-use self::selection::Found;
-use self::selection::Selection;
-use self::selection::When;
-use super::Failure;
-use super::settings;
-use crate::kafka::Cluster;
-use crate::kafka::Reader;
-use crate::model::AppId;
-use crate::model::Content;
-use crate::model::PageId;
+use self::selection::{Found, Selection, When};
+use super::{Failure, settings};
+use crate::kafka::{Cluster, Reader};
+use crate::model::{AppId, Content, PageId};
 
 /// List, show or replay Agora's answers from the pages topic
 #[derive(Debug, Args)]

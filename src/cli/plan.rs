@@ -5,15 +5,11 @@
 
 mod report;
 
-use std::io;
-use std::io::IsTerminal as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroU32;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use std::{io, thread};
 
 use clap::Args;
 use tokio::time::Instant;
@@ -21,17 +17,9 @@ use tokio::time::Instant;
 use self::report::Report;
 use super::Failure;
 use crate::model::PAGE_LIMIT;
-use crate::plan::Tally;
-use crate::plan::Trial;
-use crate::plan::bridge;
+use crate::plan::{Tally, Trial, bridge};
 use crate::schedule::Limits;
-use crate::simulator::AppScript;
-use crate::simulator::Burst;
-use crate::simulator::Load;
-use crate::simulator::Network;
-use crate::simulator::RampPoint;
-use crate::simulator::Script;
-use crate::simulator::Spread;
+use crate::simulator::{AppScript, Burst, Load, Network, RampPoint, Script, Spread};
 
 /// Time in which the load grows to its rate.
 const GROWTH: Duration = Duration::from_secs(5);

@@ -1,8 +1,7 @@
 //! Progress of a long operation, on stderr: only on a terminal, and only after two seconds.
 
 use std::io;
-use std::io::IsTerminal as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::HumanCount;

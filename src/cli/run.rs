@@ -6,18 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use sd_notify::NotifyState;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
-use tokio::time::timeout;
-use tracing::info;
-use tracing::warn;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
 
-use super::Failure;
-use super::WRONG_CONFIGURATION;
-use super::asked_to_stop;
-use super::settings;
+use super::{Failure, WRONG_CONFIGURATION, asked_to_stop, settings};
 use crate::config::LogFormat;
-use crate::daemon::Daemon;
-use crate::daemon::Waiting;
+use crate::daemon::{Daemon, Waiting};
 use crate::kafka::Cluster;
 use crate::observe::logs;
 

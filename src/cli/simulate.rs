@@ -5,14 +5,12 @@
 use std::fmt::Write as _;
 use std::io;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,22 +19,10 @@ use tracing::Level;
 use crate::config::quoted;
 use crate::model::Clock;
 use crate::observe::logs;
-use crate::simulator::AppScript;
-use crate::simulator::Burst;
-use crate::simulator::Fault;
-use crate::simulator::FaultKind;
-use crate::simulator::FramingChoice;
-use crate::simulator::LEDGER_PATH;
-use crate::simulator::Ledger;
-use crate::simulator::Network;
-use crate::simulator::RegionScript;
-use crate::simulator::Script;
-use crate::simulator::ScriptError;
-use crate::simulator::Server;
-use crate::simulator::Spread;
-use crate::simulator::TEACH;
-use crate::simulator::World;
-use crate::simulator::serve;
+use crate::simulator::{
+    AppScript, Burst, Fault, FaultKind, FramingChoice, LEDGER_PATH, Ledger, Network, RegionScript,
+    Script, ScriptError, Server, Spread, TEACH, World, serve,
+};
 
 const FIRST_PORT: u16 = 8190;
 
@@ -367,8 +353,7 @@ impl From<FramingArg> for FramingChoice {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
     use crate::simulator::DEFAULT_EPOCH;

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Region;
+use crate::model::{AppId, Endpoint, Region};
 
 use super::reader::{Read, Reader};
 use super::{App, Auth, EndpointPath, Host, RegionHosts, Secret, TokenForm};

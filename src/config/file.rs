@@ -8,10 +8,9 @@ use config::ValueKind;
 use toml_edit::{Array, Document, Item, TableLike, Value as Toml};
 
 use super::fault::Origin;
-use super::keys;
 use super::keys::{Key, Kind, Place};
-use super::layer;
 use super::layer::Layer;
+use super::{keys, layer};
 
 /// Reads the file. What can't be read at all gives a layer with nothing but the fault.
 pub(super) fn read(path: &Path) -> Result<Layer, Layer> {

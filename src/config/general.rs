@@ -10,8 +10,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::reader::{Read, Reader};
-use super::units;
-use super::{Agora, App, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka};
+use super::{Agora, App, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka, units};
 
 /// The words of `log.format`.
 pub(super) const LOG_FORMATS: [(&str, LogFormat); 2] =

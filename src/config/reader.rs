@@ -12,12 +12,10 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
-use super::fault;
 use super::fault::{Fault, Origin};
-use super::keys;
 use super::keys::{Absent, Bounds, Key, Kind, Place};
 use super::secret::Secret;
-use super::units;
+use super::{fault, keys, units};
 
 /// The fault is noted already.
 #[derive(Clone, Copy, Debug)]

@@ -5,10 +5,9 @@ use std::fs;
 use super::fault::quoted;
 use super::general::LOG_FORMATS;
 use super::kafka::{DELIVERIES, REFUSED};
-use super::keys;
 use super::keys::{Absent, Key, Kind};
-use super::load;
 use super::table::KEYS;
+use super::{keys, load};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/reference.toml");
 

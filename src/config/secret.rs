@@ -1,11 +1,10 @@
 //! A value that nobody may see, and that may change while the process runs.
 
-use std::fmt;
 use std::fs::File;
-use std::io;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, io};
 
 use thiserror::Error;
 

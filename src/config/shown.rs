@@ -7,8 +7,9 @@ use super::apps::{ONLY_REGION, TOKEN_FORMS};
 use super::fault::quoted;
 use super::general::LOG_FORMATS;
 use super::kafka::DELIVERIES;
-use super::units;
-use super::{App, Auth, EndpointPath, Host, OptionValue, Origins, RegionHosts, Secret, Settings};
+use super::{
+    App, Auth, EndpointPath, Host, OptionValue, Origins, RegionHosts, Secret, Settings, units,
+};
 
 /// TOML in the making.
 #[derive(Debug, Default)]

@@ -4,32 +4,21 @@
 use std::io;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use tokio::net::TcpListener;
-use tracing::info;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::Daemon;
-use super::Parts;
-use super::open_files;
-use crate::agora::http::Http;
-use crate::agora::http::HttpError;
-use crate::agora::http::Stale;
+use super::{Daemon, Parts, open_files};
+use crate::agora::http::{Http, HttpError, Stale};
 use crate::config::Settings;
 use crate::journal;
-use crate::journal::Journal;
-use crate::journal::OpenError;
-use crate::kafka::Attic;
-use crate::kafka::Cluster;
-use crate::model::Clock;
-use crate::model::Incarnation;
+use crate::journal::{Journal, OpenError};
+use crate::kafka::{Attic, Cluster};
+use crate::model::{Clock, Incarnation};
 use crate::observe::health::Trouble;
-use crate::observe::http;
-use crate::observe::logs;
 use crate::observe::metrics::Metrics;
-use crate::observe::process;
+use crate::observe::{http, logs, process};
 
 /// Version, commit and librdkafka of this program, as `--version` and the first line of the log show
 /// them.

@@ -4,15 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Parts;
 use crate::forwarder::ForwarderMetrics;
@@ -217,17 +215,9 @@ mod tests {
     use crate::config;
     use crate::journal::Journal;
     use crate::kafka::Attic;
-    use crate::model::AppId;
-    use crate::model::Clock;
-    use crate::model::Endpoint;
-    use crate::model::Feed;
-    use crate::model::Gap;
-    use crate::model::GapCause;
-    use crate::model::Region;
-    use crate::model::Timestamp;
-    use crate::observe::logs;
+    use crate::model::{AppId, Clock, Endpoint, Feed, Gap, GapCause, Region, Timestamp};
     use crate::observe::metrics::Metrics;
-    use crate::observe::process;
+    use crate::observe::{logs, process};
 
     fn report() -> Report {
         let variables = [

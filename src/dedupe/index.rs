@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
-use super::Block;
-use super::Fingerprint;
+use super::{Block, Fingerprint};
 
 /// Bits of a place that number an event in its block, from 1 on.
 const BITS_IN_BLOCK: u32 = 9;

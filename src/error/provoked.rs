@@ -4,8 +4,7 @@
 //! without debug assertions, as each release is, has neither the places nor the variable.
 
 use std::sync::LazyLock;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 struct Wanted {
     place: String,

@@ -118,8 +118,7 @@ impl Aside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Incarnation;
-    use crate::model::Ticket;
+    use crate::model::{Incarnation, Ticket};
 
     fn place(number: i64) -> Sequence {
         Sequence::from_number(number)

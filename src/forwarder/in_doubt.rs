@@ -6,9 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::journal::Sequence;
-use crate::model::Incarnation;
-use crate::model::PageId;
-use crate::model::Ticket;
+use crate::model::{Incarnation, PageId, Ticket};
 
 /// How many tickets an entry in doubt may hold back. The publisher stores each page above the
 /// watermark in one record of the state topic, at up to 20 bytes: 600 kB, which brokers accept by

@@ -5,12 +5,10 @@
 //! its way from Agora is stored, what is forwarded is deleted, and no further request leaves before
 //! the file is there again.
 
-use std::fs;
 use std::fs::File;
-use std::io;
 use std::io::Write as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;

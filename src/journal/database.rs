@@ -14,38 +14,22 @@ mod trust;
 use std::fs;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::Connection;
-use rusqlite::ErrorCode;
 use rusqlite::config::DbConfig;
-use rusqlite::ffi;
+use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::time::Instant;
-use tracing::error;
-use tracing::info;
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use self::trust::Unusable;
-use self::trust::file_error;
-use self::trust::is_full;
-use self::trust::open_no_link;
-use self::trust::open_untouched;
-use self::trust::proves_nothing;
-use self::trust::requests_in_doubt;
-use self::trust::usable;
-use super::OpenError;
-use super::ballast::BALLAST_BYTES;
-use super::ballast::Ballast;
-use super::doubt;
-use super::files;
+use self::trust::{
+    Unusable, file_error, is_full, open_no_link, open_untouched, proves_nothing, requests_in_doubt,
+    usable,
+};
+use super::ballast::{BALLAST_BYTES, Ballast};
 use super::files::Lock;
-use super::image;
-use super::salvage;
-use super::salvage::Carried;
-use super::salvage::Known;
-use super::schema;
+use super::salvage::{Carried, Known};
+use super::{OpenError, doubt, files, image, salvage, schema};
 use crate::error::Chain;
 use crate::model::Timestamp;
 

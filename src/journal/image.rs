@@ -362,9 +362,8 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::Connection;
     use rusqlite::config::DbConfig;
-    use rusqlite::params;
+    use rusqlite::{Connection, params};
 
     use super::*;
 

@@ -6,25 +6,13 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
-use rusqlite::OpenFlags;
-use rusqlite::Row;
+use rusqlite::{Connection, OpenFlags, Row};
 
-use super::Recovered;
-use super::files;
-use super::image;
-use super::rows::COLUMNS;
-use super::rows::Raw;
-use super::schema;
-use super::tickets;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Pace;
-use crate::model::PageId;
-use crate::model::Timestamp;
+use super::rows::{COLUMNS, Raw};
+use super::{Recovered, files, image, schema, tickets};
+use crate::model::{Entry, Feed, Pace, PageId, Timestamp};
 
 /// Findings of SQLite about a broken structure that are told at most.
 const FINDINGS: usize = 20;

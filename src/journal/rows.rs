@@ -1,29 +1,14 @@
 //! Entries as rows: what the columns hold, and the checksum over them.
 
 use bytes::Bytes;
-use rusqlite::Connection;
-use rusqlite::OptionalExtension as _;
-use rusqlite::Row;
-use rusqlite::params;
-use serde::Deserialize;
-use serde::Serialize;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
 
-use super::Place;
-use super::Sequence;
-use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Content;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::PAGE_LIMIT;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Region;
-use crate::model::Ticket;
-use crate::model::Timestamp;
-use crate::model::Wholeness;
+use super::{Place, Sequence};
+use crate::model::{
+    AppId, CLOCK_MARGIN, Content, Entry, Feed, Gap, GapCause, PAGE_LIMIT, Page, PageId, Region,
+    Ticket, Timestamp, Wholeness,
+};
 
 /// Everything about an entry but its identity and its body, readable for a person with `sqlite3`.
 #[derive(Debug, Serialize, Deserialize)]

@@ -5,27 +5,17 @@
 //! an entry that is forwarded twice, and recognised; an entry that is not carried is lost. So what
 //! is in doubt is carried.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::Connection;
-use rusqlite::ErrorCode;
-use rusqlite::Row;
-use rusqlite::params_from_iter;
 use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, Row, params_from_iter};
 
-use super::Sequence;
-use super::image::Image;
-use super::image::Record;
-use super::image::Value;
-use super::rows;
+use super::image::{Image, Record, Value};
 use super::rows::Raw;
-use crate::model::Feed;
-use crate::model::PageId;
+use super::{Sequence, rows};
+use crate::model::{Feed, PageId};
 
 /// What memory knows of a database that it used until now.
 #[derive(Debug, Default)]

@@ -14,44 +14,21 @@ mod recovery;
 mod room;
 mod standing;
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use self::room::Room;
-use self::standing::Feeds;
-use self::standing::Request;
-use self::standing::Standing;
-use super::Backlog;
-use super::Command;
-use super::Held;
-use super::JournalError;
-use super::OpenError;
-use super::Place;
-use super::RESERVED_BYTES;
-use super::Recovered;
-use super::Sequence;
-use super::Settled;
+use self::standing::{Feeds, Request, Standing};
 use super::database::Database;
-use super::doubt;
-use super::files;
-use super::rows;
-use super::tickets;
-use crate::model::AppId;
-use crate::model::Content;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::Incarnation;
-use crate::model::Pace;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use super::{
+    Backlog, Command, Held, JournalError, OpenError, Place, RESERVED_BYTES, Recovered, Sequence,
+    Settled, doubt, files, rows, tickets,
+};
+use crate::model::{AppId, Content, Entry, Feed, Gap, Incarnation, Pace, Ticket, Timestamp};
 
 /// So many forwarded entries are deleted without waiting for something else to write.
 const FORGET_AT_ONCE: usize = 64;

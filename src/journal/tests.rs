@@ -8,10 +8,7 @@ use bytes::Bytes;
 use rusqlite::Connection;
 
 use super::*;
-use crate::model::Endpoint;
-use crate::model::GapCause;
-use crate::model::Region;
-use crate::model::Wholeness;
+use crate::model::{Endpoint, GapCause, Region, Wholeness};
 
 const ROOM: u64 = 64 * 1024 * 1024;
 

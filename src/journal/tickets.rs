@@ -2,17 +2,10 @@
 
 use std::collections::HashMap;
 
-use rusqlite::Connection;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
-use super::Place;
-use super::Recovered;
-use crate::model::AppId;
-use crate::model::Feed;
-use crate::model::Pace;
-use crate::model::Region;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use super::{Place, Recovered};
+use crate::model::{AppId, Feed, Pace, Region, Ticket, Timestamp};
 
 /// Requests of an app whose times are remembered: as many as Agora allows in a second.
 const REQUESTS_REMEMBERED: i64 = 10;

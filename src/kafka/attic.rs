@@ -9,24 +9,16 @@
 //! can't be read back, or is not what was written, ends the memory: it is read anew from Kafka, and
 //! stays in memory from then on.
 
-use std::fs;
-use std::fs::File;
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
 use tracing::warn;
 
-use crate::dedupe::BLOCK_EVENTS;
-use crate::dedupe::Cell;
-use crate::dedupe::Fingerprint;
-use crate::dedupe::Shelf;
+use crate::dedupe::{BLOCK_EVENTS, Cell, Fingerprint, Shelf};
 use crate::error::Chain;
 
 /// Bytes of a fingerprint.

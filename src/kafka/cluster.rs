@@ -21,36 +21,23 @@ mod topics;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use self::clients::Clients;
 pub use self::clients::LARGEST_PAGE;
-use self::clients::Listener;
+use self::clients::{Clients, Listener};
 use self::failure::failure_of;
-pub use self::inspect::Found;
-pub use self::inspect::Inspection;
-pub use self::inspect::Right;
-pub use self::inspect::TopicSettings;
+pub use self::inspect::{Found, Inspection, Right, TopicSettings};
 use self::owner::OwnedPartition;
 use self::page_writer::PageWriter;
-pub use self::reader::Reader;
-pub use self::reader::Spans;
-pub use self::reader::Stored;
+pub use self::reader::{Reader, Spans, Stored};
 pub use self::replayer::Replayer;
 use self::topics::Facts;
 pub use self::topics::Misfit;
 use crate::config;
-use crate::kafka::Kafka;
-use crate::kafka::KafkaError;
-use crate::kafka::Look;
-use crate::kafka::PageRecord;
-use crate::kafka::Recall;
-use crate::kafka::Topic;
+use crate::kafka::{Kafka, KafkaError, Look, PageRecord, Recall, Topic};
 
 /// How long one question to a broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -18,30 +18,14 @@
 //! after a start, so records are taken in one by one ([`Recall`]) and nothing grows with their
 //! number but what is remembered of each block.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::dedupe::BLOCK_EVENTS;
-use crate::dedupe::Block;
-use crate::dedupe::Fingerprint;
-use crate::dedupe::Resting;
-use crate::dedupe::Shelved;
-use crate::dedupe::Window;
-use crate::kafka::Attic;
-use crate::kafka::Batch;
-use crate::kafka::Topic;
-use crate::kafka::attic::Cells;
-use crate::kafka::attic::Unread;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Incarnation;
-use crate::model::PageId;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::dedupe::{BLOCK_EVENTS, Block, Fingerprint, Resting, Shelved, Window};
+use crate::kafka::attic::{Cells, Unread};
+use crate::kafka::{Attic, Batch, Topic};
+use crate::model::{AppId, Endpoint, Incarnation, PageId, Ticket, Timestamp};
 
 /// The version that this program writes; it reads this one and all before.
 pub(crate) const VERSION: u8 = 1;

@@ -8,16 +8,7 @@
 use bytes::Bytes;
 
 use crate::agora::Contents;
-use crate::model::AppId;
-use crate::model::Content;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Region;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::model::{AppId, Content, Entry, Feed, Gap, Page, PageId, Region, Ticket, Timestamp};
 
 /// The highest version that this program writes; it reads this one and all before.
 ///
@@ -221,10 +212,7 @@ impl Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Endpoint;
-    use crate::model::GapCause;
-    use crate::model::Incarnation;
-    use crate::model::Wholeness;
+    use crate::model::{Endpoint, GapCause, Incarnation, Wholeness};
 
     fn feed() -> Feed {
         Feed { app: AppId::new("a1"), region: Region::new("eu"), endpoint: Endpoint::Channel }

@@ -4,22 +4,15 @@
 //! for the two to meet; a person reads the distance.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::KafkaError;
-use crate::kafka::pages;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Entry;
-use crate::model::Incarnation;
+use crate::kafka::{KafkaError, pages};
+use crate::model::{AppId, Endpoint, Entry, Incarnation};
 
 /// A stop that sees no progress gives up, so meanwhile no attempt waits for longer.
 const WAIT_AT_A_STOP: Duration = Duration::from_millis(500);
@@ -230,14 +223,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::Content;
-    use crate::model::Feed;
-    use crate::model::Page;
-    use crate::model::PageId;
-    use crate::model::Region;
-    use crate::model::Ticket;
-    use crate::model::Timestamp;
-    use crate::model::Wholeness;
+    use crate::model::{Content, Feed, Page, PageId, Region, Ticket, Timestamp, Wholeness};
 
     const OWN: Incarnation = Incarnation::from_u128(1);
 

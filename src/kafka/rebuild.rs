@@ -20,19 +20,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::dedupe::Fingerprint;
-use crate::dedupe::LEAST_REMEMBERED;
-use crate::kafka::Memory;
-use crate::kafka::PageRecord;
-use crate::kafka::Topic;
-use crate::kafka::pages;
-use crate::kafka::partition_of;
+use crate::dedupe::{Fingerprint, LEAST_REMEMBERED};
 use crate::kafka::record::app_of_source;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::PageId;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::kafka::{Memory, PageRecord, Topic, pages, partition_of};
+use crate::model::{AppId, Endpoint, PageId, Ticket, Timestamp};
 
 /// The topics whose records name the pages that they come from.
 pub(crate) const NAMING: [Topic; 4] =

@@ -13,16 +13,9 @@ use serde_json::value::RawValue;
 use crate::agora::Event;
 use crate::dedupe::Fingerprint;
 use crate::error::shortened;
-use crate::kafka::Batch;
-use crate::kafka::Draft;
-use crate::kafka::PageRecord;
-use crate::kafka::Topic;
 use crate::kafka::pages::BadPageRecord;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Gap;
-use crate::model::PageId;
-use crate::model::Timestamp;
+use crate::kafka::{Batch, Draft, PageRecord, Topic};
+use crate::model::{AppId, Endpoint, Gap, PageId, Timestamp};
 
 /// The page that a record comes from, as its headers name it.
 #[derive(Clone, Debug)]
@@ -358,11 +351,7 @@ fn print(bytes: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::agora::event;
-    use crate::model::Feed;
-    use crate::model::GapCause;
-    use crate::model::Incarnation;
-    use crate::model::Region;
-    use crate::model::Ticket;
+    use crate::model::{Feed, GapCause, Incarnation, Region, Ticket};
 
     const PAGE: PageId = PageId { incarnation: Incarnation::from_u128(0x1f), ticket: Ticket(7) };
 

@@ -16,28 +16,20 @@ mod condition;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Display;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use serde::Serialize;
-use serde::Serializer;
+use serde::{Serialize, Serializer};
 
 pub use self::condition::Condition;
 
-use self::condition::Causes;
-use self::condition::Slot;
-use crate::model::Clock;
-use crate::model::Timestamp;
+use self::condition::{Causes, Slot};
+use crate::model::{Clock, Timestamp};
 
 /// All conditions of this process. Cheap to clone; clones share.
 #[derive(Clone, Debug)]

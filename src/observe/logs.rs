@@ -11,43 +11,25 @@ mod line;
 mod panics;
 mod queue;
 
-use std::env;
-use std::io;
-use std::io::IsTerminal;
-use std::io::Write as _;
-use std::mem;
-use std::panic;
-use std::sync::Arc;
-use std::sync::LazyLock;
-use std::sync::Mutex;
-use std::sync::OnceLock;
-use std::sync::PoisonError;
-use std::thread;
+use std::io::{IsTerminal, Write as _};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use std::{env, io, mem, panic, thread};
 
-use tracing::Dispatch;
-use tracing::Level;
-use tracing::error;
 use tracing::level_filters::LevelFilter;
-use tracing::warn;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::Layer;
+use tracing::{Dispatch, Level, error, warn};
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 pub use self::panics::abort_at_panic;
 
-use self::queue::Dropped;
-use self::queue::Limits;
-use self::queue::Queue;
+use self::queue::{Dropped, Limits, Queue};
 use crate::model::Clock;
-use crate::observe::health::Health;
-use crate::observe::health::Trouble;
+use crate::observe::health::{Health, Trouble};
 use crate::observe::metrics::Metrics;
 
 /// How a line looks.

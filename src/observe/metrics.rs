@@ -4,8 +4,7 @@
 //! gets [`Metrics::registry`], where every name starts with `agora_rtm_bridge_`. Only the metrics of
 //! the process keep the names that all Prometheus clients give them. `docs/metrics.md` lists all.
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text;
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::registry::Registry;
 
 use crate::model::Feed;

@@ -4,13 +4,10 @@
 //! Where there is no `/proc` the metrics of the process are absent, and nothing else changes. The
 //! fields of `/proc/self/stat` are described in proc_pid_stat(5).
 
-use std::fmt;
-use std::fs;
+use std::{fmt, fs};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::encoding::EncodeGaugeValue;
-use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;

@@ -2,14 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::schedule::Answered;
-use crate::schedule::Asked;
-use crate::schedule::Decision;
-use crate::schedule::FeedFacts;
-use crate::schedule::Former;
-use crate::schedule::Limits;
-use crate::schedule::Outcome;
-use crate::schedule::Schedule;
+use crate::schedule::{Answered, Asked, Decision, FeedFacts, Former, Limits, Outcome, Schedule};
 
 /// Decides for the two feeds of an App ID: 0 has the user events, 1 the channel events.
 pub trait Program {

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::simulator::Counts;
-use crate::simulator::Requests;
+use crate::simulator::{Counts, Requests};
 
 /// The outcome of events and requests.
 #[derive(Clone, Debug, Default)]

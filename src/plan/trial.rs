@@ -13,14 +13,8 @@ use tokio::time::Instant;
 use super::program::Program;
 use super::tally::Tally;
 use crate::model::Endpoint;
-use crate::schedule::Answered;
-use crate::schedule::Decision;
-use crate::schedule::Outcome;
-use crate::schedule::Seen;
-use crate::simulator::Counted;
-use crate::simulator::Counts;
-use crate::simulator::Script;
-use crate::simulator::Taken;
+use crate::schedule::{Answered, Decision, Outcome, Seen};
+use crate::simulator::{Counted, Counts, Script, Taken};
 
 /// A load on the script's first App ID, and when it is polled.
 #[derive(Clone, Debug)]
@@ -236,18 +230,13 @@ fn endpoint(feed: usize) -> Endpoint {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::collections::BTreeSet;
-    use std::collections::VecDeque;
+    use std::collections::{BTreeSet, VecDeque};
     use std::rc::Rc;
 
     use super::*;
     use crate::plan::bridge;
     use crate::schedule::Limits;
-    use crate::simulator::AppScript;
-    use crate::simulator::Load;
-    use crate::simulator::Network;
-    use crate::simulator::RampPoint;
-    use crate::simulator::Spread;
+    use crate::simulator::{AppScript, Load, Network, RampPoint, Spread};
 
     const MS: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);

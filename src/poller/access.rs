@@ -10,17 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::tokens::Tokens;
-use crate::agora::Credentials;
-use crate::agora::Edition;
-use crate::agora::Moment;
-use crate::agora::NoCredentials;
-use crate::agora::Proof;
-use crate::agora::Refused;
-use crate::agora::TokenEnd;
-use crate::model::AppId;
-use crate::model::Timestamp;
-use crate::observe::health::Condition;
-use crate::observe::health::Health;
+use crate::agora::{Credentials, Edition, Moment, NoCredentials, Proof, Refused, TokenEnd};
+use crate::model::{AppId, Timestamp};
+use crate::observe::health::{Condition, Health};
 
 /// Interval at which an app's secret is read while every host refuses it.
 const LOOK: Duration = Duration::from_secs(1);

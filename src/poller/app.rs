@@ -3,43 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
-use tracing::error;
-use tracing::info;
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use super::Poller;
-use super::Target;
-use super::Tools;
 use super::access::Access;
 use super::clocks::host_of;
 use super::gate::Gate;
 use super::order::Order;
-use super::request::Done;
-use super::request::Errand;
-use super::request::News;
-use crate::agora::Moment;
-use crate::agora::Refused;
-use crate::agora::Request;
-use crate::agora::Transport;
-use crate::error::Chain;
-use crate::error::may_panic;
+use super::request::{Done, Errand, News};
+use super::{Poller, Target, Tools};
+use crate::agora::{Moment, Refused, Request, Transport};
+use crate::error::{Chain, may_panic};
 use crate::journal::Held;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::Pace;
-use crate::model::Ticket;
+use crate::model::{CLOCK_MARGIN, Gap, GapCause, Pace, Ticket};
 use crate::observe::health::Condition;
-use crate::schedule::Answered;
-use crate::schedule::Decision;
-use crate::schedule::Outcome;
-use crate::schedule::Refusal;
-use crate::schedule::Schedule;
-use crate::schedule::Seen;
-use crate::schedule::Suspected;
+use crate::schedule::{Answered, Decision, Outcome, Refusal, Schedule, Seen, Suspected};
 
 /// Delay before a feed retries after the journal could not reserve room.
 const WAIT_FOR_JOURNAL: Duration = Duration::from_secs(1);

@@ -9,23 +9,17 @@
 //! Tokens are issued by Agora's clock, and times that are compared with those of events are stated
 //! in it. A difference of at most [`NOTHING`] is ignored: the bounds of gaps allow for it anyway.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::time::Instant;
-use tracing::info;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::agora::Moment;
 use crate::model::Timestamp;

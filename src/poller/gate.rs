@@ -6,13 +6,11 @@
 
 use std::num::NonZeroU32;
 
-use governor::Quota;
-use governor::RateLimiter;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
-use governor::state::InMemoryState;
-use governor::state::NotKeyed;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use tokio::time::Instant;
 
 /// Lets one second's worth of requests pass at once, and then that many per second.

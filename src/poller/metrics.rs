@@ -6,17 +6,14 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::histogram::exponential_buckets;
-use prometheus_client::registry::Registry;
-use prometheus_client::registry::Unit;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
 
 use super::clocks::Clocks;
 use super::tokens::Tokens;
 use crate::agora::Answer;
 use crate::agora::answer::Trouble;
-use crate::model::BUFFER_LIMIT;
-use crate::model::Feed;
+use crate::model::{BUFFER_LIMIT, Feed};
 use crate::observe::metrics::FeedLabels;
 
 /// Metrics of all apps together. Cheap to clone; clones share.

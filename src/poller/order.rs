@@ -24,9 +24,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::PageId;
-use crate::model::Ticket;
-use crate::model::Timestamp;
+use crate::model::{PageId, Ticket, Timestamp};
 
 /// Added to the longest request, to allow for the time to settle it after its end.
 const MARGIN: Duration = Duration::from_secs(1);

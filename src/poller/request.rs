@@ -1,54 +1,25 @@
 //! One request, from the ticket until it is settled.
 
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
-use tracing::debug;
-use tracing::error;
-use tracing::warn;
+use tracing::{debug, error, warn};
 
-use super::Target;
-use super::Tools;
 use super::clocks::host_of;
-use super::order::Ended;
-use super::order::Order;
-use super::order::Turn;
+use super::order::{Ended, Order, Turn};
+use super::{Target, Tools};
 use crate::agora;
-use crate::agora::Answer;
-use crate::agora::Contents;
-use crate::agora::Edition;
-use crate::agora::Glance;
-use crate::agora::Moment;
-use crate::agora::Reply;
-use crate::agora::Request;
-use crate::agora::Shape;
-use crate::agora::Transport;
-use crate::agora::answer::Ids;
-use crate::agora::answer::Said;
-use crate::agora::answer::Trouble;
+use crate::agora::answer::{Ids, Said, Trouble};
+use crate::agora::{Answer, Contents, Edition, Glance, Moment, Reply, Request, Shape, Transport};
 use crate::error::may_panic;
-use crate::journal::Held;
-use crate::journal::JournalError;
-use crate::journal::Reservation;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Content;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::PAGE_LIMIT;
-use crate::model::Page;
-use crate::model::Ticket;
-use crate::model::Timestamp;
-use crate::model::Wholeness;
+use crate::journal::{Held, JournalError, Reservation};
+use crate::model::{
+    CLOCK_MARGIN, Content, Gap, GapCause, PAGE_LIMIT, Page, Ticket, Timestamp, Wholeness,
+};
 use crate::observe::accounts::Column;
-use crate::schedule::Asked;
-use crate::schedule::Outcome;
-use crate::schedule::Refusal;
-use crate::schedule::Seen;
+use crate::schedule::{Asked, Outcome, Refusal, Seen};
 
 /// A request that is about to be sent.
 #[derive(Debug)]

@@ -8,22 +8,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use tracing::error;
-use tracing::info;
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use super::LetGo;
-use super::Publisher;
 use super::trail::Trail;
+use super::{LetGo, Publisher};
 use crate::error::Chain;
-use crate::kafka::Batch;
-use crate::kafka::Delivered;
-use crate::kafka::Failure;
-use crate::kafka::Kafka;
-use crate::kafka::Memory;
-use crate::kafka::Owned;
-use crate::kafka::Rebuild;
-use crate::kafka::Recall;
+use crate::kafka::{Batch, Delivered, Failure, Kafka, Memory, Owned, Rebuild, Recall};
 
 /// Windows that are written in one transaction while a memory is rebuilt: 2 MiB at most.
 const WINDOWS_A_TRANSACTION: usize = 16;

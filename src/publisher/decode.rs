@@ -3,42 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use super::ladder::Ladder;
-use super::ladder::Times;
+use super::ladder::{Ladder, Times};
 use super::loss::Loss;
-use super::pairs::Pairs;
-use super::pairs::Told;
+use super::pairs::{Pairs, Told};
 use super::switches::Held;
-use crate::agora::Contents;
-use crate::agora::Ending;
-use crate::agora::event;
-use crate::dedupe::Fingerprint;
-use crate::dedupe::Window;
-use crate::kafka::Batch;
-use crate::kafka::Limits;
-use crate::kafka::Memory;
-use crate::kafka::PageRecord;
-use crate::kafka::Topic;
-use crate::kafka::Unread;
-use crate::kafka::pages;
+use crate::agora::{Contents, Ending, event};
+use crate::dedupe::{Fingerprint, Window};
 use crate::kafka::pages::BadPageRecord;
-use crate::kafka::record;
-use crate::kafka::record::BrokerTime;
-use crate::kafka::record::Part;
-use crate::kafka::record::Room;
-use crate::kafka::record::Source;
-use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Content;
-use crate::model::Endpoint;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::Incarnation;
-use crate::model::PAGE_LIMIT;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Timestamp;
-use crate::model::Wholeness;
+use crate::kafka::record::{BrokerTime, Part, Room, Source};
+use crate::kafka::{Batch, Limits, Memory, PageRecord, Topic, Unread, pages, record};
+use crate::model::{
+    AppId, CLOCK_MARGIN, Content, Endpoint, Gap, GapCause, Incarnation, PAGE_LIMIT, Page, PageId,
+    Timestamp, Wholeness,
+};
 
 /// A transaction in the making: its records, and what to count when it is delivered.
 #[derive(Debug, Default)]

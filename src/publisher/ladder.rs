@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::kafka::Topic;
-use crate::kafka::Unfit;
+use crate::kafka::{Topic, Unfit};
 
 /// How long a refusal of timestamps is remembered. Where limits can't be read, each attempt with
 /// the times of events costs a claim.

@@ -12,24 +12,12 @@ use tracing::error;
 
 use super::Publisher;
 use super::decode::Draft;
-use super::trail::Step;
-use super::trail::Trail;
-use crate::kafka::Kafka;
-use crate::kafka::KafkaError;
-use crate::kafka::Memory;
-use crate::kafka::Owned;
-use crate::kafka::PageRecord;
-use crate::kafka::record;
+use super::trail::{Step, Trail};
 use crate::kafka::record::LostPages;
-use crate::model::AppId;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Endpoint;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::PAGE_LIMIT;
-use crate::model::Region;
-use crate::model::Timestamp;
+use crate::kafka::{Kafka, KafkaError, Memory, Owned, PageRecord, record};
+use crate::model::{
+    AppId, CLOCK_MARGIN, Endpoint, Feed, Gap, GapCause, PAGE_LIMIT, Region, Timestamp,
+};
 
 /// The region of a gap where only the memory knows the app: it does not keep regions.
 const UNKNOWN_REGION: &str = "unknown";
@@ -187,8 +175,7 @@ impl Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::Recall;
-    use crate::kafka::Topic;
+    use crate::kafka::{Recall, Topic};
 
     fn feed(app: &str, region: &str, endpoint: Endpoint) -> Feed {
         Feed { app: AppId::new(app), region: Region::new(region), endpoint }

@@ -7,15 +7,11 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::histogram::exponential_buckets;
-use prometheus_client::registry::Registry;
-use prometheus_client::registry::Unit;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
 
 use super::broker_clock::BrokerClock;
-use crate::model::AppId;
-use crate::model::Feed;
-use crate::model::Gap;
+use crate::model::{AppId, Feed, Gap};
 use crate::observe::metrics::FeedLabels;
 
 /// Counters of all partitions together. Cheap to clone; clones share.

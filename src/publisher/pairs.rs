@@ -21,8 +21,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-use crate::model::AppId;
-use crate::model::Timestamp;
+use crate::model::{AppId, Timestamp};
 
 /// Users that are remembered of an app.
 const SLOTS: u64 = 4_096;
@@ -160,12 +159,10 @@ impl AppPairs {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::BuildHasherDefault;
-    use std::hash::DefaultHasher;
+    use std::hash::{BuildHasherDefault, DefaultHasher};
 
-    use rand::RngExt as _;
-    use rand::SeedableRng as _;
     use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
 
     use super::*;
 

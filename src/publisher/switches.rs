@@ -17,9 +17,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::model::AppId;
-use crate::model::Feed;
-use crate::model::Timestamp;
+use crate::model::{AppId, Feed, Timestamp};
 
 /// Equal events are no further apart: times may be whole seconds.
 const EQUALS_LIE_APART: Duration = Duration::from_secs(2);
@@ -129,8 +127,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Endpoint;
-    use crate::model::Region;
+    use crate::model::{Endpoint, Region};
 
     const BEGINS: Option<Switch> = Some(Switch { begins: true });
     const GOES_ON: Option<Switch> = Some(Switch { begins: false });

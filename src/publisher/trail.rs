@@ -8,8 +8,7 @@
 
 use std::ops::Range;
 
-use crate::kafka::PageRecord;
-use crate::kafka::pages;
+use crate::kafka::{PageRecord, pages};
 use crate::model::PageId;
 
 /// Where reading is.
@@ -86,8 +85,7 @@ impl Trail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Incarnation;
-    use crate::model::Ticket;
+    use crate::model::{Incarnation, Ticket};
 
     fn id(ticket: u64) -> PageId {
         PageId { incarnation: Incarnation::from_u128(7), ticket: Ticket(ticket) }

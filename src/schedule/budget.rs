@@ -30,8 +30,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Asked;
-use super::way::Fastest;
-use super::way::Way;
+use super::way::{Fastest, Way};
 
 /// Period over which the server counts.
 const WINDOW: Duration = Duration::from_secs(1);

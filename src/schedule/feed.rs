@@ -16,28 +16,14 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use super::Answered;
-use super::Asked;
-use super::FeedFacts;
-use super::Limits;
-use super::Seen;
-use super::Suspected;
-use super::forecast::Forecast;
-use super::forecast::Observation;
-use super::forecast::gathering;
-use super::hosts::Hosts;
-use super::hosts::TurnedDown;
-use super::overflow::Emptying;
-use super::overflow::Overflow;
-use super::shared::Bounds;
-use super::shared::Emptied;
-use super::skew::Skew;
-use super::skew::millis;
+use super::forecast::{Forecast, Observation, gathering};
+use super::hosts::{Hosts, TurnedDown};
+use super::overflow::{Emptying, Overflow};
+use super::shared::{Bounds, Emptied};
+use super::skew::{Skew, millis};
 use super::way::RoundTrip;
-use crate::model::BUFFER_LIMIT;
-use crate::model::PAGE_LIMIT;
-use crate::model::Pace;
-use crate::model::Timestamp;
+use super::{Answered, Asked, FeedFacts, Limits, Seen, Suspected};
+use crate::model::{BUFFER_LIMIT, PAGE_LIMIT, Pace, Timestamp};
 
 /// Maximum number of silent requests from a feed to one host; the next request goes to another
 /// host, or waits.

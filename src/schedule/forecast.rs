@@ -36,11 +36,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Seen;
-use super::skew::Skew;
-use super::skew::millis;
-use crate::model::BUFFER_LIMIT;
-use crate::model::PAGE_LIMIT;
-use crate::model::Pace;
+use super::skew::{Skew, millis};
+use crate::model::{BUFFER_LIMIT, PAGE_LIMIT, Pace};
 
 /// Number of events between two requests, beyond what the rate explains, that make a burst.
 const BURST: f64 = 250.0;

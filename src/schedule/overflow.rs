@@ -31,9 +31,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::skew::Skew;
-use crate::model::CLOCK_MARGIN;
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use crate::model::{CLOCK_MARGIN, PAGE_LIMIT, Timestamp};
 
 /// Maximum error of the skew apart from the arrivals, in milliseconds. It costs false suspicions of
 /// buffers that were less than this much time away from being full.

@@ -23,8 +23,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::model::BUFFER_LIMIT;
-use crate::model::Timestamp;
+use crate::model::{BUFFER_LIMIT, Timestamp};
 
 /// How long a finding waits for proof of the contrary.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -16,8 +16,7 @@
 
 use std::time::Duration;
 
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use crate::model::{PAGE_LIMIT, Timestamp};
 
 /// Minimum time for which a difference is trusted, in milliseconds; the maximum is twice that.
 /// Clocks drift.

@@ -3,8 +3,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::event::Event;
-use super::event::Style;
+use super::event::{Event, Style};
 use super::script::Empty;
 
 /// A body and, for each of its elements, how many of its bytes a reader needs to have the whole
@@ -134,9 +133,7 @@ impl Layout {
 
     /// In any other form.
     pub(super) fn drawn(rng: &mut StdRng) -> Self {
-        use Part::Events;
-        use Part::RequestId;
-        use Part::Result;
+        use Part::{Events, RequestId, Result};
         const ORDERS: [[Part; 3]; 4] = [
             [Result, RequestId, Events],
             [Events, Result, RequestId],
@@ -157,8 +154,7 @@ mod tests {
     use super::*;
     use crate::model::Endpoint;
     use crate::simulator::clock::randomness;
-    use crate::simulator::script::AppScript;
-    use crate::simulator::script::Dialect;
+    use crate::simulator::script::{AppScript, Dialect};
 
     fn event(seq: u64, malformed: Option<u8>) -> Event {
         let (app, endpoint, entering) = (0, Endpoint::User, true);

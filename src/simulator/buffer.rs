@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::model::BUFFER_LIMIT;
-use crate::model::PAGE_LIMIT;
+use crate::model::{BUFFER_LIMIT, PAGE_LIMIT};
 
 #[expect(clippy::cast_possible_truncation, reason = "2,000 fits everywhere")]
 const KEEPS: usize = BUFFER_LIMIT as usize;

@@ -6,14 +6,10 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
-use super::script::Burst;
-use super::script::Load;
-use super::script::RandomBursts;
-use super::script::Script;
+use super::script::{Burst, Load, RandomBursts, Script};
 use crate::model::Endpoint;
 
 /// Generates the times of events.
@@ -195,8 +191,7 @@ fn seconds(seconds: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::script::AppScript;
-    use crate::simulator::script::RampPoint;
+    use crate::simulator::script::{AppScript, RampPoint};
 
     fn clock(load: Load) -> Clock {
         let app = AppScript { user_events: load, ..AppScript::default() };

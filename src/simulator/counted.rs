@@ -15,17 +15,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use super::clock::Clock;
-use super::clock::randomness;
+use super::clock::{Clock, randomness};
 use super::door::Window;
 use super::ledger::Requests;
-use super::script::Network;
-use super::script::RateLimit;
-use super::script::Script;
-use crate::model::BUFFER_LIMIT;
-use crate::model::Endpoint;
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use super::script::{Network, RateLimit, Script};
+use crate::model::{BUFFER_LIMIT, Endpoint, PAGE_LIMIT, Timestamp};
 
 #[expect(clippy::cast_possible_truncation, reason = "2,000 fits everywhere")]
 const KEEPS: usize = BUFFER_LIMIT as usize;
@@ -288,14 +282,9 @@ mod tests {
     use rand::RngExt;
 
     use super::*;
-    use crate::simulator::AppScript;
-    use crate::simulator::Burst;
-    use crate::simulator::Load;
-    use crate::simulator::RandomBursts;
-    use crate::simulator::Request;
-    use crate::simulator::Spread;
-    use crate::simulator::TokenScript;
-    use crate::simulator::World;
+    use crate::simulator::{
+        AppScript, Burst, Load, RandomBursts, Request, Spread, TokenScript, World,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 

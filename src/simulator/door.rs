@@ -6,14 +6,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::script::AppScript;
-use super::script::TokenScript;
+use super::script::{AppScript, TokenScript};
 use super::wire::Request;
 use crate::agora::token;
 use crate::agora::token::Token;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::model::{AppId, Endpoint, Timestamp};
 
 /// The resource that a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

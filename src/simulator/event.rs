@@ -7,8 +7,7 @@
 use std::io::Write;
 
 use super::names;
-use super::script::AppScript;
-use super::script::Dialect;
+use super::script::{AppScript, Dialect};
 use crate::model::Endpoint;
 
 /// Number of kinds of malformed elements.
@@ -223,8 +222,7 @@ fn write_text(text: &str, escape_more: bool, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

@@ -7,9 +7,7 @@ use rand::rngs::StdRng;
 
 use super::clock::randomness;
 use super::load::share;
-use super::script::Fault;
-use super::script::FaultKind;
-use super::script::Script;
+use super::script::{Fault, FaultKind, Script};
 use crate::model::Endpoint;
 
 /// The faults of a script, with the random generator that selects them.

@@ -14,13 +14,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::buffer::Copied;
-use super::event::Event;
-use super::event::Style;
+use super::event::{Event, Style};
 use super::names;
-use super::script::FaultKind;
-use super::script::Script;
-use crate::model::AppId;
-use crate::model::Endpoint;
+use super::script::{FaultKind, Script};
+use crate::model::{AppId, Endpoint};
 
 /// All events and all requests, with what happened to them.
 #[derive(Debug)]

@@ -14,14 +14,10 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::clock::Clock;
-use super::clock::randomness;
-use super::event::Event;
-use super::event::MALFORMED_FORMS;
-use super::script::AppScript;
-use super::script::Script;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use super::clock::{Clock, randomness};
+use super::event::{Event, MALFORMED_FORMS};
+use super::script::{AppScript, Script};
+use crate::model::{Endpoint, Timestamp};
 
 /// All sources of events, merged by time.
 #[derive(Debug)]
@@ -219,10 +215,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::simulator::script::Burst;
-    use crate::simulator::script::Dialect;
-    use crate::simulator::script::Load;
-    use crate::simulator::script::RandomBursts;
+    use crate::simulator::script::{Burst, Dialect, Load, RandomBursts};
 
     fn until(script: &Script, end: Duration) -> Vec<(Duration, Event)> {
         let mut crowds = Crowds::new(script);

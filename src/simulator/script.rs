@@ -8,17 +8,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::model::{AppId, Endpoint, Timestamp};
 
 mod check;
 mod fault;
 
 pub use self::check::ScriptError;
-pub use self::fault::Fault;
-pub use self::fault::FaultKind;
-pub use self::fault::NotAFault;
+pub use self::fault::{Fault, FaultKind, NotAFault};
 
 /// Where simulated time begins unless a script says otherwise: 2020-01-03T00:00:00Z.
 pub const DEFAULT_EPOCH: Timestamp = Timestamp::from_millis(1_578_009_600_000);

@@ -18,35 +18,17 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::body;
-use super::body::Body;
-use super::body::Layout;
-use super::buffer::Buffer;
-use super::buffer::Copied;
-use super::buffer::make_room;
+use super::body::{Body, Layout};
+use super::buffer::{Buffer, Copied, make_room};
 use super::clock::randomness;
-use super::door::Lock;
-use super::door::Target;
-use super::door::Window;
+use super::door::{Lock, Target, Window};
 use super::event::Event;
 use super::faults::Faults;
-use super::ledger::AnswerRecord;
-use super::ledger::Ledger;
+use super::ledger::{AnswerRecord, Ledger};
 use super::load::Crowds;
-use super::script::Detour;
-use super::script::Fault;
-use super::script::FaultKind;
-use super::script::FramingChoice;
-use super::script::Network;
-use super::script::Script;
-use super::script::Spread;
-use super::wire::Answer;
-use super::wire::Connection;
-use super::wire::Ending;
-use super::wire::Framing;
-use super::wire::Request;
-use crate::model::Endpoint;
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use super::script::{Detour, Fault, FaultKind, FramingChoice, Network, Script, Spread};
+use super::wire::{Answer, Connection, Ending, Framing, Request};
+use crate::model::{Endpoint, PAGE_LIMIT, Timestamp};
 
 /// A simulated Agora.
 #[derive(Debug)]

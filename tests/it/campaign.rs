@@ -26,16 +26,14 @@ mod topics;
 use std::ops::Range;
 use std::time::Duration;
 
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use self::clock::WrongClock;
 use self::disk::SmallDisk;
-use self::kind::Act;
-use self::kind::Kind;
+use self::kind::{Act, Kind};
 use self::stage::Stage;
 use self::tally::Tally;
 

@@ -5,22 +5,17 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 use serde_json::Value;
 
 use crate::campaign::disk::SmallDisk;
-use crate::real_broker::LIMIT;
-use crate::real_broker::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker;
+use crate::real_broker::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
-use crate::support::names;
 use crate::support::names::Names;
-use crate::support::process;
 use crate::support::process::Bridge;
+use crate::support::{broker, names, process};
 
 /// How `check` ended, and what it printed.
 pub(crate) struct Checked {

@@ -5,12 +5,9 @@
 //! show it apart; here it stands in its place. The Chinese example of a channel event lacks a comma
 //! in the document, and it lacks it here.
 
-use agora_rtm_bridge::agora::Ending;
-use agora_rtm_bridge::agora::event;
 use agora_rtm_bridge::agora::event::NotAnEvent;
-use agora_rtm_bridge::agora::split;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::agora::{Ending, event, split};
+use agora_rtm_bridge::model::{Endpoint, Wholeness};
 
 const USER: &str = "rtmtest_RTM_4852_4857w7%";
 const CHANNEL: &str = "example_channel_id";

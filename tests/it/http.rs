@@ -12,27 +12,17 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use agora_rtm_bridge::agora::Raw;
-use agora_rtm_bridge::agora::Reply;
-use agora_rtm_bridge::agora::Request;
-use agora_rtm_bridge::agora::Transport as _;
 use agora_rtm_bridge::agora::http::Http;
+use agora_rtm_bridge::agora::{Raw, Reply, Request, Transport as _};
 use agora_rtm_bridge::config::Agora;
-use rand::Rng as _;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 

@@ -9,23 +9,15 @@ use std::thread;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
-use agora_rtm_bridge::kafka::Batch;
-use agora_rtm_bridge::kafka::Cluster;
-use agora_rtm_bridge::kafka::Failure;
-use agora_rtm_bridge::kafka::Kafka as _;
-use agora_rtm_bridge::kafka::KafkaError;
-use agora_rtm_bridge::kafka::Owned as _;
-use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Recall;
-use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::kafka::{
+    Batch, Cluster, Failure, Kafka as _, KafkaError, Owned as _, PageRecord, Recall, Topic,
+};
 use rdkafka::ClientConfig;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use rdkafka::types::RDKafkaApiKey as Api;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 

@@ -15,30 +15,16 @@ mod disk;
 mod start;
 
 use std::collections::BTreeMap;
-use std::env;
-use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::thread;
 use std::time::Duration;
+use std::{env, fs, thread};
 
-use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::journal::JournalError;
-use agora_rtm_bridge::journal::Reader;
-use agora_rtm_bridge::journal::Recovered;
-use agora_rtm_bridge::journal::Reservation;
-use agora_rtm_bridge::journal::Sequence;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Timestamp;
-use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::journal::{Journal, JournalError, Reader, Recovered, Reservation, Sequence};
+use agora_rtm_bridge::model::{
+    AppId, Content, Endpoint, Feed, Incarnation, Page, Region, Timestamp, Wholeness,
+};
 use bytes::Bytes;
 use tempfile::TempDir;
 

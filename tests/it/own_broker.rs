@@ -11,27 +11,19 @@ mod secured;
 
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Burst, Load, Script};
 use rdkafka::ClientConfig;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::Value;
 
 use crate::real_broker::topics::delete_topics;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker;
-use crate::support::broker::Broker;
-use crate::support::broker::Extra;
+use crate::support::agora::{Agora, Hosts};
+use crate::support::broker::{Broker, Extra};
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{broker, within};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: f64 = 1024.0 * 1024.0;

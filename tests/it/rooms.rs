@@ -5,8 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Each room with the rooms it may name.
 const MAY_IMPORT: &[(&str, &[&str])] = &[

@@ -29,17 +29,13 @@ mod time;
 mod tokens;
 mod transport;
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use self::judge::Verdict;
-use self::judge::judge;
+use self::judge::{Verdict, judge};
 use self::plan::Plan;
-use self::run::Outcome;
-use self::run::run;
+use self::run::{Outcome, run};
 
 /// The name of the variable that picks one seed.
 const SEED: &str = "AGORA_TEST_SEED";

@@ -6,17 +6,9 @@
     reason = "what is not there is a fault of the test, and ends it"
 )]
 
-use std::fs::File;
-use std::fs::OpenOptions;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::ErrorKind;
-use std::io::PipeReader;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::io::pipe;
-use std::net::SocketAddr;
-use std::net::TcpStream;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader, Read as _, Write as _, pipe};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Stdio;
@@ -28,11 +20,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::child::Guarded;
-use crate::support::names;
-use crate::support::process::command;
-use crate::support::process::get;
-use crate::support::process::listen_address;
-use crate::support::within;
+use crate::support::process::{command, get, listen_address};
+use crate::support::{names, within};
 
 /// On a machine that compiles at the same time everything takes long.
 const LIMIT: Duration = Duration::from_secs(60);

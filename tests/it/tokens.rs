@@ -5,17 +5,13 @@
 use std::fs;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::{AppScript, Script, World};
 use serde_json::Value;
 
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::names;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{names, within};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -7,25 +7,17 @@ use std::process::Output;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::message::Header;
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
-use serde_json::Value;
-use serde_json::json;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::real_broker::stop;
-use crate::real_broker::wait_for_balance;
-use crate::support::broker;
-use crate::support::consume;
+use crate::real_broker::{stop, wait_for_balance};
 use crate::support::consume::Record;
-use crate::support::names;
 use crate::support::names::Names;
 use crate::support::pages::Pages;
-use crate::support::process::Bridge;
-use crate::support::process::command;
+use crate::support::process::{Bridge, command};
+use crate::support::{broker, consume, names};
 
 /// What a bridge left in Kafka after it drained some pages and stopped, and its configuration.
 struct Left {

@@ -7,8 +7,7 @@
 //! Pure: text in, text out.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
 use super::super::token;
 use crate::config::Auth;

@@ -6,9 +6,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use rustls::AlertDescription;
-use rustls::CertificateError;
-use rustls::InvalidMessage;
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::tls::OwnCertificate;
 use crate::model::Timestamp;

@@ -11,37 +11,23 @@
 //! Hosts on this machine are never reached through a proxy, not even one from the environment.
 
 use std::collections::HashMap;
-use std::hash::DefaultHasher;
-use std::hash::Hash as _;
-use std::hash::Hasher as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reqwest::Client;
-use reqwest::ClientBuilder;
-use reqwest::Proxy;
-use reqwest::header::HeaderMap;
-use reqwest::header::HeaderValue;
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Client, ClientBuilder, Proxy};
 use rustls::ClientConfig;
 use tokio::time::Instant;
-use tracing::info;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::idle;
-use super::idle::IdleLimit;
-use super::idle::Used;
-use super::tls::Files;
-use super::tls::Tls;
-use crate::config::Agora;
-use crate::config::SecretError;
-use crate::config::is_loopback;
+use super::idle::{IdleLimit, Used};
+use super::tls::{Files, Tls};
+use crate::config::{Agora, SecretError, is_loopback};
 use crate::error::Chain;
-use crate::model::Clock;
-use crate::model::Timestamp;
+use crate::model::{Clock, Timestamp};
 
 /// Maximum lifetime of connections. Operators move a name to another address within minutes, while
 /// the old one still answers for some time; a handshake per connection every five minutes costs

@@ -8,16 +8,10 @@ use base64::engine::general_purpose::STANDARD;
 use miniz_oxide::deflate::compress_to_vec_zlib;
 use ring::hmac;
 
-use super::LOGIN_006;
-use super::LOGIN_007;
-use super::LONGEST_LIFE;
-use super::PREFIX_006;
-use super::PREFIX_007;
-use super::RTM_SERVICE;
-use super::key;
-use super::key_007;
-use super::message_006;
-use super::seconds;
+use super::{
+    LOGIN_006, LOGIN_007, LONGEST_LIFE, PREFIX_006, PREFIX_007, RTM_SERVICE, key, key_007,
+    message_006, seconds,
+};
 use crate::config::TokenForm;
 use crate::model::Timestamp;
 

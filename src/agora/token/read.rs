@@ -9,15 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 
-use super::Holder;
-use super::LOGIN_006;
-use super::LOGIN_007;
-use super::LONGEST_LIFE;
-use super::PREFIX_006;
-use super::PREFIX_007;
-use super::RTM_SERVICE;
-use super::Token;
-use super::moment;
+use super::{
+    Holder, LOGIN_006, LOGIN_007, LONGEST_LIFE, PREFIX_006, PREFIX_007, RTM_SERVICE, Token, moment,
+};
 use crate::config::TokenForm;
 use crate::model::Timestamp;
 

@@ -2,8 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::mint::content_006;
-use super::mint::pack_006;
+use super::mint::{content_006, pack_006};
 use super::*;
 
 const APP_ID: &str = "970CA35de60c44645bbae8a215061b33";

@@ -2,10 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::written::digest;
-use crate::model::Entry;
-use crate::model::Gap;
-use crate::model::Region;
-use crate::model::Wholeness;
+use crate::model::{Entry, Gap, Region, Wholeness};
 
 const SINCE: Timestamp = Timestamp::from_millis(1_000_000);
 const INCARNATION: Incarnation = Incarnation::from_u128(7);

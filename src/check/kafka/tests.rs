@@ -4,8 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
-use crate::config::Delivery;
-use crate::config::Kafka;
+use crate::config::{Delivery, Kafka};
 
 fn topics() -> Topics {
     Topics {

@@ -6,46 +6,24 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::agora::Contents;
-use crate::agora::Raw;
-use crate::agora::Reply;
-use crate::agora::Request;
-use crate::agora::Shape;
-use crate::agora::Transport;
-use crate::agora::TransportError;
 use crate::agora::http::Http;
-use crate::check::Finding;
-use crate::check::Verdict;
+use crate::agora::{Contents, Raw, Reply, Request, Shape, Transport, TransportError};
+use crate::check::{Finding, Verdict};
 use crate::config::Settings;
-use crate::daemon::Daemon;
-use crate::daemon::Parts;
+use crate::daemon::{Daemon, Parts};
 use crate::error::Chain;
 use crate::journal::Journal;
-use crate::kafka::Attic;
-use crate::kafka::Batch;
-use crate::kafka::Failure;
-use crate::kafka::Kafka;
-use crate::kafka::KafkaError;
-use crate::kafka::Limits;
-use crate::kafka::Look;
-use crate::kafka::Owned;
-use crate::kafka::PageRecord;
-use crate::kafka::Rebuild;
-use crate::kafka::Recall;
-use crate::kafka::Topic;
-use crate::model::Clock;
-use crate::model::Feed;
-use crate::model::Incarnation;
-use crate::model::Wholeness;
+use crate::kafka::{
+    Attic, Batch, Failure, Kafka, KafkaError, Limits, Look, Owned, PageRecord, Rebuild, Recall,
+    Topic,
+};
+use crate::model::{Clock, Feed, Incarnation, Wholeness};
 use crate::observe::metrics::Metrics;
 
 /// Sends the first request for each feed.

@@ -5,11 +5,9 @@
 //! and no producer is fenced. Clients can't create topics on it, so they are created here. It keeps
 //! 5 MiB per partition.
 
-use std::fmt;
-use std::io;
 use std::sync::mpsc;
-use std::thread;
 use std::thread::JoinHandle;
+use std::{fmt, io, thread};
 
 use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;

@@ -12,9 +12,7 @@ use serde::Deserialize;
 use crate::agora::Event;
 use crate::dedupe::Fingerprint;
 use crate::kafka::Topic;
-use crate::model::AppId;
-use crate::model::Endpoint;
-use crate::model::Timestamp;
+use crate::model::{AppId, Endpoint, Timestamp};
 use crate::simulator::Recorded;
 
 /// Everything that was read.

@@ -6,15 +6,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::model::Endpoint;
-use crate::model::Timestamp;
-use crate::simulator::AppScript;
-use crate::simulator::Burst;
-use crate::simulator::Dialect;
-use crate::simulator::Fault;
-use crate::simulator::FaultKind;
-use crate::simulator::RegionScript;
-use crate::simulator::Script;
+use crate::model::{Endpoint, Timestamp};
+use crate::simulator::{AppScript, Burst, Dialect, Fault, FaultKind, RegionScript, Script};
 
 /// The regions. Both are drained, so the second repeats the events of the first.
 pub(super) const REGIONS: [&str; 2] = ["eu", "ap"];

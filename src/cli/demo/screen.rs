@@ -6,10 +6,7 @@ use std::io;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use indicatif::HumanCount;
-use indicatif::MultiProgress;
-use indicatif::ProgressBar;
-use indicatif::ProgressStyle;
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 use tracing::Level;
 
 use crate::model::BUFFER_LIMIT;

@@ -8,12 +8,9 @@ use std::fmt;
 
 use indicatif::HumanCount;
 
-use super::evidence::Evidence;
-use super::evidence::Gap;
-use super::evidence::identity;
+use super::evidence::{Evidence, Gap, identity};
 use crate::model::GapCause;
-use crate::simulator::Fate;
-use crate::simulator::Recorded;
+use crate::simulator::{Fate, Recorded};
 
 /// Maximum number of faults shown of each kind.
 const SHOWN: usize = 8;
@@ -227,8 +224,7 @@ fn shown(recorded: &Recorded) -> String {
 mod tests {
     use super::*;
     use crate::kafka::Topic;
-    use crate::model::AppId;
-    use crate::model::Endpoint;
+    use crate::model::{AppId, Endpoint};
 
     use super::super::evidence::Read;
 

@@ -4,16 +4,10 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::journal::Out;
-use crate::journal::Seen;
-use crate::journal::Verdict;
-use crate::model::Content;
-use crate::model::Feed;
-use crate::model::Pace;
-use crate::model::Timestamp;
+use crate::journal::{Out, Seen, Verdict};
+use crate::model::{Content, Feed, Pace, Timestamp};
 
 /// What stands above the lines of a list.
 pub(super) const HEAD: &str = "state    came                      status  body     bytes  page                                 app/region/endpoint  Agora's request id";

@@ -6,38 +6,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::io::IsTerminal as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 
 use clap::Args;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::Bridge;
-use super::Failure;
-use super::selection::Found;
-use super::selection::Selection;
-use crate::agora::Contents;
-use crate::agora::event;
-use crate::dedupe::Fingerprint;
-use crate::dedupe::Window;
-use crate::kafka::Batch;
-use crate::kafka::KafkaError;
-use crate::kafka::Limits;
-use crate::kafka::Reader;
-use crate::kafka::Replayer;
-use crate::kafka::Topic;
-use crate::kafka::record;
-use crate::kafka::record::BrokerTime;
-use crate::kafka::record::Source;
-use crate::model::AppId;
-use crate::model::Clock;
-use crate::model::Content;
-use crate::model::Endpoint;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Timestamp;
+use super::selection::{Found, Selection};
+use super::{Bridge, Failure};
+use crate::agora::{Contents, event};
+use crate::dedupe::{Fingerprint, Window};
+use crate::kafka::record::{BrokerTime, Source};
+use crate::kafka::{Batch, KafkaError, Limits, Reader, Replayer, Topic, record};
+use crate::model::{AppId, Clock, Content, Endpoint, Page, PageId, Timestamp};
 
 /// Number of regions for whose repeats the dedupe window has room: more than anyone drains.
 const REGIONS: usize = 8;

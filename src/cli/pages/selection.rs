@@ -7,18 +7,8 @@ use clap::Args;
 
 use super::Failure;
 use crate::cli::progress::Progress;
-use crate::kafka::Reader;
-use crate::kafka::Topic;
-use crate::kafka::pages;
-use crate::kafka::partition_of;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Clock;
-use crate::model::Content;
-use crate::model::Endpoint;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::PageId;
-use crate::model::Timestamp;
+use crate::kafka::{Reader, Topic, pages, partition_of};
+use crate::model::{CLOCK_MARGIN, Clock, Content, Endpoint, Entry, Feed, PageId, Timestamp};
 
 /// Which pages to read.
 #[derive(Debug, Args)]
@@ -211,12 +201,7 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::AppId;
-    use crate::model::Incarnation;
-    use crate::model::Page;
-    use crate::model::Region;
-    use crate::model::Ticket;
-    use crate::model::Wholeness;
+    use crate::model::{AppId, Incarnation, Page, Region, Ticket, Wholeness};
 
     fn found(app: &str, ticket: u64, came: i64) -> Found {
         let page = Page {

@@ -6,19 +6,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::selection::Found;
-use crate::agora::Contents;
-use crate::agora::event;
+use crate::agora::{Contents, event};
 use crate::dedupe::Fingerprint;
-use crate::kafka::Batch;
-use crate::kafka::Reader;
-use crate::kafka::Topic;
-use crate::kafka::record;
 use crate::kafka::record::Source;
-use crate::model::Content;
-use crate::model::Gap;
-use crate::model::Page;
-use crate::model::PageId;
-use crate::model::Timestamp;
+use crate::kafka::{Batch, Reader, Topic, record};
+use crate::model::{Content, Gap, Page, PageId, Timestamp};
 
 /// Column headings of a list.
 pub(super) const HEAD: &str = "came                      app/region/endpoint  status  body  elements  bytes  page  Agora's request id";

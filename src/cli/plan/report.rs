@@ -5,8 +5,7 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::Plan;
-use super::Remedies;
+use super::{Plan, Remedies};
 use crate::model::BUFFER_LIMIT;
 use crate::plan::Tally;
 

@@ -11,8 +11,7 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Database;
-use super::is_full;
+use super::{Database, is_full};
 use crate::error::Chain;
 
 /// A log with more bytes in use than this is not copied into the database as it should be.

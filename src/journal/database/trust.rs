@@ -1,16 +1,11 @@
 //! Whether a file can be trusted: before it is used, and after an error.
 
-use std::fs;
-use std::io;
 use std::path::Path;
+use std::{fs, io};
 
-use rusqlite::Connection;
-use rusqlite::ErrorCode;
-use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
-use rusqlite::ffi;
-use tracing::error;
-use tracing::warn;
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+use tracing::{error, warn};
 
 use super::OpenError;
 use crate::error::Chain;

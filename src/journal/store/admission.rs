@@ -1,13 +1,7 @@
 //! Requests on their way out and back: who may leave, and what is reserved for the answer.
 
-use super::JournalError;
-use super::JournalError::DiskFull;
-use super::JournalError::Full;
-use super::Opened;
-use super::Opening;
-use super::Place;
-use super::Request;
-use super::Store;
+use super::JournalError::{DiskFull, Full};
+use super::{JournalError, Opened, Opening, Place, Request, Store};
 
 // === impl Store ===
 

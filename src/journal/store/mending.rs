@@ -7,16 +7,9 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tracing::error;
 
-use super::Place;
-use super::Request;
-use super::Sequence;
-use super::Store;
-use super::doubt;
-use super::rows;
-use super::tickets;
+use super::{Place, Request, Sequence, Store, doubt, rows, tickets};
 use crate::journal::salvage::Known;
-use crate::model::Entry;
-use crate::model::PageId;
+use crate::model::{Entry, PageId};
 
 // === impl Store ===
 

@@ -2,11 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::JournalError;
-use super::Sequence;
-use super::Standing;
-use super::Store;
-use super::rows;
+use super::{JournalError, Sequence, Standing, Store, rows};
 use crate::journal::Waiting;
 
 // === impl Store ===

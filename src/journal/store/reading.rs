@@ -1,22 +1,14 @@
 //! Entries on their way out, and damaged ones out of the way.
 
-use std::cell::Cell;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 
-use tracing::error;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::JournalError;
-use super::Sequence;
-use super::Standing;
-use super::Store;
-use super::database;
-use super::rows;
+use super::{JournalError, Sequence, Standing, Store, database, rows};
 use crate::journal::Waiting;
 use crate::journal::rows::Damaged;
-use crate::model::Content;
-use crate::model::Entry;
+use crate::model::{Content, Entry};
 
 /// Damaged pages take this share of the journal at most; the oldest go first.
 const SET_ASIDE_SHARE: u64 = 8;

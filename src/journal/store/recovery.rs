@@ -4,20 +4,9 @@ use std::time::Duration;
 
 use tracing::error;
 
-use super::Held;
-use super::Recovered;
-use super::Standing;
-use super::Store;
-use super::doubt;
-use super::rows;
-use super::tickets;
 use super::tickets::Killed;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Content;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use super::{Held, Recovered, Standing, Store, doubt, rows, tickets};
+use crate::model::{CLOCK_MARGIN, Content, Gap, GapCause, PAGE_LIMIT, Timestamp};
 
 /// An app that was not asked for so long is not polled any more: what is known of it goes.
 const APPS_REMEMBERED: Duration = Duration::from_secs(90 * 86_400);

@@ -5,14 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Place;
-use crate::model::CLOCK_MARGIN;
-use crate::model::Content;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Gap;
-use crate::model::GapCause;
-use crate::model::PAGE_LIMIT;
-use crate::model::Timestamp;
+use crate::model::{CLOCK_MARGIN, Content, Entry, Feed, Gap, GapCause, PAGE_LIMIT, Timestamp};
 
 /// A request that is out.
 #[derive(Debug)]

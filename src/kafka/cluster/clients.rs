@@ -5,35 +5,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rdkafka::ClientContext;
-use rdkafka::Message as _;
 use rdkafka::admin::AdminClient;
-use rdkafka::config::ClientConfig;
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::DeliveryResult;
-use rdkafka::producer::ProducerContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
+use rdkafka::{ClientContext, Message as _};
 use tokio::time::Instant;
 
 use super::page_writer::Confirming;
 use crate::config;
 use crate::config::OptionValue;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Topic;
+use crate::kafka::{Failure, KafkaError, Topic};
 
 /// The largest page record, in bytes: a body, its headers, and room.
 pub const LARGEST_PAGE: usize = 10 * 1024 * 1024;

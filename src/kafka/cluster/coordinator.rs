@@ -3,8 +3,7 @@
 //! A coordinator keeps its log in a topic that the brokers make when the first client asks for one.
 //! Where they can't, they say "not available" for ever, and why is in their own log only.
 
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::ANSWER_TIMEOUT;
 use super::clients::Listener;

@@ -11,8 +11,7 @@
 //!
 //! `docs/kafka.md` tells the same to the one who is on call.
 
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 
 use crate::kafka::Failure;
 

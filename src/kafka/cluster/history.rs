@@ -6,10 +6,8 @@ use tracing::info;
 
 use super::clients::Clients;
 use super::reader::Reader;
-use crate::kafka::KafkaError;
-use crate::kafka::Rebuild;
-use crate::kafka::Topic;
 use crate::kafka::rebuild::NAMING;
+use crate::kafka::{KafkaError, Rebuild, Topic};
 
 /// Shows `rebuild` what the pages topic holds of a partition, and everything that was published.
 pub(super) fn show(

@@ -8,49 +8,29 @@
 //! nobody else uses, and brokers forget it after a week.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
-use rdkafka::Message as _;
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::ConfigResource;
-use rdkafka::admin::OwnedResourceSpecifier;
-use rdkafka::admin::ResourceSpecifier;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier,
+};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::CommitMode;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::DeliveryResult;
-use rdkafka::producer::Producer as _;
-use rdkafka::producer::ProducerContext;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Message as _};
 use tokio::time::Instant;
 
-use super::ANSWER_TIMEOUT;
-use super::blocking;
-use super::clients::Clients;
-use super::clients::Listener;
-use super::coordinator::Log;
-use super::coordinator::explained;
-use super::coordinator::missing;
+use super::clients::{Clients, Listener};
+use super::coordinator::{Log, explained, missing};
 use super::failure::is_passing;
 use super::reach::reach;
-use super::topics;
 use super::topics::Misfit;
+use super::{ANSWER_TIMEOUT, blocking, topics};
 use crate::config::Delivery;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Topic;
+use crate::kafka::{Failure, KafkaError, Topic};
 
 /// How long one call of several may wait.
 const STEP: Duration = Duration::from_secs(1);

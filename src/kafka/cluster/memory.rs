@@ -13,21 +13,15 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use rdkafka::Message as _;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::ANSWER_TIMEOUT;
-use super::clients::Clients;
-use super::clients::Listener;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Recall;
-use crate::kafka::Topic;
+use super::clients::{Clients, Listener};
 use crate::kafka::memory::CLAIM;
+use crate::kafka::{Failure, KafkaError, Recall, Topic};
 
 /// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
 /// is ended by the broker within this.

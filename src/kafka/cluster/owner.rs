@@ -5,59 +5,33 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdkafka::Message as _;
-use rdkafka::Timestamp as MessageTime;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::CommitMode;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::message::Header;
-use rdkafka::message::Headers as _;
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{Message as _, Timestamp as MessageTime};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::ANSWER_TIMEOUT;
-use super::clients::Clients;
-use super::clients::Listener;
-use super::coordinator::Log;
-use super::coordinator::explained;
-use super::coordinator::missing;
-use super::failure::failure_of;
-use super::failure::is_a_consequence;
-use super::failure::is_passing;
-use super::history;
-use super::memory;
+use super::clients::{Clients, Listener};
+use super::coordinator::{Log, explained, missing};
+use super::failure::{failure_of, is_a_consequence, is_passing};
 use super::memory::Until;
 use super::topics::Facts;
+use super::{ANSWER_TIMEOUT, history, memory};
 use crate::config::Delivery;
 use crate::error::may_panic;
-use crate::kafka::Batch;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Limits;
-use crate::kafka::Owned;
-use crate::kafka::PageRecord;
-use crate::kafka::Rebuild;
-use crate::kafka::Recall;
-use crate::kafka::Record;
-use crate::kafka::Topic;
-use crate::kafka::Unfit;
 use crate::kafka::memory::CLAIM;
+use crate::kafka::{
+    Batch, Failure, KafkaError, Limits, Owned, PageRecord, Rebuild, Recall, Record, Topic, Unfit,
+};
 use crate::model::Timestamp;
 
 /// How long a transaction may take before its failure can only be its own time-out.

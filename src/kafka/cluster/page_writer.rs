@@ -10,40 +10,26 @@
 //! oldest page that was not confirmed. So whatever arrives late of the old one, each page arrives for
 //! the first time behind all earlier ones, and the publisher recognises what arrives twice.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
-use rdkafka::Message as _;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::Header;
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::DeliveryResult;
-use rdkafka::producer::Producer as _;
-use rdkafka::producer::ProducerContext;
-use rdkafka::producer::PurgeConfig;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
+use rdkafka::{ClientContext, Message as _};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::clients::Clients;
-use super::clients::Listener;
+use super::clients::{Clients, Listener};
 use super::failure::failure_of;
 use super::reach::reach;
 use crate::error::may_panic;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::PageRecord;
-use crate::kafka::Topic;
+use crate::kafka::{Failure, KafkaError, PageRecord, Topic};
 
 /// How long the polling thread waits in one call. Each call ends with up to a millisecond of
 /// spinning (what remains is cut to whole milliseconds), so a wait of 100 ms, as in rdkafka's own

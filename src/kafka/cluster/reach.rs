@@ -6,15 +6,13 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::metadata::Metadata;
 use tokio::time::Instant;
 
 use super::ANSWER_TIMEOUT;
 use super::clients::Listener;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
+use crate::kafka::{Failure, KafkaError};
 
 /// So long a reason is waited out that may pass: another broker may answer.
 const PATIENCE: Duration = Duration::from_secs(3);

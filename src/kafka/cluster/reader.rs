@@ -5,36 +5,22 @@
 //! reader's.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::thread::sleep;
 use std::time::Duration;
 
 use rdkafka::Message as _;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::message::Headers as _;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::message::{BorrowedMessage, Headers as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
-use super::ANSWER_TIMEOUT;
-use super::clients::Clients;
-use super::clients::Listener;
-use super::failure::failure_of;
-use super::failure::is_passing;
-use super::memory;
-use super::memory::LOOK_AGAIN;
-use super::memory::STABLE_TIMEOUT;
-use super::memory::Until;
-use super::owner;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::PageRecord;
-use crate::kafka::Recall;
-use crate::kafka::Topic;
+use super::clients::{Clients, Listener};
+use super::failure::{failure_of, is_passing};
+use super::memory::{LOOK_AGAIN, STABLE_TIMEOUT, Until};
+use super::{ANSWER_TIMEOUT, memory, owner};
+use crate::kafka::{Failure, KafkaError, PageRecord, Recall, Topic};
 use crate::model::Timestamp;
 
 /// Reads topics; blocks.

@@ -8,28 +8,17 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::Header;
-use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
 use super::ANSWER_TIMEOUT;
-use super::clients::Clients;
-use super::clients::Listener;
+use super::clients::{Clients, Listener};
 use super::failure::failure_of;
-use super::memory::LOOK_AGAIN;
-use super::memory::STABLE_TIMEOUT;
+use super::memory::{LOOK_AGAIN, STABLE_TIMEOUT};
 use super::topics::Facts;
 use crate::config::Delivery;
-use crate::kafka::Batch;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Limits;
-use crate::kafka::Record;
-use crate::kafka::Topic;
+use crate::kafka::{Batch, Failure, KafkaError, Limits, Record, Topic};
 
 /// The owner's name in the transactional id.
 const OWNER: &str = "replay";

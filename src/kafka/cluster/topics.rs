@@ -3,29 +3,19 @@
 mod settings;
 mod spread;
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::ConfigResource;
-use rdkafka::admin::NewTopic;
-use rdkafka::admin::TopicReplication;
-use rdkafka::admin::TopicResult;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, TopicReplication, TopicResult,
+};
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::info;
 
-use super::ANSWER_TIMEOUT;
-use super::blocking;
-use super::clients::Clients;
-use super::clients::Listener;
+use super::clients::{Clients, Listener};
 use super::reach::reach;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Limits;
-use crate::kafka::Stamping;
-use crate::kafka::Topic;
+use super::{ANSWER_TIMEOUT, blocking};
+use crate::kafka::{Failure, KafkaError, Limits, Stamping, Topic};
 
 pub use self::spread::Misfit;
 pub(super) use self::spread::misfits;
@@ -203,9 +193,7 @@ fn limits(settings: &ConfigResource) -> Limits {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::admin::ConfigEntry;
-    use rdkafka::admin::ConfigSource;
-    use rdkafka::admin::OwnedResourceSpecifier;
+    use rdkafka::admin::{ConfigEntry, ConfigSource, OwnedResourceSpecifier};
 
     use super::*;
 

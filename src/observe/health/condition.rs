@@ -4,22 +4,14 @@
 //! Each of them speaks for itself: it knows whether it got what it needed, and nothing of the others.
 //! So the condition fails while one holder fails, and one that is well ends nobody else's trouble.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tracing::info;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::Health;
-use super::Key;
+use super::{Health, Key};
 use crate::error::shortened;
 use crate::model::Timestamp;
 

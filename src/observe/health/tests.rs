@@ -4,8 +4,7 @@ use serde_json::json;
 use tokio::time::advance;
 
 use super::*;
-use crate::observe::logs::Format;
-use crate::observe::logs::captured;
+use crate::observe::logs::{Format, captured};
 use crate::observe::metrics::Metrics;
 
 fn health() -> Health {

@@ -1,15 +1,11 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::model::AppId;
-use crate::model::Clock;
-use crate::model::Endpoint;
-use crate::observe::accounts::Accounts;
-use crate::observe::accounts::Column;
+use crate::model::{AppId, Clock, Endpoint};
+use crate::observe::accounts::{Accounts, Column};
 
 /// More than fits the buffers of a socket.
 const LARGE: usize = 16 << 20;

@@ -4,30 +4,16 @@
 //! and feed the watchdog, and do only a part of its work. So [`abort_at_panic`] ends the process: the
 //! next start goes on with what is durable, and publishes a gap for each answer that was in flight.
 
-use std::backtrace::Backtrace;
-use std::backtrace::BacktraceStatus;
-use std::io;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write as _;
-use std::panic;
 use std::panic::PanicHookInfo;
-use std::process;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, panic, process, thread};
 
-use rustix::process::Resource;
-use rustix::process::Rlimit;
-use tracing::Level;
-use tracing::error;
+use rustix::process::{Resource, Rlimit};
+use tracing::{Level, error};
 
-use super::Format;
-use super::LAST_LINES;
-use super::STYLE;
-use super::Style;
-use super::WRITER;
-use super::flush;
-use super::rendered;
-use super::say;
+use super::{Format, LAST_LINES, STYLE, Style, WRITER, flush, rendered, say};
 
 /// Ends the process at the first panic of any thread or task, from now on, with one line in the log.
 ///

@@ -12,24 +12,17 @@
 //! tells nobody where lines are missing.
 
 use std::collections::VecDeque;
-use std::io;
 use std::io::ErrorKind;
-use std::mem;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{io, mem};
 
 use prometheus_client::metrics::counter::Counter;
-use tracing::Level;
-use tracing::Metadata;
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::error::may_panic;
-use crate::model::Clock;
-use crate::model::Timestamp;
+use crate::model::{Clock, Timestamp};
 
 /// The most that one write takes, in bytes, but for a line that is longer. A pipe takes this much
 /// whole or not at all (`PIPE_BUF`), so that processes that share one tear no line of the other.

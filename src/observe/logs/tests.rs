@@ -1,7 +1,4 @@
-use tracing::debug;
-use tracing::info;
-use tracing::info_span;
-use tracing::warn;
+use tracing::{debug, info, info_span, warn};
 
 use super::*;
 

@@ -1,8 +1,7 @@
 //! Clocks that are wrong, that jump, and that report one wrong time.
 
 use super::*;
-use crate::observe::logs::Format;
-use crate::observe::logs::captured;
+use crate::observe::logs::{Format, captured};
 
 const HOST: &str = "https://api.agora.test";
 const HOUR: i64 = 3_600_000;

@@ -5,13 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::kafka::Recall;
-use crate::kafka::Stamping;
-use crate::kafka::Unfit;
-use crate::model::Entry;
-use crate::model::Feed;
-use crate::model::Region;
-use crate::model::Ticket;
+use crate::kafka::{Recall, Stamping, Unfit};
+use crate::model::{Entry, Feed, Region, Ticket};
 
 const LOGIN: &str = r#"{"user_id":"u","type":"Login","ms":1578027420761}"#;
 const LOGOUT: &str = r#"{"user_id":"u","type":"Logout","ms":1578027420762}"#;

@@ -1,8 +1,7 @@
 //! A buffer of 2,000 events that is polled in time or not, and the suspicions that result.
 
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 

@@ -1,22 +1,14 @@
 //! The HTTP server, tested with a minimal client that doesn't hide or repair anything.
 
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::model::Endpoint;
-use crate::simulator::AppScript;
-use crate::simulator::Burst;
-use crate::simulator::Fault;
-use crate::simulator::FaultKind;
-use crate::simulator::FramingChoice;
-use crate::simulator::Load;
-use crate::simulator::Network;
-use crate::simulator::RegionScript;
-use crate::simulator::Script;
-use crate::simulator::Spread;
-use crate::simulator::TokenScript;
+use crate::simulator::{
+    AppScript, Burst, Fault, FaultKind, FramingChoice, Load, Network, RegionScript, Script, Spread,
+    TokenScript,
+};
 
 const PATH: &str = "/dev/v2/project/app/rtm/vendor/user_events";
 

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::AppScript;
-use super::FaultKind;
-use super::Load;
-use super::Script;
+use super::{AppScript, FaultKind, Load, Script};
 use crate::model::Endpoint;
 
 /// A value of a script makes no sense.
@@ -113,8 +110,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::simulator::script::Fault;
-    use crate::simulator::script::RegionScript;
+    use crate::simulator::script::{Fault, RegionScript};
 
     #[test]
     fn what_is_wrong_in_a_script_is_named() {

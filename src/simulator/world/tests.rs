@@ -1,21 +1,14 @@
 //! Checks the world against Agora's documentation.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::simulator::AppScript;
-use crate::simulator::Burst;
-use crate::simulator::Dialect;
-use crate::simulator::Fate;
-use crate::simulator::Load;
-use crate::simulator::Network;
-use crate::simulator::RateLimit;
-use crate::simulator::RegionScript;
-use crate::simulator::TokenScript;
+use crate::simulator::{
+    AppScript, Burst, Dialect, Fate, Load, Network, RateLimit, RegionScript, TokenScript,
+};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,31 +1,18 @@
 //! Compares what Agora handed over with what is in the topics, round by round, and with what the
 //! bridge's own accounts say.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::collections::HashSet;
-use std::hash::DefaultHasher;
-use std::hash::Hash as _;
-use std::hash::Hasher as _;
-use std::mem;
-use std::thread;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
+use std::{mem, thread};
 
-use agora_rtm_bridge::simulator::AnswerRecord;
-use agora_rtm_bridge::simulator::Fate;
-use agora_rtm_bridge::simulator::Recorded;
+use agora_rtm_bridge::simulator::{AnswerRecord, Fate, Recorded};
 use serde_json::Value;
 
-use super::stage::Excuse;
-use super::stage::Life;
-use super::stage::WAY;
-use super::stage::sum;
+use super::stage::{Excuse, Life, WAY, sum};
 use crate::support::agora::Agora;
-use crate::support::consume::Consumer;
-use crate::support::consume::Record;
-use crate::support::judge::Event;
-use crate::support::judge::Verdict;
-use crate::support::judge::judge;
+use crate::support::consume::{Consumer, Record};
+use crate::support::judge::{Event, Verdict, judge};
 use crate::support::names::Names;
 
 /// What is known from round to round.

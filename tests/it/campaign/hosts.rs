@@ -1,8 +1,6 @@
 //! What goes wrong at Agora's hosts: the one that hands over, and another one that never does.
 
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{Fault, FaultKind, Script};
 
 use super::kind::Refusal;
 use crate::support::agora::Agora;

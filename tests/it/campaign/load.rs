@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::agora::Agora;
 

@@ -6,14 +6,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rusqlite::Connection;
-use rusqlite::OpenFlags;
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 use crate::support::child::Guarded;
-use crate::support::names;
-use crate::support::process;
 use crate::support::stallable::Stallable;
+use crate::support::{names, process};
 
 /// Gone when dropped.
 pub(super) struct Reader {

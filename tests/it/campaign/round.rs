@@ -10,9 +10,7 @@ use tokio::time::Instant;
 use super::Order;
 use super::audit::Finding;
 use super::load::APPS;
-use super::stage::Done;
-use super::stage::Stage;
-use super::stage::sum;
+use super::stage::{Done, Stage, sum};
 use crate::support::agora::backlog;
 
 /// What a round brought.

@@ -2,16 +2,13 @@
 //! while the bridge runs.
 
 use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::support::broker::Broker;
-use crate::support::broker::Extra;
+use crate::support::broker::{Broker, Extra};
 use crate::support::names;
-use crate::support::secured::PASSWORD;
-use crate::support::secured::make_store;
+use crate::support::secured::{PASSWORD, make_store};
 
 /// What the bridge was given to prove itself with.
 pub(super) struct Secrets {

@@ -1,46 +1,33 @@
 //! Where the campaign plays: the processes, the ways between them, and what was done to them.
 
 use std::collections::HashSet;
-use std::mem;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{mem, thread};
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::FramingChoice;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, FramingChoice, Network, Script, Spread};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::Plan;
 use super::audit::Audit;
 use super::clock::WrongClock;
 use super::disk::SmallDisk;
 use super::hosts::Hosts;
-use super::kind::Act;
-use super::kind::Kind;
-use super::load::APPS;
-use super::load::Load;
+use super::kind::{Act, Kind};
+use super::load::{APPS, Load};
 use super::reader::Reader;
-use super::secrets;
 use super::secrets::Secrets;
-use super::tally::CaughtUp;
-use super::tally::Stopped;
-use super::topics::Administrator;
-use super::topics::Errand;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts as Asked;
+use super::tally::{CaughtUp, Stopped};
+use super::topics::{Administrator, Errand};
+use super::{Plan, secrets};
+use crate::support::agora::{Agora, Hosts as Asked};
 use crate::support::broker::Broker;
 use crate::support::consume::Consumer;
 use crate::support::names::Names;
-use crate::support::process::Bridge;
-use crate::support::process::Environment;
-use crate::support::proxy::Proxy;
-use crate::support::proxy::Way;
+use crate::support::process::{Bridge, Environment};
+use crate::support::proxy::{Proxy, Way};
 use crate::support::tail;
 
 /// `shutdown_grace` of the bridge.

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::Order;
 use super::round::Report;
-use super::table::Table;
-use super::table::grouped;
+use super::table::{Table, grouped};
 
 /// All rounds together.
 #[derive(Default)]

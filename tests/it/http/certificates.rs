@@ -1,22 +1,14 @@
 //! Certificates that are not accepted: each says why, and what to do about that.
 
-use rcgen::BasicConstraints;
-use rcgen::CertificateParams;
-use rcgen::IsCa;
-use rcgen::KeyPair;
-use rcgen::date_time_ymd;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::ring::sign::any_supported_type;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::sign::CertifiedKey;
-use rustls::sign::SingleCertAndKey;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use super::tls::Authority;
-use super::tls::ask;
-use super::tls::serve;
+use super::tls::{Authority, ask, serve};
 use super::*;
 
 /// A certificate and its key.

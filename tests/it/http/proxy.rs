@@ -1,11 +1,9 @@
 //! Proxies: who is asked through one, and what it is told.
 
-use std::env;
-use std::fs;
 use std::process::Command;
+use std::{env, fs};
 
-use agora_rtm_bridge::config::Proxy;
-use agora_rtm_bridge::config::Secret;
+use agora_rtm_bridge::config::{Proxy, Secret};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::UnboundedReceiver;
 

@@ -8,9 +8,7 @@ use std::process::Output;
 use agora_rtm_bridge::model::Content;
 use serde_json::Value;
 
-use super::open;
-use super::page;
-use super::reserve;
+use super::{open, page, reserve};
 use crate::support::names;
 use crate::support::process::command;
 

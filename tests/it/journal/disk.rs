@@ -1,28 +1,16 @@
 //! A disk that is really full: a file system in memory with a bound.
 
-use std::fs;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
+use std::{fs, thread};
 
-use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::journal::JournalError;
-use agora_rtm_bridge::journal::OpenError;
-use agora_rtm_bridge::journal::Sequence;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Incarnation;
+use agora_rtm_bridge::journal::{Journal, JournalError, OpenError, Sequence};
+use agora_rtm_bridge::model::{Content, Incarnation};
 use tempfile::TempDir;
 
-use super::ATTEMPTS;
-use super::PAUSE;
-use super::ROOM;
-use super::at;
-use super::feed;
-use super::open;
-use super::page;
-use super::reserve;
+use super::{ATTEMPTS, PAUSE, ROOM, at, feed, open, page, reserve};
 use crate::support::names;
 
 /// A file system of its own, unmounted when dropped.

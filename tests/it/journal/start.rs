@@ -9,12 +9,10 @@ use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::model::Incarnation;
 use serde_json::Value;
 
-use super::ROOM;
-use super::at;
 use super::command::journal;
-use crate::support::names;
+use super::{ROOM, at};
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{names, within};
 
 /// On a machine that compiles at the same time a start takes long.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -2,19 +2,15 @@
 
 use std::fs;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
 use super::LIMIT;
 use crate::check::check;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::names;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::secured;
 use crate::support::secured::Proof;
-use crate::support::within;
+use crate::support::{names, secured, within};
 
 /// Every secret holds this word.
 const CANARY: &str = "kanarienvogel";

@@ -1,19 +1,13 @@
 //! `check` before a broker that wants proof.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
 use super::LIMIT;
 use crate::check::check;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::names::Names;
-use crate::support::secured;
-use crate::support::secured::Kind;
-use crate::support::secured::Operation;
-use crate::support::secured::PASSWORD;
-use crate::support::secured::Proof;
-use crate::support::within;
+use crate::support::secured::{Kind, Operation, PASSWORD, Proof};
+use crate::support::{secured, within};
 
 fn config(agora: &Agora, names: &Names, proof: Proof, password: &str) -> String {
     let broker = secured::shared();

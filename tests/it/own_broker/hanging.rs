@@ -3,14 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
-use super::LIMIT;
-use super::everything_is_delivered;
-use super::wait_until_delivered;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, everything_is_delivered, wait_until_delivered};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker::Broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

@@ -1,20 +1,15 @@
 //! What is said to do about a failure, where a broker really fails so.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
 use super::wait_for_reason;
 use crate::check::check;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker::Broker;
-use crate::support::broker::Extra;
-use crate::support::broker::free_port;
+use crate::support::agora::{Agora, Hosts};
+use crate::support::broker::{Broker, Extra, free_port};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
 use crate::support::secured;
-use crate::support::secured::PASSWORD;
-use crate::support::secured::Proof;
+use crate::support::secured::{PASSWORD, Proof};
 
 fn agora() -> Agora {
     let apps = vec![AppScript::numbered(0).rates(50.0, 50.0)];

@@ -2,22 +2,15 @@
 
 use std::fs;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
-use super::LIMIT;
-use super::everything_is_delivered;
-use super::wait_for_reason;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, everything_is_delivered, wait_for_reason};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::consume::Consumer;
-use crate::support::names;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::secured::PASSWORD;
-use crate::support::secured::Proof;
-use crate::support::secured::Secured;
-use crate::support::within;
+use crate::support::secured::{PASSWORD, Proof, Secured};
+use crate::support::{names, within};
 
 fn agora() -> Agora {
     let apps = vec![AppScript::numbered(0).rates(50.0, 50.0)];

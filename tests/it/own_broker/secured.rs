@@ -3,21 +3,16 @@
 use std::fs;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
 use super::LIMIT;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
-use crate::support::names;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::secured;
-use crate::support::secured::PASSWORD;
-use crate::support::secured::Proof;
-use crate::support::within;
+use crate::support::secured::{PASSWORD, Proof};
+use crate::support::{names, secured, within};
 
 fn agora() -> Agora {
     let apps = vec![AppScript::numbered(0).rates(50.0, 50.0)];

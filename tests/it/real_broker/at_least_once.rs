@@ -3,13 +3,10 @@
 
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

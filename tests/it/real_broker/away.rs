@@ -5,21 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::model::{AppId, Clock, Content, Incarnation};
+use agora_rtm_bridge::simulator::{AppScript, Script};
 use tokio::task::JoinSet;
 
 use super::LIMIT;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::names::Names;
-use crate::support::pages;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{pages, within};
 
 /// Nobody listens there: the port is reserved and needs privileges.
 const NO_KAFKA: &str = "127.0.0.1:1";

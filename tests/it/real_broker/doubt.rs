@@ -2,17 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use agora_rtm_bridge::model::CLOCK_MARGIN;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

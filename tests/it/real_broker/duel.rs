@@ -2,19 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::RateLimit;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, RateLimit, Script};
 
 use super::LIMIT;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker;
+use crate::support::agora::{Agora, Hosts};
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{broker, within};
 
 #[test]
 fn of_two_bridges_by_mistake_one_publishes_and_the_other_says_who() {

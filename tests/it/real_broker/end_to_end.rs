@@ -4,28 +4,14 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Dialect;
-use agora_rtm_bridge::simulator::Empty;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::FramingChoice;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RegionScript;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
-use agora_rtm_bridge::simulator::TokenScript;
-use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::{
+    AppScript, Dialect, Empty, Fault, FaultKind, FramingChoice, Network, RegionScript, Script,
+    Spread, TokenScript, World,
+};
 use serde_json::Value;
 
-use super::LIMIT;
-use super::accounts;
-use super::figure;
-use super::stop;
-use super::total;
-use super::wait_for_balance;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, accounts, figure, stop, total, wait_for_balance};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

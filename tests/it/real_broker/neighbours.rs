@@ -1,16 +1,11 @@
 //! Two installations that share a group, as the default is, and nothing else.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 use rdkafka::ClientConfig;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

@@ -12,17 +12,12 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::LIMIT;
-use super::stop;
-use crate::support::broker;
-use crate::support::consume::Consumer;
-use crate::support::consume::Record;
+use super::{LIMIT, stop};
+use crate::support::consume::{Consumer, Record};
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
-use cases::Case;
-use cases::STATUSES;
-use cases::cases;
+use crate::support::{broker, within};
+use cases::{Case, STATUSES, cases};
 use server::Server;
 
 const MIB: f64 = 1024.0 * 1024.0;

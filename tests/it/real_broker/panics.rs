@@ -3,21 +3,16 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 use rustix::process::Signal;
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;
 use crate::support::names::Names;
-use crate::support::process;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{broker, process, within};
 
 /// Places, and the pass at which each panics.
 const PLACES: [&str; 9] = [

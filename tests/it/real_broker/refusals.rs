@@ -4,47 +4,28 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
-use agora_rtm_bridge::kafka::Attic;
-use agora_rtm_bridge::kafka::Cluster;
-use agora_rtm_bridge::kafka::Kafka as _;
-use agora_rtm_bridge::kafka::Progress;
 use agora_rtm_bridge::kafka::pages::encode;
-use agora_rtm_bridge::kafka::partition_of;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Entry;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::PageId;
-use agora_rtm_bridge::model::Ticket;
-use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::kafka::{Attic, Cluster, Kafka as _, Progress, partition_of};
+use agora_rtm_bridge::model::{
+    AppId, Clock, Content, Entry, Incarnation, PageId, Ticket, Timestamp,
+};
 use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
-use agora_rtm_bridge::publisher::Publisher;
-use agora_rtm_bridge::publisher::PublisherMetrics;
+use agora_rtm_bridge::publisher::{Publisher, PublisherMetrics};
 use agora_rtm_bridge::simulator::AppScript;
-use rdkafka::ClientConfig;
-use rdkafka::Message as _;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
-use rdkafka::producer::ProducerContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+use rdkafka::{ClientConfig, Message as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::LIMIT;
-use super::stop;
-use super::topics::Admin;
-use super::topics::busy;
-use super::topics::wait_for;
+use super::topics::{Admin, busy, wait_for};
+use super::{LIMIT, stop};
 use crate::check::check;
 use crate::support::agora::Hosts;
-use crate::support::broker;
 use crate::support::consume::Consumer;
-use crate::support::names;
 use crate::support::names::Names;
-use crate::support::pages;
 use crate::support::process::Bridge;
+use crate::support::{broker, names, pages};
 
 const DELIVERED: &str = "agora_rtm_bridge_events_delivered_total";
 

@@ -1,16 +1,10 @@
 //! A pages topic that refuses records for a while, here because of their size.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, Network, Script, Spread};
 
-use super::LIMIT;
-use super::stop;
-use super::topics::Admin;
-use super::topics::wait_for;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::topics::{Admin, wait_for};
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

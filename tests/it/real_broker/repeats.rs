@@ -4,25 +4,15 @@ use std::fs;
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::RegionScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Fault, FaultKind, RegionScript, Script};
 
-use super::LIMIT;
-use super::stop;
-use super::total;
-use super::wait_for_balance;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::agora::backlog;
-use crate::support::broker;
-use crate::support::consume;
+use super::{LIMIT, stop, total, wait_for_balance};
+use crate::support::agora::{Agora, Hosts, backlog};
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::pages::Pages;
 use crate::support::process::Bridge;
+use crate::support::{broker, consume};
 
 /// More than a buffer holds, so that the second region has all that it can have.
 const EVENTS: u32 = 3_000;

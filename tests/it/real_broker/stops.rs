@@ -1,15 +1,9 @@
 //! SIGTERM under load: an orderly stop loses nothing, not even the answer that is on its way.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
-use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::{AppScript, Network, Script, Spread, World};
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
 use crate::support::broker;
 use crate::support::consume::Consumer;
 use crate::support::judge::judge;

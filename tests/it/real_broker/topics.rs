@@ -1,28 +1,18 @@
 //! Topics that change under a running bridge: deleted, and with another limit.
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Script};
 use rdkafka::ClientConfig;
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::AlterConfig;
-use rdkafka::admin::NewPartitions;
-use rdkafka::admin::ResourceSpecifier;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
-use super::LIMIT;
-use super::stop;
-use crate::support::agora::Agora;
-use crate::support::agora::Hosts;
-use crate::support::broker;
-use crate::support::consume::Consumer;
-use crate::support::consume::read_all;
+use super::{LIMIT, stop};
+use crate::support::agora::{Agora, Hosts};
+use crate::support::consume::{Consumer, read_all};
 use crate::support::judge::judge;
 use crate::support::names::Names;
 use crate::support::process::Bridge;
-use crate::support::within;
+use crate::support::{broker, within};
 
 /// Somebody who may do everything.
 pub(super) struct Admin {

@@ -6,23 +6,14 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::CLOCK_MARGIN;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{
+    AppScript, Burst, Fault, FaultKind, Load, Network, RampPoint, Script, Spread,
+};
 
 use super::check;
-use super::judge::Gap;
-use super::judge::Verdict;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::run::Outcome;
-use super::run::sum;
+use super::judge::{Gap, Verdict};
+use super::plan::{Plan, one_app};
+use super::run::{Outcome, sum};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,24 +5,13 @@ use std::time::Duration;
 
 use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, Fault, FaultKind, Network, Script, Spread};
 use serde_json::Value;
 
 use super::check;
-use super::plan::Hosts;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::plan::region;
-use super::plan::regions;
-use super::run::Outcome;
-use super::run::sum;
-use super::transport::Exchange;
-use super::transport::SILENCE_TIMEOUT;
+use super::plan::{Hosts, Plan, one_app, region, regions};
+use super::run::{Outcome, sum};
+use super::transport::{Exchange, SILENCE_TIMEOUT};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

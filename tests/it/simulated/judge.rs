@@ -4,31 +4,21 @@
 //! went. The truth is in the log of the wires: what the bridge was really handed. From it follows
 //! what has to be published, exactly; and from Agora's ledger, that the log is complete.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use agora_rtm_bridge::kafka::Topic;
-use agora_rtm_bridge::kafka::pages;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Endpoint;
+use agora_rtm_bridge::kafka::{Topic, pages};
+use agora_rtm_bridge::model::{Content, Endpoint};
 use agora_rtm_bridge::observe::accounts::Column;
 use agora_rtm_bridge::simulator::Fate;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::elements::Element;
-use super::elements::Identity;
-use super::elements::elements;
-use super::elements::identity;
+use super::elements::{Element, Identity, elements, identity};
 use super::kafka_model::Stored;
 use super::plan::Plan;
-use super::run::Outcome;
-use super::run::Past;
-use super::transport::Exchange;
-use super::transport::Told;
+use super::run::{Outcome, Past};
+use super::transport::{Exchange, Told};
 
 /// What is worth knowing of a run that was judged.
 #[derive(Clone, Debug, Default)]

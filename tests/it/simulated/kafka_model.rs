@@ -14,23 +14,12 @@ mod claimed;
 mod dice;
 mod state;
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Failure;
-use agora_rtm_bridge::kafka::Kafka;
-use agora_rtm_bridge::kafka::KafkaError;
-use agora_rtm_bridge::kafka::Look;
-use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Recall;
-use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::kafka::{Failure, Kafka, KafkaError, Look, PageRecord, Recall, Topic};
 use agora_rtm_bridge::model::Timestamp;
 use rand::RngExt as _;
 
@@ -38,9 +27,7 @@ pub(crate) use self::dice::Trouble;
 pub(crate) use self::state::Stored;
 
 use self::dice::Told;
-use self::state::Partition;
-use self::state::State;
-use self::state::StateRecord;
+use self::state::{Partition, State, StateRecord};
 use super::time::Now;
 
 /// A cluster. Cheap to clone; clones share.

@@ -7,21 +7,12 @@ use std::time::Duration;
 
 use agora_rtm_bridge::config;
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Dialect;
-use agora_rtm_bridge::simulator::Empty;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::FramingChoice;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RegionScript;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
+use agora_rtm_bridge::simulator::{
+    AppScript, Burst, Dialect, Empty, Fault, FaultKind, FramingChoice, Load, Network, RegionScript,
+    Script, Spread,
+};
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::kafka_model::Trouble;
 

@@ -6,16 +6,11 @@ mod loops;
 
 use std::fs;
 use std::fs::File;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Attic;
-use agora_rtm_bridge::kafka::Topic;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::kafka::{Attic, Topic};
+use agora_rtm_bridge::model::{AppId, Content, Endpoint, Timestamp};
 use agora_rtm_bridge::observe::accounts::Column;
 use agora_rtm_bridge::observe::health::Health;
 use prometheus_client::encoding::text::encode;
@@ -24,12 +19,10 @@ use rusqlite::Connection;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::kafka_model::Cluster;
-use super::kafka_model::Trouble;
+use super::kafka_model::{Cluster, Trouble};
 use crate::support::pages;
 
-use self::loops::Loops;
-use self::loops::twice_each;
+use self::loops::{Loops, twice_each};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PAGES: u64 = 30;

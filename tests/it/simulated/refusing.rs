@@ -3,22 +3,12 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{
+    AppScript, Fault, FaultKind, Load, Network, RampPoint, Script, Spread,
+};
 
 use super::check;
-use super::plan::Deed;
-use super::plan::Hosts;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::plan::region;
-use super::plan::regions;
+use super::plan::{Deed, Hosts, Plan, one_app, region, regions};
 use super::run::Outcome;
 use super::tokens::reasons;
 use super::transport::Exchange;

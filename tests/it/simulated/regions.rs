@@ -3,24 +3,12 @@
 
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, Burst, Fault, FaultKind, Load, Script};
 
 use super::check;
 use super::judge::Verdict;
-use super::plan::End;
-use super::plan::Hosts;
-use super::plan::Life;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::plan::region;
-use super::plan::regions;
-use super::run::Outcome;
-use super::run::sum;
+use super::plan::{End, Hosts, Life, Plan, one_app, region, regions};
+use super::run::{Outcome, sum};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,49 +5,30 @@
 //! reality: Agora, Kafka, and the data directory, which is a database in memory here.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::panic;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::Once;
-use std::sync::atomic::AtomicI64;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
+use std::{fs, panic};
 
 use agora_rtm_bridge::config;
 use agora_rtm_bridge::config::Settings;
-use agora_rtm_bridge::daemon::Daemon;
-use agora_rtm_bridge::daemon::Parts;
-use agora_rtm_bridge::daemon::Waiting;
+use agora_rtm_bridge::daemon::{Daemon, Parts, Waiting};
 use agora_rtm_bridge::journal::Journal;
 use agora_rtm_bridge::kafka::Attic;
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::model::{Clock, Endpoint, Incarnation, Region, Timestamp};
 use agora_rtm_bridge::observe::accounts::Balance;
 use agora_rtm_bridge::observe::metrics::Metrics;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::{AppScript, World};
 use rusqlite::Connection;
 use tokio::runtime::Builder;
 use tokio_util::task::TaskTracker;
 
 use super::kafka_model::Cluster;
-use super::plan::Deed;
-use super::plan::End;
-use super::plan::Hosts;
-use super::plan::Plan;
+use super::plan::{Deed, End, Hosts, Plan};
 use super::time::Now;
-use super::transport::Agora;
-use super::transport::CONNECT_TIMEOUT;
-use super::transport::SILENCE_TIMEOUT;
-use super::transport::host_in;
+use super::transport::{Agora, CONNECT_TIMEOUT, SILENCE_TIMEOUT, host_in};
 
 /// How long the last life may take to deliver what waits: back-offs of all loops, one after the
 /// other.

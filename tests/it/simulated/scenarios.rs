@@ -3,31 +3,16 @@
 use std::time::Duration;
 
 use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Dialect;
-use agora_rtm_bridge::simulator::Empty;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::FramingChoice;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{
+    AppScript, Burst, Dialect, Empty, Fault, FaultKind, FramingChoice, Load, Network, Script,
+    Spread,
+};
 
 use super::check;
 use super::judge::judge;
 use super::kafka_model::Trouble;
-use super::plan::Deed;
-use super::plan::End;
-use super::plan::Hosts;
-use super::plan::Life;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::plan::region;
-use super::plan::regions;
-use super::run::Outcome;
-use super::run::run;
+use super::plan::{Deed, End, Hosts, Life, Plan, one_app, region, regions};
+use super::run::{Outcome, run};
 use super::tokens::reasons;
 
 const MS: Duration = Duration::from_millis(1);

@@ -3,18 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::Burst;
-use agora_rtm_bridge::simulator::Load;
-use agora_rtm_bridge::simulator::Network;
-use agora_rtm_bridge::simulator::RampPoint;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Spread;
+use agora_rtm_bridge::simulator::{AppScript, Burst, Load, Network, RampPoint, Script, Spread};
 
 use super::check;
-use super::plan::End;
-use super::plan::Life;
-use super::plan::Plan;
+use super::plan::{End, Life, Plan};
 use super::run::Outcome;
 
 const MS: Duration = Duration::from_millis(1);

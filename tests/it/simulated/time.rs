@@ -3,14 +3,10 @@
 //! Each life of a bridge has a runtime of its own, whose paused clock begins anew. Agora and Kafka
 //! live longer: they count from the beginning of the run.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio::time::advance;
-use tokio::time::sleep;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, advance, sleep, sleep_until};
 
 /// The time since the run began, told by the clock of one life.
 #[derive(Clone, Copy, Debug)]

@@ -5,23 +5,15 @@ use std::time::Duration;
 
 use agora_rtm_bridge::agora::token;
 use agora_rtm_bridge::agora::token::TokenForm;
-use agora_rtm_bridge::config::Auth;
-use agora_rtm_bridge::config::Secret;
+use agora_rtm_bridge::config::{Auth, Secret};
 use agora_rtm_bridge::model::Timestamp;
-use agora_rtm_bridge::simulator::AppScript;
-use agora_rtm_bridge::simulator::DEFAULT_EPOCH;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::FaultKind;
-use agora_rtm_bridge::simulator::Script;
+use agora_rtm_bridge::simulator::{AppScript, DEFAULT_EPOCH, Fault, FaultKind, Script};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::check;
-use super::plan::Deed;
-use super::plan::Plan;
-use super::plan::one_app;
-use super::run::Outcome;
-use super::run::sum;
+use super::plan::{Deed, Plan, one_app};
+use super::run::{Outcome, sum};
 use super::transport::Exchange;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,28 +5,16 @@
 //! killed, and a reset takes bytes along that were sent. So the judge goes by [`Exchange`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agora_rtm_bridge::agora::Raw;
-use agora_rtm_bridge::agora::Reply;
-use agora_rtm_bridge::agora::Request;
-use agora_rtm_bridge::agora::Transport;
-use agora_rtm_bridge::agora::TransportError;
+use agora_rtm_bridge::agora::{Raw, Reply, Request, Transport, TransportError};
 use agora_rtm_bridge::model::Endpoint;
 use agora_rtm_bridge::simulator;
-use agora_rtm_bridge::simulator::Answer;
-use agora_rtm_bridge::simulator::Connection;
-use agora_rtm_bridge::simulator::Ending;
-use agora_rtm_bridge::simulator::Framing;
-use agora_rtm_bridge::simulator::World;
+use agora_rtm_bridge::simulator::{Answer, Connection, Ending, Framing, World};
 use bytes::Bytes;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use super::time::Now;

@@ -1,21 +1,12 @@
 //! The simulated Agora, served over HTTP by the test process itself, so that a test can look into
 //! its ledger and change its mind about what goes wrong.
 
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::MutexGuard;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Timestamp;
-use agora_rtm_bridge::simulator::Fault;
-use agora_rtm_bridge::simulator::Recorded;
-use agora_rtm_bridge::simulator::Script;
-use agora_rtm_bridge::simulator::Server;
-use agora_rtm_bridge::simulator::World;
-use agora_rtm_bridge::simulator::serve;
+use agora_rtm_bridge::model::{Endpoint, Timestamp};
+use agora_rtm_bridge::simulator::{Fault, Recorded, Script, Server, World, serve};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -3,37 +3,24 @@
 //! [`shared`] is for every test that is content with a broker; names keep the tests apart (see
 //! [`super::names`]). [`Broker::own`] is for tests that take their broker away.
 
-use std::env;
-use std::fs;
 use std::fs::File;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::net::TcpListener;
-use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::Stdio;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
+use std::{env, fs};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::NewTopic;
-use rdkafka::admin::TopicReplication;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer;
-use ring::digest::SHA256;
-use ring::digest::digest;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use ring::digest::{SHA256, digest};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::child::Guarded;
-use super::names;
 use super::proxy::Proxy;
-use super::tail;
-use super::within;
+use super::{names, tail, within};
 
 /// A broker of one's own. Its end is the end of its data.
 pub(crate) struct Broker {

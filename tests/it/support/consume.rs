@@ -1,31 +1,20 @@
 //! A consumer as a careful user would write it: `read_committed`, from the beginning, every
 //! partition, nothing skipped in silence.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::mem;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{mem, thread};
 
-use rdkafka::ClientConfig;
-use rdkafka::Offset;
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::KafkaError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::message::Headers as _;
-use rdkafka::message::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::time::Instant;
 
-use super::names;
-use super::within;
+use super::{names, within};
 
 /// Reads some topics in the background, each on a thread of its own, for as long as the test
 /// needs. A broker that goes away is waited for.
@@ -323,9 +312,7 @@ fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::producer::BaseProducer;
-    use rdkafka::producer::BaseRecord;
-    use rdkafka::producer::Producer as _;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
     use super::*;
     use crate::support::broker;

@@ -4,12 +4,10 @@
 //! would, and knows an event by its fields rather than by its fingerprint, so that a wrong
 //! fingerprint shows as well.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use agora_rtm_bridge::simulator::Fate;
-use agora_rtm_bridge::simulator::Recorded;
+use agora_rtm_bridge::simulator::{Fate, Recorded};
 use serde::Deserialize;
 
 use super::consume::Record;
@@ -352,8 +350,7 @@ fn place(record: &Record) -> String {
 
 #[cfg(test)]
 mod tests {
-    use agora_rtm_bridge::model::AppId;
-    use agora_rtm_bridge::model::Endpoint;
+    use agora_rtm_bridge::model::{AppId, Endpoint};
 
     use super::*;
 

@@ -1,23 +1,13 @@
 //! Pages without an Agora: as a server that hands over prepared bodies, one a request, and then
 //! nothing more; and as the poller keeps them.
 
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpListener;
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
-use agora_rtm_bridge::model::Gap;
-use agora_rtm_bridge::model::GapCause;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Timestamp;
-use agora_rtm_bridge::model::Wholeness;
+use agora_rtm_bridge::model::{
+    AppId, Endpoint, Feed, Gap, GapCause, Page, Region, Timestamp, Wholeness,
+};
 
 /// Where it listens. Its thread ends with the test process.
 pub(crate) struct Pages {

@@ -1,28 +1,19 @@
 //! The bridge as its users run it: the binary, a file, signals, an HTTP port.
 
-use std::env;
-use std::fs;
 use std::fs::File;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::process::Stdio;
-use std::thread;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
+use std::{env, fs, thread};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::child::Guarded;
-use super::names;
 use super::stallable::Stallable;
-use super::tail;
-use super::within;
+use super::{names, tail, within};
 
 /// A running `agora-rtm-bridge run` in a folder of its own.
 ///

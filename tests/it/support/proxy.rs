@@ -1,15 +1,11 @@
 //! A TCP proxy that is treated as a network is: cut, stalled, whole again.
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
-use tokio::net::tcp::WriteHalf;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -163,11 +159,8 @@ async fn pump(
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
-    use std::io::Read as _;
-    use std::io::Write as _;
-    use std::net::TcpListener;
-    use std::net::TcpStream;
+    use std::io::{ErrorKind, Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
     use super::*;

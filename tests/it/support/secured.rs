@@ -3,20 +3,14 @@
 //!
 //! Its plain door stays, for the tests themselves: who comes by it may do everything.
 
-use std::fs;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
-use std::thread;
+use std::{fs, thread};
 
-use super::broker::Broker;
-use super::broker::Extra;
-use super::broker::free_port;
+use super::broker::{Broker, Extra, free_port};
 use super::names;
 use super::names::Names;
 

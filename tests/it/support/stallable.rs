@@ -1,15 +1,8 @@
 //! A pipe into a file, whose reader can be made to stall, as a log collector does that hangs.
 
 use std::fs::File;
-use std::io::PipeWriter;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::io::pipe;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::io::{PipeWriter, Read as _, Write as _, pipe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The end that is written to. The reader's thread ends when every writer has gone; it is dropped
@@ -101,8 +94,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::support::names;
-    use crate::support::within;
+    use crate::support::{names, within};
 
     #[test]
     fn a_stalled_pipe_holds_its_writer_up_and_loses_nothing() {

@@ -4,30 +4,20 @@
 //! depends on this machine's clock, and each page brings the broker's along. Topics that were made
 //! before, or by somebody else, are altered where topics may be created.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::AlterConfig;
-use rdkafka::admin::ConfigResource;
-use rdkafka::admin::ConfigSource;
-use rdkafka::admin::OwnedResourceSpecifier;
-use rdkafka::admin::ResourceSpecifier;
-use tracing::info;
-use tracing::warn;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, OwnedResourceSpecifier,
+    ResourceSpecifier,
+};
+use tracing::{info, warn};
 
 use super::super::ANSWER_TIMEOUT;
-use super::super::clients::Clients;
-use super::super::clients::LARGEST_PAGE;
-use super::super::clients::Listener;
+use super::super::clients::{Clients, LARGEST_PAGE, Listener};
 use super::Seen;
-use super::spread::Misfit;
-use super::spread::is_empty;
+use super::spread::{Misfit, is_empty};
 use crate::config;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Topic;
+use crate::kafka::{Failure, KafkaError, Topic};
 
 /// The setting by which a topic keeps its broker's time.
 pub(super) const STAMPED_BY: &str = "message.timestamp.type";

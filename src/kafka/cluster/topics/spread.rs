@@ -11,27 +11,17 @@
 //! | more | the first ones are used | refused: the key was changed |
 //! | fewer | partitions are added, where topics may be created | refused: the key was changed |
 
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
-use rdkafka::admin::AdminClient;
-use rdkafka::admin::AdminOptions;
-use rdkafka::admin::NewPartitions;
-use tracing::info;
-use tracing::warn;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use tracing::{info, warn};
 
-use super::super::ANSWER_TIMEOUT;
-use super::super::blocking;
-use super::super::clients::Clients;
-use super::super::clients::Listener;
+use super::super::clients::{Clients, Listener};
 use super::super::reader::Reader;
+use super::super::{ANSWER_TIMEOUT, blocking};
 use super::Seen;
-use crate::kafka::Failure;
-use crate::kafka::KafkaError;
-use crate::kafka::Topic;
-use crate::kafka::pages;
-use crate::kafka::partition_of;
+use crate::kafka::{Failure, KafkaError, Topic, pages, partition_of};
 
 /// The last pages of each partition that are looked at where there is no memory.
 const LAST_PAGES: i64 = 20;

@@ -1,8 +1,7 @@
 //! The odd answers, and what has to become of each.
 
 use agora_rtm_bridge::agora::LARGEST_BODY;
-use miniz_oxide::deflate::compress_to_vec;
-use miniz_oxide::deflate::compress_to_vec_zlib;
+use miniz_oxide::deflate::{compress_to_vec, compress_to_vec_zlib};
 
 use super::Outcome;
 

@@ -1,21 +1,15 @@
 //! A server that gives each App ID its odd answer once, and then empty pages.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncReadExt as _;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_util::task::TaskTracker;
 
-use super::cases::Case;
-use super::cases::STATUSES;
-use super::cases::app_of_status;
+use super::cases::{Case, STATUSES, app_of_status};
 
 /// It goes with the value.
 pub(super) struct Server {

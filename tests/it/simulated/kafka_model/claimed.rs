@@ -3,19 +3,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Batch;
-use agora_rtm_bridge::kafka::Failure;
-use agora_rtm_bridge::kafka::KafkaError;
-use agora_rtm_bridge::kafka::Limits;
-use agora_rtm_bridge::kafka::Owned;
-use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Rebuild;
-use agora_rtm_bridge::kafka::Stamping;
-use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::kafka::{
+    Batch, Failure, KafkaError, Limits, Owned, PageRecord, Rebuild, Stamping, Topic,
+};
 use rand::RngExt as _;
 
-use super::Claimed;
-use super::Cluster;
+use super::{Claimed, Cluster};
 // === impl Claimed ===
 
 impl Owned for Claimed {

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Failure;
-use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Topic;
+use agora_rtm_bridge::kafka::{Failure, PageRecord, Topic};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 

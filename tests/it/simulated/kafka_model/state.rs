@@ -1,26 +1,16 @@
 //! What a cluster holds: logs, transactions, and what is on its way.
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::Batch;
-use agora_rtm_bridge::kafka::Failure;
-use agora_rtm_bridge::kafka::PageRecord;
-use agora_rtm_bridge::kafka::Topic;
-use agora_rtm_bridge::kafka::Unfit;
+use agora_rtm_bridge::kafka::{Batch, Failure, PageRecord, Topic, Unfit};
 use agora_rtm_bridge::model::Timestamp;
-use rand::RngExt as _;
-use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::watch;
 
 use super::Transactions;
-use super::dice::Dice;
-use super::dice::PATIENCE;
-use super::dice::Told;
-use super::dice::Trouble;
+use super::dice::{Dice, PATIENCE, Told, Trouble};
 /// A record of the memory.
 #[derive(Clone, Debug)]
 pub(super) struct StateRecord {

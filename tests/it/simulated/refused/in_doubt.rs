@@ -1,7 +1,6 @@
 //! Page records that may be in the pages topic although nothing confirmed them.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
@@ -11,10 +10,8 @@ use rusqlite::Connection;
 use tokio::time::sleep;
 
 use super::super::kafka_model::Trouble;
-use super::PAGES;
-use super::SECOND;
-use super::loops::Loops;
-use super::loops::twice_each;
+use super::loops::{Loops, twice_each};
+use super::{PAGES, SECOND};
 
 /// Until something else is set.
 const ALWAYS: Duration = Duration::from_secs(86_400);

@@ -3,37 +3,23 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agora_rtm_bridge::forwarder::Forwarder;
-use agora_rtm_bridge::forwarder::ForwarderMetrics;
+use agora_rtm_bridge::forwarder::{Forwarder, ForwarderMetrics};
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::kafka::Attic;
-use agora_rtm_bridge::kafka::Progress;
-use agora_rtm_bridge::kafka::Topic;
-use agora_rtm_bridge::model::AppId;
-use agora_rtm_bridge::model::Clock;
-use agora_rtm_bridge::model::Content;
-use agora_rtm_bridge::model::Endpoint;
-use agora_rtm_bridge::model::Feed;
-use agora_rtm_bridge::model::Incarnation;
-use agora_rtm_bridge::model::Page;
-use agora_rtm_bridge::model::Region;
-use agora_rtm_bridge::model::Timestamp;
+use agora_rtm_bridge::kafka::{Attic, Progress, Topic};
+use agora_rtm_bridge::model::{
+    AppId, Clock, Content, Endpoint, Feed, Incarnation, Page, Region, Timestamp,
+};
 use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
-use agora_rtm_bridge::publisher::Publisher;
-use agora_rtm_bridge::publisher::PublisherMetrics;
+use agora_rtm_bridge::publisher::{Publisher, PublisherMetrics};
 use rusqlite::Connection;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::kafka_model::Client;
-use super::super::kafka_model::Cluster;
-use super::super::kafka_model::Trouble;
-use super::super::run::listen_for_panics;
-use super::super::run::take_panics;
+use super::super::kafka_model::{Client, Cluster, Trouble};
+use super::super::run::{listen_for_panics, take_panics};
 use super::super::time::Now;
-use super::EPOCH;
-use super::SECOND;
+use super::{EPOCH, SECOND};
 use crate::support::pages;
 
 /// The two loops behind the poller, on one partition.
