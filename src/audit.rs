@@ -5,7 +5,7 @@
 //! ends of the other topics after it, so that everything that a page before that position has brought
 //! can be read. [`ledger`] says what is proved, and what can't be.
 //!
-//! It shares no judgement with the publisher, only the formats of records.
+//! It shares no judgement with the publisher, only the formats of records, and what a torn body is.
 
 mod cut;
 mod findings;
@@ -22,11 +22,12 @@ use tokio::time::Instant;
 
 pub use self::verdict::{Outcome, Verdict};
 
+use self::cut::Lack;
 use self::ledger::Ledger;
 use self::written::{Letter, Published, digest};
 use crate::kafka::pages::BadPageRecord;
 use crate::kafka::{BadMemory, Cluster, KafkaError, Reader, Spans, Stored, Topic, pages};
-use crate::model::{AppId, CLOCK_MARGIN, Clock, Endpoint, Timestamp};
+use crate::model::{AppId, CLOCK_MARGIN, Clock, Endpoint, PageId, Timestamp};
 
 /// Why an audit can't look at the topics.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +52,22 @@ pub type Progress<'a> = &'a mut dyn FnMut(Topic, u64) -> Box<dyn FnMut()>;
 /// How long pages that were forwarded before the audit began may take to be delivered.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Interval between two looks whether they are.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The age up to which events are looked for by their times.
 const OLDEST: Duration = Duration::from_secs(24 * 3_600);
 
-/// Between two looks whether they are.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// How far a partition of the pages topic is delivered, and when the newest delivered page was answered.
-type Position = (i64, Option<Timestamp>);
+/// How far a partition of the pages topic is delivered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    /// The offset of the next page; unknown where the publisher has no memory of the partition.
+    offset: Option<i64>,
+    /// The page before it.
+    last_page: Option<PageId>,
+    /// When the newest delivered page was answered.
+    answered: Option<Timestamp>,
+}
 
 /// Audits what was forwarded since then; blocks.
 ///
@@ -79,15 +88,17 @@ pub fn audit(
     let ends = reader.spans(Topic::Pages, None)?;
     // What a page has brought is written after it was forwarded, by a clock that may go wrong.
     let written = since.before(CLOCK_MARGIN);
-    ledger.letters_are_cut = read(&reader, Topic::DeadLetter, written, progress, |stored| {
+    ledger.letters_lack = read(&reader, Topic::DeadLetter, written, progress, |stored| {
         ledger.dead_letter(&letter(stored), stored.header("index"));
     })?;
-    ledger.gaps_are_cut = read(&reader, Topic::Gaps, written, progress, |stored| {
+    ledger.gaps_lack = read(&reader, Topic::Gaps, written, progress, |stored| {
         let number = |name| text(stored.header(name)).parse::<i64>().ok();
-        if let (Some(partition), Some(first), Some(end)) =
-            (number("pages_partition"), number("pages_first"), number("pages_end"))
-        {
-            ledger.lost_pages(i32::try_from(partition).unwrap_or(-1), first..end);
+        if let (Some(partition), Some(first)) = (number("pages_partition"), number("pages_first")) {
+            let partition = i32::try_from(partition).unwrap_or(-1);
+            match number("pages_end") {
+                Some(end) => ledger.lost_pages(partition, first..end),
+                None => ledger.created_again(),
+            }
         }
         ledger.gap(&letter(stored), stored.value());
     })?;
@@ -95,7 +106,15 @@ pub fn audit(
     read_spans(&reader, Topic::Pages, &pages, progress, |stored| {
         ledger.offset(stored.partition(), stored.offset());
         match pages::decode(&stored.page_record()) {
-            Ok(forwarded) => ledger.page(stored.partition(), &forwarded),
+            Ok(forwarded) => {
+                let position = delivered.get(&stored.partition());
+                let last = position.filter(|it| it.offset == Some(stored.offset() + 1));
+                let last = last.and_then(|it| it.last_page);
+                if last.is_some_and(|last| last != forwarded.entry.id) {
+                    ledger.created_again();
+                }
+                ledger.page(stored.partition(), &forwarded);
+            }
             Err(BadPageRecord::Newer(_)) => ledger.newer_page(),
             Err(_) => ledger.unreadable_page(),
         }
@@ -109,9 +128,13 @@ pub fn audit(
     ledger.looked_from = oldest.max(since.before(OLDEST)).before(CLOCK_MARGIN);
     for endpoint in Endpoint::ALL {
         let topic = Topic::of_events(endpoint);
-        let spans = spans(&reader, topic, ledger.looked_from)?;
-        spans.cut.iter().for_each(|partition| ledger.is_cut(endpoint, *partition));
-        read_spans(&reader, topic, &spans.all, progress, |stored| {
+        let Held { spans, mut cut, emptied } = held(&reader, topic, ledger.looked_from)?;
+        // A partition without keys that are in use is empty after a while, and tells nothing.
+        if emptied.len() == spans.len() {
+            cut = emptied;
+        }
+        cut.iter().for_each(|partition| ledger.is_cut(endpoint, *partition));
+        read_spans(&reader, topic, &spans, progress, |stored| {
             ledger.event(&published(endpoint, stored));
         })?;
     }
@@ -125,7 +148,7 @@ fn positions(reader: &Reader, all: &Spans) -> Result<BTreeMap<i32, Position>, Au
     let mut positions: BTreeMap<i32, Position> = BTreeMap::new();
     loop {
         let is_behind = |(partition, span): &(&i32, &Range<i64>)| {
-            positions.get(*partition).is_none_or(|(position, _)| *position < span.end)
+            positions.get(*partition).is_none_or(|it| it.offset.unwrap_or(0) < span.end)
         };
         let behind: Vec<i32> =
             all.iter().filter(is_behind).map(|(partition, _)| *partition).collect();
@@ -134,7 +157,7 @@ fn positions(reader: &Reader, all: &Spans) -> Result<BTreeMap<i32, Position>, Au
         }
         let wait = behind.iter().any(|it| {
             let end = all.get(it).map_or(0, |span| span.end);
-            positions.get(it).is_none_or(|(position, _)| *position < end)
+            positions.get(it).is_none_or(|it| it.offset.unwrap_or(0) < end)
         });
         if !wait || Instant::now() > deadline {
             return Ok(positions);
@@ -146,7 +169,11 @@ fn positions(reader: &Reader, all: &Spans) -> Result<BTreeMap<i32, Position>, Au
 fn position(reader: &Reader, partition: i32) -> Result<Position, AuditError> {
     let memory = reader.memory(partition)?.finish();
     let memory = memory.map_err(|source| AuditError::Memory { partition, source })?;
-    Ok((memory.position().unwrap_or(0), memory.last_answer()))
+    Ok(Position {
+        offset: memory.position(),
+        last_page: memory.last_page(),
+        answered: memory.last_answer(),
+    })
 }
 
 /// The delivered pages of the window, and how many pages wait behind them.
@@ -160,46 +187,57 @@ fn window(
     let mut spans = reader.spans(Topic::Pages, Some(since))?;
     let mut waiting = 0;
     for (partition, span) in &mut spans {
-        let (position, answered) = delivered.get(partition).copied().unwrap_or_default();
+        let position = delivered.get(partition).copied().unwrap_or_default();
         let (Some(all), Some(ends)) = (all.get(partition), ends.get(partition)) else { continue };
         // What is forwarded while the audit runs is the next one's.
         span.end = span.end.min(all.end.max(span.start));
-        ledger.begins(*partition, ends, span.start, (position, answered));
-        let end = position.clamp(span.start, span.end);
+        ledger.begins(*partition, ends, span.start, position.offset, position.answered);
+        let end = position.offset.unwrap_or(0).clamp(span.start, span.end);
         waiting += span.end.abs_diff(end);
         span.end = end;
     }
     Ok((spans, waiting))
 }
 
-/// What a topic holds since a time, and the partitions from which something was deleted that may be of
-/// that time.
+/// What a topic holds since a time.
 struct Held {
-    all: Spans,
+    spans: Spans,
+    /// Partitions that begin with a record of that time: older ones were deleted, and may be of it too.
     cut: Vec<i32>,
+    /// Partitions without a record, although there were some. As a rule they were deleted long ago.
+    emptied: Vec<i32>,
 }
 
-fn spans(reader: &Reader, topic: Topic, since: Timestamp) -> Result<Held, KafkaError> {
-    // Before: a topic that is cut meanwhile is cut.
-    let all = reader.spans(topic, Some(since))?;
-    let whole = reader.spans(topic, None)?;
-    let start = |partition| all.get(partition).map_or(0, |span| span.start);
-    let cut = whole.iter().filter(|(partition, it)| it.start > 0 && it.start >= start(partition));
-    let cut = cut.map(|(partition, _)| *partition).collect();
-    Ok(Held { all, cut })
+fn held(reader: &Reader, topic: Topic, since: Timestamp) -> Result<Held, KafkaError> {
+    // Taken first: what is deleted meanwhile counts.
+    let spans = reader.spans(topic, Some(since))?;
+    let (mut cut, mut emptied) = (Vec::new(), Vec::new());
+    for (partition, whole) in reader.spans(topic, None)? {
+        let start = spans.get(&partition).map_or(0, |span| span.start);
+        match whole.start > 0 && whole.start >= start {
+            true if whole.is_empty() => emptied.push(partition),
+            true => cut.push(partition),
+            false => {}
+        }
+    }
+    Ok(Held { spans, cut, emptied })
 }
 
-/// Reads what a topic holds since a time. Whether something of it may be deleted.
+/// Reads what a topic holds since a time, and says whether something of it may be deleted.
 fn read(
     reader: &Reader,
     topic: Topic,
     since: Timestamp,
     progress: Progress<'_>,
     each: impl FnMut(&Stored<'_>),
-) -> Result<bool, AuditError> {
-    let Held { all, cut } = spans(reader, topic, since)?;
-    read_spans(reader, topic, &all, progress, each)?;
-    Ok(!cut.is_empty())
+) -> Result<Lack, AuditError> {
+    let Held { spans, cut, emptied } = held(reader, topic, since)?;
+    read_spans(reader, topic, &spans, progress, each)?;
+    Ok(match (cut.is_empty(), emptied.is_empty()) {
+        (false, _) => Lack::Cut,
+        (true, false) => Lack::Emptied,
+        (true, true) => Lack::Nothing,
+    })
 }
 
 fn read_spans(

@@ -37,7 +37,7 @@ use self::aside::Aside;
 use self::in_doubt::{InDoubt, NewTicket};
 use crate::error::{Chain, may_panic};
 use crate::journal::{Backlog, Journal, JournalError, Sequence, Waiting};
-use crate::kafka::{Failure, Kafka, KafkaError, PageRecord, Progress, pages, wait_to_try_again};
+use crate::kafka::{Failure, Kafka, KafkaError, Progress, pages, wait_to_try_again};
 use crate::model::PageId;
 use crate::observe::health::{Condition, Health};
 
@@ -267,8 +267,7 @@ impl<K: Kafka> Forwarder<K> {
             line.last = entry.sequence;
             course.in_doubt.hand_over(entry.entry.id);
             if !course.aside.holds(entry.sequence) {
-                let record = pages::encode(&entry.entry, entry.settled);
-                let confirmation = self.append(&entry, record);
+                let confirmation = self.append(&entry, false);
                 line.on_the_way.push_back((entry.sequence, entry.entry.id, confirmation));
             }
         }
@@ -297,8 +296,7 @@ impl<K: Kafka> Forwarder<K> {
             return Ok(());
         };
         self.kafka.prepare().await?;
-        let record = pages::encode(&entry.entry, entry.settled).late();
-        let mut confirmation = self.append(&entry, record);
+        let mut confirmation = self.append(&entry, true);
         let outcome = loop {
             tokio::select! {
                 biased;
@@ -325,7 +323,12 @@ impl<K: Kafka> Forwarder<K> {
         }
     }
 
-    fn append(&self, entry: &Waiting, record: PageRecord) -> Confirmation {
+    fn append(&self, entry: &Waiting, was_refused: bool) -> Confirmation {
+        let mut record = pages::encode(&entry.entry, entry.settled);
+        // An earlier process may have met a refusal, and forwarded others meanwhile.
+        if was_refused || entry.entry.id.incarnation != self.journal.incarnation() {
+            record = record.late();
+        }
         let appended = self.kafka.append(self.partition, record);
         let own = self.journal.incarnation();
         Box::pin(self.progress.noting(self.partition, &entry.entry, own, appended))

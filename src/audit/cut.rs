@@ -14,6 +14,16 @@ use crate::model::Endpoint;
 #[derive(Debug, Default)]
 pub(super) struct Cut(BTreeMap<(Endpoint, i32), HashMap<i32, Option<u32>>>);
 
+/// What Kafka may have deleted from a topic of what belongs to the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    Nothing,
+    /// It begins within the window.
+    Cut,
+    /// It holds nothing, but did.
+    Emptied,
+}
+
 // === impl Cut ===
 
 impl Cut {

@@ -17,6 +17,8 @@ pub(super) enum Uncovered {
     UnreadablePages,
     /// Partitions of the pages topic that were deleted and created again.
     CreatedAgain,
+    /// Partitions of which the publisher has no memory.
+    NoMemory,
     /// Gaps whose record may be deleted.
     Gaps,
 }
@@ -112,6 +114,7 @@ impl Uncovered {
             Self::NewerPages => "pages_of_a_newer_version",
             Self::UnreadablePages => "unreadable_pages",
             Self::CreatedAgain => "pages_topic_created_again",
+            Self::NoMemory => "no_memory",
             Self::Gaps => "gaps_not_provable",
         }
     }
@@ -130,6 +133,10 @@ impl Uncovered {
             Self::CreatedAgain => {
                 "partitions of the pages topic that were deleted and created again: their old pages \
                  are gone; choose a --since after that"
+            }
+            Self::NoMemory => {
+                "partitions whose memory is not in the state topic, so nothing tells how far their pages \
+                 are delivered: was that topic deleted? A running bridge rebuilds it"
             }
             Self::Gaps => "gaps whose records may be deleted from the gaps topic",
         }

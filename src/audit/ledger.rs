@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::cut::Cut;
+use super::cut::{Cut, Lack};
 use super::findings::{Counts, Fault, Faults, Tally, Told, Uncovered};
 use super::written::{Letter, Published, expected};
 use crate::agora::{Contents, event};
@@ -57,9 +58,9 @@ pub(super) struct Ledger {
     pub(super) looked_from: Timestamp,
     /// What may be deleted from the event topics.
     cut: Cut,
-    /// Something may be deleted from the dead-letter topic, or from the gaps topic.
-    pub(super) letters_are_cut: bool,
-    pub(super) gaps_are_cut: bool,
+    /// What may be deleted from the dead-letter topic, and from the gaps topic.
+    pub(super) letters_lack: Lack,
+    pub(super) gaps_lack: Lack,
     /// The offset that has to come next in each partition of the pages topic.
     next: BTreeMap<i32, i64>,
     /// Offsets of the pages topic that are told to be lost, by partition.
@@ -109,6 +110,9 @@ enum Fate {
     SetAside,
 }
 
+/// Corrections of a clock up to this make no page precede another.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
 /// No page of the window.
 const OUTSIDE: u32 = u32::MAX;
 
@@ -134,8 +138,8 @@ impl Ledger {
             oldest: None,
             looked_from: Timestamp::from_millis(i64::MIN),
             cut: Cut::default(),
-            letters_are_cut: false,
-            gaps_are_cut: false,
+            letters_lack: Lack::Nothing,
+            gaps_lack: Lack::Nothing,
             next: BTreeMap::new(),
             told_lost: Vec::new(),
             lost_told: None,
@@ -152,24 +156,26 @@ impl Ledger {
         }
     }
 
-    /// Notes where the window begins in a partition of the pages topic, of what that holds, and how
-    /// far it is delivered: the position, and when the newest delivered page was answered.
+    /// Notes where the window begins in a partition of the pages topic, of what that holds, how far it
+    /// is delivered, and when the newest delivered page was answered.
     pub(super) fn begins(
         &mut self,
         partition: i32,
         all: &Range<i64>,
         start: i64,
-        (position, answered): (i64, Option<Timestamp>),
+        position: Option<i64>,
+        answered: Option<Timestamp>,
     ) {
-        if position < all.start {
-            self.lost(partition, position..all.start);
-        }
-        if position > all.end {
-            self.uncovered(Uncovered::CreatedAgain, 1);
-        } else if all.start > 0 && start == all.start {
+        match position {
+            None => self.uncovered(Uncovered::NoMemory, u64::from(all.end > 0)),
+            Some(position) if position < all.start => self.lost(partition, position..all.start),
+            Some(position) if position > all.end => self.created_again(),
             // The records before may be of the window, too; if none is left, the memory tells.
-            let is_of_window = !all.is_empty() || answered.is_some_and(|at| at >= self.since);
-            self.uncovered(Uncovered::BeforeTheTopic, is_of_window.into());
+            Some(_) if all.start > 0 && start == all.start => {
+                let is_of_window = !all.is_empty() || answered.is_some_and(|at| at >= self.since);
+                self.uncovered(Uncovered::BeforeTheTopic, is_of_window.into());
+            }
+            Some(_) => {}
         }
         self.next.insert(partition, start);
     }
@@ -206,6 +212,11 @@ impl Ledger {
                 )
             });
         }
+    }
+
+    /// Notes that a partition of the pages topic was deleted and created again.
+    pub(super) fn created_again(&mut self) {
+        self.uncovered(Uncovered::CreatedAgain, 1);
     }
 
     /// Enters a gap that tells of lost pages.
@@ -429,8 +440,9 @@ impl Ledger {
     fn may_be_deleted(&self, endpoint: Endpoint, event: &Event) -> bool {
         let page = self.pages.get(event.page as usize);
         event.second < second(self.looked_from)
-            // A dead letter may tell of the whole page.
-            || self.letters_are_cut
+            // Its dead letter may be deleted. A topic that is empty is mostly one that had none for
+            // long: it excuses no event.
+            || self.letters_lack == Lack::Cut
             || page.is_some_and(|(partition, _)| {
                 self.cut.may_lack(endpoint, *partition, event.page)
             })
@@ -520,7 +532,7 @@ impl Ledger {
     ) {
         if is_there {
             counts.dead_letters += 1;
-        } else if is_before || self.letters_are_cut {
+        } else if is_before || self.letters_lack != Lack::Nothing {
             counts.not_provable += 1;
         } else {
             counts.missing += 1;
@@ -533,7 +545,7 @@ impl Ledger {
         if self.gaps.contains_key(&(key, cause)) || is_before {
             return;
         }
-        if self.gaps_are_cut {
+        if self.gaps_lack != Lack::Nothing {
             self.uncovered(Uncovered::Gaps, 1);
         } else {
             let what = || format!("the gap `{cause}` of {} ({app})", name(Some(&key)));
@@ -542,13 +554,13 @@ impl Ledger {
     }
 
     /// Of two pages of a feed of which one was asked for after the other was answered, the other has to
-    /// stand first, unless the pages topic refused it for a while. When they were asked for, tickets say
-    /// more certainly than clocks. Where they overlap, nothing can be said.
+    /// stand first, unless the pages topic refused it for a while. Their order of asking is that of their
+    /// tickets, since a clock may be set. Where they overlap, nothing can be said.
     fn compare_with_newest(&mut self, id: PageId, page: &Page, late: bool) {
         let of_feed = (page.feed.clone(), id.incarnation);
         let this = (id.ticket, page.asked_at);
         let newest = self.newest.entry(of_feed).or_insert(this);
-        if !late && id.ticket < newest.0 && page.answered_at < newest.1 {
+        if !late && id.ticket < newest.0 && page.answered_at.after(CLOCK_STEP) < newest.1 {
             self.faults.add(Fault::OutOfOrder, || format!("page {id} of {}", page.feed));
         }
         if id.ticket > newest.0 {

@@ -53,15 +53,21 @@ WHAT IS PROVED
 
 WHAT IS NOT
 
-  A repeat of an event of before the window is found in its topic, as long as the
-  topic still holds it; else, and if it is older than a day, it may be counted as
-  not provable. The order of a page that the pages topic refused for a while is
-  not asked for. A window without pages proves nothing, and is no fault. An App ID that another bridge publishes with another group can't be told apart.
-  With kafka.delivery = \"at-least-once\" events may be there twice after a
-  crash, and the audit says so.
+  * Whether an event repeats one of before the window, if its topic doesn't hold
+    that any more, or if it is older than a day: that counts as not provable.
+  * The order of pages that the pages topic refused for a while, or that an
+    earlier process left behind.
+  * Whether anything of a window without pages is missing. Nothing is disproved.
+  * Events of an App ID that another bridge publishes with another group: they
+    can't be told apart.
+  * With kafka.delivery = \"at-least-once\" events may be there twice after a
+    crash, and the audit says so.
 
-  The audit only reads; a bridge may run beside it. It needs up to 120 bytes of
-  memory for each event that it reads, and less than 100 MB beside.
+  An event, dead-letter or gaps topic that was deleted and created again counts as
+  missing everything from before.
+
+  The audit only reads; a bridge may run at the same time. It needs up to 120
+  bytes of memory for each event that it reads, and less than 100 MB more.
 
 EXAMPLES
 
@@ -71,8 +77,8 @@ EXAMPLES
 EXIT CODES
 
   0 proved; 1 disproved; 2 wrong usage; 3 not covered: nothing contradicts, but
-  something could not be looked at (pages that wait, pages or records that Kafka
-  has deleted or that can't be read, or Kafka could not be read); 78 wrong configuration.";
+  something could not be looked at (pages that wait, pages or records that were
+  deleted or can't be read, or Kafka could not be read); 78 wrong configuration.";
 
 /// Exit code of an audit that found no fault, and could not look at everything.
 const NOT_COVERED: u8 = 3;

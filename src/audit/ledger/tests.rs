@@ -224,10 +224,16 @@ fn each_way_to_be_wrong_is_found() {
 
 #[test]
 fn pages_have_to_stand_in_the_order_of_asking_only_where_they_did_not_overlap() {
-    for (second, faults) in [((600, 900), 0), ((400, 900), 0), ((100, 900), 0), ((0, 100), 1)] {
+    for (second, faults) in [
+        ((6_000, 9_000), 0),
+        ((4_000, 9_000), 0),
+        ((1_000, 9_000), 0),
+        ((0, 900), 1),
+        ((0, 1_500), 0),
+    ] {
         for (ticket, faults) in [(1, faults), (3, 0)] {
             let mut case = Case::new();
-            case.page_of(2, 200, 500, &[]).page_of(ticket, second.0, second.1, &[]);
+            case.page_of(2, 2_000, 5_000, &[]).page_of(ticket, second.0, second.1, &[]);
             let found: u64 = case.judged().1.iter().map(|(_, count)| count).sum();
             // A clock that was set back makes a page no younger: its ticket is what counts.
             assert_eq!(found, faults, "{ticket}: {second:?}");
@@ -280,19 +286,22 @@ fn what_its_topic_may_have_lost_is_not_provable() {
     let old = Timestamp::from_millis(1_600_000_002_000);
     check(&|case| case.0.looked_from = old, 1, 3);
     // A dead letter might tell that it was set aside.
-    check(&|case| case.0.letters_are_cut = true, 4, 0);
+    check(&|case| case.0.letters_lack = Lack::Cut, 4, 0);
+    check(&|case| case.0.letters_lack = Lack::Emptied, 0, 4);
 }
 
 #[test]
 fn letters_and_gaps_that_may_be_deleted_are_not_provable() {
-    let mut case = Case::new();
-    case.0.letters_are_cut = true;
-    case.page(1, &["17".to_owned()]);
-    assert_eq!((case.judged().0.not_provable, case.judged().1), (1, vec![]));
-    let mut case = Case::new();
-    case.0.gaps_are_cut = true;
-    case.gap(1).assert_faults(&[]);
-    assert_eq!(case.0.not_covered.get(&Uncovered::Gaps), Some(&1));
+    for lack in [Lack::Cut, Lack::Emptied] {
+        let mut case = Case::new();
+        case.0.letters_lack = lack;
+        case.page(1, &["17".to_owned()]);
+        assert_eq!((case.judged().0.not_provable, case.judged().1), (1, vec![]));
+        let mut case = Case::new();
+        case.0.gaps_lack = lack;
+        case.gap(1).assert_faults(&[]);
+        assert_eq!(case.0.not_covered.get(&Uncovered::Gaps), Some(&1));
+    }
 }
 
 #[test]
@@ -380,13 +389,13 @@ fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
         look(&mut case.0);
         !case.judged().1.is_empty()
     };
-    let position = |ledger: &mut Ledger| ledger.begins(0, &(40..50), 45, (30, None));
+    let position = |ledger: &mut Ledger| ledger.begins(0, &(40..50), 45, Some(30), None);
     let jump = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..50), 30, (50, None));
+        ledger.begins(0, &(0..50), 30, Some(50), None);
         ledger.offset(0, 40);
     };
     let end = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..40), 30, (40, None));
+        ledger.begins(0, &(0..40), 30, Some(40), None);
         ledger.ends(0, 40);
     };
     for look in [&position as &dyn Fn(&mut Ledger), &jump, &end] {
@@ -395,7 +404,7 @@ fn pages_that_are_gone_are_a_fault_unless_a_gap_tells_of_them() {
         assert!(!lost(Some(30..40), look));
     }
     let dense = |ledger: &mut Ledger| {
-        ledger.begins(0, &(0..50), 30, (50, None));
+        ledger.begins(0, &(0..50), 30, Some(50), None);
         (30..50).for_each(|offset| ledger.offset(0, offset));
         ledger.ends(0, 50);
     };
@@ -407,20 +416,23 @@ fn a_window_that_begins_before_the_topic_is_not_covered() {
     let of_window = Some(SINCE);
     let of_before = Some(SINCE.before(std::time::Duration::from_secs(1)));
     for (all, start, position, answered, covered) in [
-        (0..50, 0, 50, of_window, true),
-        (40..50, 45, 50, of_window, true),
-        (40..50, 40, 50, of_window, false),
-        (0..0, 0, 0, None, true),
+        (0..50, 0, Some(50), of_window, true),
+        (40..50, 45, Some(50), of_window, true),
+        (40..50, 40, Some(50), of_window, false),
+        // Nothing was ever forwarded.
+        (0..0, 0, None, None, true),
         // All of its pages are deleted.
-        (50..50, 50, 50, of_window, false),
-        (50..50, 50, 50, of_before, true),
+        (50..50, 50, Some(50), of_window, false),
+        (50..50, 50, Some(50), of_before, true),
         // The topic was deleted and created again.
-        (0..3, 0, 50, of_window, false),
-        (0..0, 0, 50, of_before, false),
+        (0..3, 0, Some(50), of_window, false),
+        (0..0, 0, Some(50), of_before, false),
+        // The memory is gone.
+        (0..50, 0, None, None, false),
     ] {
         let mut case = Case::new();
-        case.0.begins(0, &all, start, (position, answered));
-        assert_eq!(case.0.not_covered.is_empty(), covered, "{all:?} {position}");
+        case.0.begins(0, &all, start, position, answered);
+        assert_eq!(case.0.not_covered.is_empty(), covered, "{all:?} {position:?}");
     }
 }
 
