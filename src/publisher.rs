@@ -122,10 +122,21 @@ struct Signs {
 struct Course {
     /// What the last transaction was about when its outcome was not known, and the position behind
     /// it: the position in the memory tells.
-    pending: Option<(i64, Draft)>,
+    pending: Option<Pending>,
+    /// This process has had a memory of the partition.
+    had_memory: bool,
     signs: Signs,
     /// What Kafka refused.
     ladder: Ladder,
+}
+
+/// A transaction that was begun.
+struct Pending {
+    /// The position behind it.
+    position: i64,
+    /// It begins a pages topic that was created again, so its position is below the one before.
+    anew: bool,
+    draft: Draft,
 }
 
 /// What came while pages were waited for.
@@ -268,12 +279,13 @@ impl<K: Kafka> Publisher<K> {
             () = give_up.cancelled() => return Ok(()),
             // Nothing of ours waits for a partition that can't be had.
             () = self.finished(stop) => return Ok(()),
-            claimed = self.claim() => claimed?,
+            claimed = self.claim(course.had_memory) => claimed?,
         };
-        if let Some((position, draft)) = course.pending.take()
-            && memory.position() >= Some(position)
+        course.had_memory |= memory.position().is_some();
+        if let Some(pending) = course.pending.take()
+            && pending.is_committed(memory.position())
         {
-            self.count(draft, position, &mut course.signs.switches);
+            self.count(pending.draft, pending.position, &mut course.signs.switches);
         }
         condition.ok();
         let claimed_at = Instant::now();
@@ -313,7 +325,7 @@ impl<K: Kafka> Publisher<K> {
                 return Err(LetGo::OldLimits);
             }
             let batch = std::mem::take(&mut draft.batch);
-            course.pending = Some((position, draft));
+            course.pending = Some(Pending { position, anew: anew.is_some(), draft });
             let begun = Instant::now();
             let delivered = tokio::select! {
                 biased;
@@ -331,7 +343,8 @@ impl<K: Kafka> Publisher<K> {
                 self.progress.begin_anew(self.partition, span.end);
                 owned.read_from(None).await?;
             }
-            let delivered = course.pending.take().map(|(_, draft)| draft).unwrap_or_default();
+            let delivered = course.pending.take().map(|it| it.draft).unwrap_or_default();
+            course.had_memory = true;
             self.count(delivered, position, &mut course.signs.switches);
             self.progress.note_delivered(self.partition, position);
         }
@@ -497,7 +510,20 @@ async fn next(
 
 impl Course {
     fn new(signs: Signs) -> Self {
-        Self { pending: None, signs, ladder: Ladder::default() }
+        Self { pending: None, had_memory: false, signs, ladder: Ladder::default() }
+    }
+}
+
+// === impl Pending ===
+
+impl Pending {
+    /// Whether a memory with this position is that of the transaction or of a later one. One that begins
+    /// offsets again is told from those before by its exact position: nothing follows it unnoticed.
+    fn is_committed(&self, position: Option<i64>) -> bool {
+        match self.anew {
+            true => position == Some(self.position),
+            false => position >= Some(self.position),
+        }
     }
 }
 

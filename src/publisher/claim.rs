@@ -8,18 +8,22 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::trail::Trail;
 use super::{LetGo, Publisher};
 use crate::error::Chain;
-use crate::kafka::{Batch, Delivered, Failure, Kafka, Memory, Owned, Rebuild, Recall};
+use crate::kafka::{Batch, Delivered, Failure, Kafka, Memory, Owned, Rebuild, Recall, pages};
 
 /// Windows that are written in one transaction while a memory is rebuilt: 2 MiB at most.
 const WINDOWS_A_TRANSACTION: usize = 16;
 
 /// Between two attempts to find a position that nothing tells: each reads all that was published.
 pub(super) const UNKNOWN_POSITION_WAIT: Duration = Duration::from_secs(60);
+
+/// Maximum time to wait for the first page of a partition that holds some.
+const FIRST_PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A partition that was taken over.
 pub(super) struct Claim<O> {
@@ -33,7 +37,8 @@ pub(super) struct Claim<O> {
 // === impl Publisher ===
 
 impl<K: Kafka> Publisher<K> {
-    pub(super) async fn claim(&self) -> Result<Claim<K::Owned>, LetGo> {
+    /// `had_memory`: this process has had a memory of the partition before.
+    pub(super) async fn claim(&self, had_memory: bool) -> Result<Claim<K::Owned>, LetGo> {
         let partition = self.partition;
         self.kafka.prepare().await?;
         let recall = Recall::new(self.regions.clone(), &self.attic, partition);
@@ -50,7 +55,10 @@ impl<K: Kafka> Publisher<K> {
         }
         let span = owned.span().await?;
         // Where the pages topic never held anything, nothing was ever published.
-        if memory.position().is_none() && span.end > 0 {
+        if memory.position().is_none()
+            && span.end > 0
+            && (had_memory || !self.is_new(&mut owned, &span).await?)
+        {
             self.restore(&mut owned, &mut memory, &span).await?;
         }
         let position = memory.position();
@@ -60,6 +68,21 @@ impl<K: Kafka> Publisher<K> {
         self.progress.note_delivered(partition, position.unwrap_or(0));
         info!(partition, position, "partition claimed");
         Ok(Claim { owned, memory, trail, span })
+    }
+
+    /// Whether this process has forwarded everything that the pages topic ever held of the partition: its
+    /// first app has just come. Then nothing was delivered, and nothing has to be read to know that.
+    async fn is_new(&self, owned: &mut K::Owned, span: &Range<i64>) -> Result<bool, LetGo> {
+        if span.start > 0 {
+            return Ok(false);
+        }
+        owned.read_from(Some(0)).await?;
+        let first = timeout(FIRST_PAGE_TIMEOUT, owned.pages(1)).await;
+        let Ok(first) = first else { return Ok(false) };
+        Ok(first?.first().is_some_and(|(offset, record)| {
+            let id = pages::id(record);
+            *offset == 0 && id.is_some_and(|id| id.incarnation == self.incarnation)
+        }))
     }
 
     /// Finds out what was delivered, without a memory. It stays empty in a new installation.

@@ -274,8 +274,7 @@ impl Context<'_> {
     /// What stamps the other records; `None` is the time of sending.
     fn rest(&self, topic: Topic, broker: BrokerTime) -> Option<Timestamp> {
         match self.ladder.times() {
-            Times::Events => Some((self.limits)(topic).stamping.rest(broker)),
-            Times::Broker => broker.appended,
+            Times::Events | Times::Broker => Some((self.limits)(topic).stamping.rest(broker)),
             Times::Sending => None,
         }
     }

@@ -10,7 +10,8 @@
 //! 4. each page alone;
 //! 5. the page that was refused alone as a dead letter.
 //!
-//! Where that is refused as well, everything begins anew: the cause may have ended.
+//! If that is refused as well, or if it isn't an event topic that refuses, everything starts again: the
+//! cause may have ended.
 
 use std::time::Duration;
 
@@ -110,12 +111,14 @@ impl Ladder {
             self.times_until = Some(Instant::now() + REMEMBERED);
             return Lesson::OtherTimes(self.times);
         }
-        let of_letters = unfit.is_some_and(|unfit| unfit.topic == Topic::DeadLetter);
-        if of_letters && !self.bare_letters {
+        let topic = unfit.map(|unfit| unfit.topic);
+        // What only the memory's topic refuses, or nobody knows which, is not the page's fault.
+        let of_events = matches!(topic, Some(Topic::UserEvents | Topic::ChannelEvents));
+        if topic == Some(Topic::DeadLetter) && !self.bare_letters {
             self.bare_letters = true;
         } else if !alone {
             self.alone = true;
-        } else if self.refused.is_none() && !of_letters {
+        } else if self.refused.is_none() && of_events {
             self.refused = Some((position - 1, why.to_owned()));
         } else {
             self.anew();
@@ -159,6 +162,18 @@ mod tests {
         assert_eq!((ladder.refusal(3), ladder.refusal(4)), (None, Some("large")));
         ladder.delivered();
         assert_eq!((ladder.refusal(4), ladder.limit(Some(5), 10)), (None, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_page_is_set_aside_for_a_refusal_that_is_not_of_its_events() {
+        let times = unfit(Topic::State, true);
+        for cause in [None, times, unfit(Topic::Gaps, true), unfit(Topic::DeadLetter, false)] {
+            let mut ladder = Ladder::default();
+            for _ in 0..12 {
+                ladder.refused(cause, "refused", 5, true);
+                assert_eq!(ladder.refusal(4), None, "{cause:?}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
 use tokio::time::Instant;
 
+use super::failure::is_a_consequence;
 use super::page_writer::Confirming;
 use crate::config;
 use crate::config::OptionValue;
@@ -403,10 +404,13 @@ impl Listener {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a record that was not delivered, if it is the first.
+    /// Notes a record that was not delivered, if it is the first with a reason of its own: a batch that is
+    /// refused fails all others of its transaction, and they may be reported before it.
     pub(super) fn note_undelivered(&self, error: ClientError, topic: &str) {
-        let mut first = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert_with(|| (error, topic.to_owned()));
+        let mut known = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|(known, _)| is_a_consequence(known)) {
+            *known = Some((error, topic.to_owned()));
+        }
     }
 
     /// Whether a record was not delivered that nobody has taken notice of.

@@ -345,15 +345,19 @@ impl Worker {
             // A transaction that outlives its time is fenced by the broker itself.
             let own_fault =
                 error.failure() == Failure::Fenced && begun.elapsed() > LONG_TRANSACTION;
-            let failure = if own_fault { Failure::Broken } else { error.failure() };
-            let reason = match undelivered {
-                Some((why, topic)) => {
-                    format!("{}; no record reached `{topic}`: {why}", error.finding())
+            let mut failure = if own_fault { Failure::Broken } else { error.failure() };
+            let mut unfit = error.unfit();
+            let mut reason = error.finding();
+            if let Some((why, topic)) = undelivered {
+                reason = format!("{reason}; no record reached `{topic}`: {why}");
+                // The commit knows what was refused, but not of which topic.
+                if failure == Failure::Unfit && unfit.is_none() {
+                    let refused = self.not_written(&topic, &why);
+                    (failure, unfit) = (refused.failure(), refused.unfit());
                 }
-                None => error.finding(),
-            };
+            }
             let subject = format!("partition {}", self.partition);
-            KafkaError::new(failure, "deliver pages of", subject, reason).with_unfit(error.unfit())
+            KafkaError::new(failure, "deliver pages of", subject, reason).with_unfit(unfit)
         })
     }
 

@@ -10,6 +10,7 @@
 //! oldest page that was not confirmed. So whatever arrives late of the old one, each page arrives for
 //! the first time behind all earlier ones, and the publisher recognises what arrives twice.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::thread::JoinHandle;
@@ -63,13 +64,20 @@ struct Producer {
 }
 
 /// The pages that a producer was handed and has not confirmed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Unconfirmed {
+    /// By partition: each may have another broker, and the others' confirmations say nothing about it.
+    partitions: BTreeMap<i32, InFlight>,
+    /// Why the producer was given up.
+    given_up: Option<(Failure, String)>,
+}
+
+/// Pages of a partition that are not confirmed.
+#[derive(Debug)]
+struct InFlight {
     pages: usize,
     /// The last confirmation, or when the first of these pages was handed over.
     silent_since: Instant,
-    /// Why the producer was given up.
-    given_up: Option<(Failure, String)>,
 }
 
 /// Confirms each page to the one who waits for it.
@@ -135,10 +143,15 @@ impl PageWriter {
             .headers(headers);
         let producer = self.producer()?;
         // Before it is sent: its confirmation may be quicker than we are.
-        lock(&producer.unconfirmed).add();
+        lock(&producer.unconfirmed).add(partition);
         producer.client.send(record).map_err(|(error, _)| {
-            lock(&producer.unconfirmed).remove();
-            KafkaError::new(failure_of(&error), "hand a page over to", topic, error)
+            lock(&producer.unconfirmed).remove(partition);
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                take_out(&self.slot, &producer.unconfirmed);
+            }
+            let said = producer.listener.take_said().map(|said| format!("; {said}"));
+            let reason = format!("{error}{}", said.unwrap_or_default());
+            KafkaError::new(failure_of(&error), "hand a page over to", topic, reason)
         })?;
         Ok((producer.listener.clone(), Arc::clone(&producer.unconfirmed), confirmed))
     }
@@ -187,27 +200,31 @@ fn is_purged(error: &ClientError) -> bool {
 // === impl Unconfirmed ===
 
 impl Unconfirmed {
-    fn add(&mut self) {
-        if self.pages == 0 {
-            self.silent_since = Instant::now();
+    fn add(&mut self, partition: i32) {
+        let new = InFlight { pages: 0, silent_since: Instant::now() };
+        self.partitions.entry(partition).or_insert(new).pages += 1;
+    }
+
+    /// A page is confirmed, or has failed.
+    fn settle(&mut self, partition: i32) {
+        self.remove(partition);
+        if let Some(in_flight) = self.partitions.get_mut(&partition) {
+            in_flight.silent_since = Instant::now();
         }
-        self.pages += 1;
     }
 
-    fn remove(&mut self) {
-        self.pages = self.pages.saturating_sub(1);
-        self.silent_since = Instant::now();
+    /// A page was not handed over after all, which says nothing about the others.
+    fn remove(&mut self, partition: i32) {
+        if let Some(in_flight) = self.partitions.get_mut(&partition) {
+            in_flight.pages = in_flight.pages.saturating_sub(1);
+        }
+        self.partitions.retain(|_, in_flight| in_flight.pages > 0);
     }
 
-    /// How long pages have been waiting for a confirmation.
+    /// How long pages of a partition have been waiting for a confirmation, at worst.
     fn silence(&self) -> Duration {
-        if self.pages == 0 { Duration::ZERO } else { self.silent_since.elapsed() }
-    }
-}
-
-impl Default for Unconfirmed {
-    fn default() -> Self {
-        Self { pages: 0, silent_since: Instant::now(), given_up: None }
+        let silences = self.partitions.values().map(|it| it.silent_since.elapsed());
+        silences.max().unwrap_or_default()
     }
 }
 
@@ -233,6 +250,10 @@ impl Watched {
             }
             may_panic("page-writer");
             client.poll(POLL);
+            if let Some((code, text)) = client.client().fatal_error() {
+                self.give_up(&client, (failure_of(&ClientError::Global(code)), text));
+                return;
+            }
             let silence = lock(&self.unconfirmed).silence();
             let longest = if self.listener.is_refused() { SILENCE_AFTER_REFUSAL } else { SILENCE };
             if let Some(probe) = probing.take_if(|probe| probe.is_finished()) {
@@ -311,7 +332,11 @@ impl ProducerContext for Confirming {
     type DeliveryOpaque = Box<Confirmation>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, confirmation: Box<Confirmation>) {
-        lock(&self.unconfirmed).remove();
+        let partition = match result {
+            Ok(record) => record.partition(),
+            Err((_, record)) => record.partition(),
+        };
+        lock(&self.unconfirmed).settle(partition);
         let outcome = match result {
             Ok(record) => {
                 // Whatever was refused before is accepted now.
@@ -330,5 +355,32 @@ impl ProducerContext for Confirming {
 impl std::fmt::Debug for Producer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Producer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_without_confirmations_is_silent_whatever_the_others_do() {
+        let mut unconfirmed = Unconfirmed::default();
+        let second = Duration::from_secs(1);
+        unconfirmed.add(1);
+        for _ in 0..20 {
+            unconfirmed.add(2);
+            tokio::time::advance(second).await;
+            unconfirmed.settle(2);
+            // One that could not be handed over.
+            unconfirmed.add(1);
+            unconfirmed.remove(1);
+        }
+        assert_eq!(unconfirmed.silence(), 20 * second);
+        unconfirmed.add(1);
+        unconfirmed.settle(1);
+        tokio::time::advance(second).await;
+        assert_eq!(unconfirmed.silence(), second);
+        unconfirmed.settle(1);
+        assert_eq!(unconfirmed.silence(), Duration::ZERO);
     }
 }

@@ -195,6 +195,9 @@ fn a_record_that_is_not_a_page_is_set_aside_and_one_of_a_newer_version_is_refuse
     assert_eq!(memory.position(), None);
 }
 
+/// The topic of events refuses a record for what it is.
+const EVENTS: Option<Unfit> = Some(Unfit { topic: Topic::UserEvents, is_time: false });
+
 /// The refusals that lead to the first page being set aside.
 fn refused_alone(unfit: Option<Unfit>) -> Ladder {
     let mut ladder = Ladder::default();
@@ -207,7 +210,7 @@ fn refused_alone(unfit: Option<Unfit>) -> Ladder {
 #[tokio::test(start_paused = true)]
 async fn a_cut_page_that_is_set_aside_leaves_its_gap_too() {
     let body = format!(r#"{{"events":[{LOGIN},{}"#, LOGOUT.strip_suffix('}').unwrap());
-    let (draft, counts) = read_after(&refused_alone(None), [page(1, Wholeness::Cut, &body)]);
+    let (draft, counts) = read_after(&refused_alone(EVENTS), [page(1, Wholeness::Cut, &body)]);
     assert_eq!(counts, Counts { received: 1, set_aside: 1, ..Counts::default() });
     assert_eq!(dead_letters(&draft), [body]);
     let [gap] = &draft.gaps[..] else { panic!("what was cut off is missing") };
@@ -220,7 +223,7 @@ async fn a_cut_page_that_is_set_aside_leaves_its_gap_too() {
 async fn a_page_that_was_set_aside_is_recognised_and_its_events_are_new_in_another_page() {
     let body = format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#);
     let pages = [1, 1, 2, 2].map(|ticket| page(ticket, Wholeness::Whole, &body));
-    let (draft, counts) = read_after(&refused_alone(None), pages);
+    let (draft, counts) = read_after(&refused_alone(EVENTS), pages);
     assert_eq!(counts, Counts { received: 4, delivered: 2, set_aside: 2, ..Counts::default() });
     assert_eq!((draft.pages, draft.pages_again, draft.set_aside.len()), (2, 2, 1));
     assert_eq!(dead_letters(&draft), [body]);
@@ -230,7 +233,7 @@ async fn a_page_that_was_set_aside_is_recognised_and_its_events_are_new_in_anoth
 async fn a_letter_of_a_whole_page_says_so_and_those_of_its_parts_do_not() {
     let body = format!(r#"{{"events":[7,{LOGIN}]}} and more"#);
     for (ladder, expected) in [
-        (refused_alone(None), vec![[false, true]]),
+        (refused_alone(EVENTS), vec![[false, true]]),
         (Ladder::default(), vec![[true, false], [false, false]]),
     ] {
         let (draft, _) = read_after(&ladder, [page(1, Wholeness::Whole, &body)]);

@@ -81,6 +81,7 @@ impl Cluster {
             last_id: 0,
             looks_to_fail: 0,
             published_is_cut: false,
+            history_is_refused: false,
             committed: HashSet::new(),
             transactions: Transactions::default(),
             ending: false,
@@ -172,6 +173,11 @@ impl Cluster {
                 it.begin - it.delivered_to
             })
             .sum()
+    }
+
+    /// From now on nobody may read what was published.
+    pub(crate) fn refuse_history(&self) {
+        self.lock().history_is_refused = true;
     }
 
     /// So many of the next looks at a partition fail.

@@ -389,6 +389,24 @@ async fn a_new_installation_begins_at_the_beginning_of_what_was_forwarded_before
     loops.end().await;
 }
 
+/// An App ID is new on its partition, and its first pages are forwarded before the partition is claimed.
+#[tokio::test(start_paused = true)]
+async fn the_first_pages_of_a_partition_need_nothing_of_what_was_published() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.end().await;
+    let loops = Loops { process: 1, ..loops.anew() };
+    loops.kafka.forget_memory();
+    loops.kafka.refuse_history();
+    loops.commit(0..PAGES).await;
+    loops.forward();
+    sleep(5 * SECOND).await;
+    loops.publish(&loops.health, &loops.stop);
+    sleep(20 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}
+
 /// With pages that follow and without: then the next look finds it.
 #[tokio::test(start_paused = true)]
 async fn pages_that_are_deleted_before_they_are_published_become_a_gap_and_the_accounts_balance() {
@@ -398,7 +416,7 @@ async fn pages_that_are_deleted_before_they_are_published_become_a_gap_and_the_a
         loops.forward();
         sleep(5 * SECOND).await;
         loops.end().await;
-        let loops = loops.anew();
+        let loops = Loops { process: 1, ..loops.anew() };
         loops.forward();
         loops.commit(PAGES..2 * PAGES).await;
         // As the poller enters them: two events of each page.

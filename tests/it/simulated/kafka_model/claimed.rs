@@ -75,6 +75,9 @@ impl Owned for Claimed {
 
     async fn history(&mut self, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
         let state = self.client.state();
+        if state.history_is_refused {
+            return Err(KafkaError::new(Failure::Refused, "read", "the model", "not allowed"));
+        }
         let partition = state.partition(self.partition);
         for ((_, page), offset) in partition.pages.iter().zip(0_i64..).skip(partition.begin) {
             rebuild.take_page(offset, page);

@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) last_id: u64,
     pub(super) looks_to_fail: u32,
     pub(super) published_is_cut: bool,
+    /// Nobody may read what was published.
+    pub(super) history_is_refused: bool,
     /// Ids of committed transactions.
     pub(super) committed: HashSet<u64>,
     pub(super) transactions: Transactions,

@@ -24,6 +24,8 @@ use crate::support::pages;
 
 /// The two loops behind the poller, on one partition.
 pub(super) struct Loops {
+    /// Counts the processes that publish; their journal's incarnation stays the first one.
+    pub(super) process: u128,
     pub(super) kafka: Cluster,
     pub(super) client: Client,
     pub(super) attic: Attic,
@@ -77,6 +79,7 @@ impl Loops {
         let (journal, _) = Journal::simulated(database, size, incarnation, clock.now())
             .expect("the journal can be opened");
         let loops = Self {
+            process: 1,
             client: kafka.connect(now),
             kafka,
             attic,
@@ -114,7 +117,7 @@ impl Loops {
             partition: 0,
             has_apps: true,
             group: "bridge".to_owned(),
-            incarnation: self.journal.incarnation(),
+            incarnation: Incarnation::from_u128(self.process),
             regions: HashMap::from([(AppId::new("a"), 1)]),
             feeds: vec![Feed {
                 app: AppId::new("a"),
@@ -171,7 +174,8 @@ impl Loops {
 
     /// The same place for loops of another process; those of this one have ended.
     pub(super) fn anew(self) -> Self {
-        Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), ..self }
+        let process = self.process + 1;
+        Self { process, stop: CancellationToken::new(), tasks: TaskTracker::new(), ..self }
     }
 
     /// Ends the loops without waiting for anything.
