@@ -29,6 +29,7 @@ pub use self::report::{Report, Waiting};
 use crate::agora::{Credentials, Transport};
 use crate::config;
 use crate::config::Settings;
+use crate::dedupe;
 use crate::forwarder::Forwarder;
 use crate::journal::{Held, Journal, Recovered};
 use crate::kafka::{Attic, Kafka, Progress, partition_of};
@@ -210,6 +211,7 @@ impl Daemon {
                 group: parts.settings.kafka.group.clone(),
                 incarnation: parts.journal.incarnation(),
                 regions: regions.clone(),
+                hold: dedupe::hold(parts.settings.agora.longest_request()),
                 feeds: apps
                     .iter()
                     .filter(|app| partition_of_app(app, partitions) == partition)

@@ -7,9 +7,9 @@
 //!
 //! Count alone is not enough in the other direction: at 10,000 events a second 8,192 events are
 //! gone in a second, while an answer that was asked for before they were delivered may still be on
-//! its way. So a block also stays while its newest event is younger than [`HOLD`], measured in the
+//! its way. So a block also stays while its newest event is younger than [`hold`], measured in the
 //! pages' own times (the outcome does not depend on when a page is processed), up to
-//! [`MOST_HELD`] events; what would have to be held beyond that is counted.
+//! [`MOST_HELD`] events; events dropped because of that limit are counted.
 //!
 //! Events are kept in blocks of [`BLOCK_EVENTS`]. A block is the unit that is written to Kafka: the
 //! newest is written again until it is full, the others never change.
@@ -30,7 +30,7 @@ use ring::digest::{Context, SHA256};
 
 use self::index::Index;
 use crate::agora::Event;
-use crate::model::{AppId, Endpoint, Timestamp};
+use crate::model::{AppId, Endpoint, SETTLE_MARGIN, Timestamp};
 
 /// Events of a block: 4 KiB in a record of the state topic.
 pub const BLOCK_EVENTS: usize = 256;
@@ -42,12 +42,21 @@ pub const LEAST_REMEMBERED: usize = 8_192;
 /// buffer.
 pub const REMEMBERED_PER_REGION: usize = 4_096;
 
-/// How long an event is remembered whatever the count: longer than a request can be out (15 s of
-/// silence) and its page wait for lower tickets (10 s).
-pub const HOLD: Duration = Duration::from_secs(30);
-
-/// The most events that a window remembers because of [`HOLD`].
+/// Maximum number of events that a window remembers because of their age.
+///
+/// The time to hold is covered up to `MOST_HELD / hold` events per second of one app and endpoint:
+/// 3,360 with the default `silence_timeout` of 15 s (39 s), 1,016 with 60 s (129 s). Faster feeds
+/// are covered for a shorter time, and the events dropped too early are counted.
 pub const MOST_HELD: usize = 131_072;
+
+/// Minimum time that an event is remembered, however many follow it.
+///
+/// A request in flight when the event was handed over may end `longest_request` later, and its page
+/// may then be held for `longest_request` and [`SETTLE_MARGIN`] until its order is known. Pages
+/// answered up to that moment are published before it.
+pub fn hold(longest_request: Duration) -> Duration {
+    longest_request.saturating_mul(2).saturating_add(SETTLE_MARGIN)
+}
 
 /// The identity of an event: 128 bits of SHA-256.
 ///
@@ -84,6 +93,8 @@ pub struct Resting {
 #[derive(Debug)]
 struct Ring {
     remember: usize,
+    /// Minimum time that an event is remembered; see [`hold`].
+    hold: Duration,
     /// Places of dropped blocks, to be written over.
     free_slots: Vec<u32>,
     next_sequence: u64,
@@ -189,9 +200,11 @@ impl fmt::Debug for Fingerprint {
 // === impl Window ===
 
 impl Window {
-    /// An empty window for an endpoint that is drained in so many regions.
-    pub fn new(regions: usize) -> Self {
+    /// An empty window for an endpoint drained in `regions` regions, which remembers events for at
+    /// least `hold`.
+    pub fn new(regions: usize, hold: Duration) -> Self {
         let ring = Ring {
+            hold,
             remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
             free_slots: Vec::new(),
             next_sequence: 0,
@@ -252,7 +265,7 @@ impl Window {
         self.blocks.is_empty()
     }
 
-    /// Events that [`HOLD`] would have kept and [`MOST_HELD`] did not, since this was last asked.
+    /// Events that [`hold`] would have kept and [`MOST_HELD`] did not, since this was last asked.
     pub fn take_dropped_too_early(&mut self) -> u64 {
         std::mem::take(&mut self.dropped_too_early)
     }
@@ -285,7 +298,8 @@ impl Window {
 
     /// Forgets the oldest block, unless it must be held.
     fn drop_oldest(&mut self, now: Timestamp) -> bool {
-        let held = self.blocks.front().is_some_and(|oldest| now.since(oldest.newest) < HOLD);
+        let held =
+            self.blocks.front().is_some_and(|oldest| now.since(oldest.newest) < self.ring.hold);
         let most = self.ring.remember.max(MOST_HELD);
         if held && self.blocks.len() * BLOCK_EVENTS < most {
             return false;
@@ -304,12 +318,14 @@ impl Window {
 // === impl Resting ===
 
 impl Resting {
-    /// The window whose blocks were read back, for an endpoint that is drained in so many regions.
-    pub fn restore(regions: usize, mut blocks: Vec<Shelved>) -> Self {
+    /// The window whose blocks were read back, for an endpoint drained in `regions` regions,
+    /// which remembers events for at least `hold`.
+    pub fn restore(regions: usize, hold: Duration, mut blocks: Vec<Shelved>) -> Self {
         blocks.sort_by_key(|block| block.sequence);
         let used: HashSet<u32> = blocks.iter().map(|block| block.slot).collect();
         let slots = used.iter().max().map_or(0, |slot| slot + 1);
         let ring = Ring {
+            hold,
             remember: LEAST_REMEMBERED.max(REMEMBERED_PER_REGION * regions),
             next_sequence: blocks.last().map_or(0, |block| block.sequence + 1),
             free_slots: (0..slots).rev().filter(|slot| !used.contains(slot)).collect(),
@@ -383,6 +399,9 @@ mod tests {
 
     use super::*;
 
+    /// With the default settings: 15 s of silence and 4 s for the body.
+    const LONGEST_REQUEST: Duration = Duration::from_secs(19);
+
     fn event(user: &str, kind: &str, channel: Option<&str>, ms: i64) -> Event<'static> {
         Event {
             user_id: Cow::Owned(user.to_owned()),
@@ -403,7 +422,7 @@ mod tests {
     }
 
     fn small() -> Window {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, hold(LONGEST_REQUEST));
         window.ring.remember = 1_024;
         window
     }
@@ -475,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_buffer_of_any_age_is_recognised() {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, hold(LONGEST_REQUEST));
         for n in 0..2_000 {
             assert!(window.insert(number(n), at(0)));
         }
@@ -488,7 +507,7 @@ mod tests {
 
     #[test]
     fn it_forgets_the_oldest_beyond_its_count_and_its_time() {
-        let mut window = Window::new(3);
+        let mut window = Window::new(3, hold(LONGEST_REQUEST));
         for n in 0..20_000 {
             window.insert(number(n), at(n));
         }
@@ -501,7 +520,7 @@ mod tests {
 
     #[test]
     fn at_a_high_rate_it_remembers_for_the_whole_time_that_an_answer_can_be_out() {
-        let mut window = Window::new(1);
+        let mut window = Window::new(1, hold(LONGEST_REQUEST));
         for n in 0..60_000 {
             window.insert(number(n), at(n / 3_000));
         }
@@ -511,6 +530,39 @@ mod tests {
         }
         assert!(window.len() <= MOST_HELD);
         assert!(window.take_dropped_too_early() > 0);
+    }
+
+    #[test]
+    fn a_longer_request_holds_events_for_longer() {
+        let minutes = Duration::from_secs(184);
+        assert_eq!(hold(LONGEST_REQUEST), Duration::from_secs(39));
+        assert_eq!(hold(minutes), Duration::from_secs(369));
+        for longest in [LONGEST_REQUEST, minutes] {
+            let mut window = Window::new(1, hold(longest));
+            // At 100 events a second the count alone forgets the first one after 82 s.
+            let last = hold(longest).as_secs() - 1;
+            for n in 0..100 * last {
+                window.insert(number(n), at(n / 100));
+            }
+            // One burst, so that age alone decides.
+            for n in 0..10_000 {
+                window.insert(number(1_000_000 + n), at(last));
+            }
+            assert!(!window.insert(number(0), at(last)), "{longest:?}");
+            assert_eq!(window.take_dropped_too_early(), 0);
+            for n in 0..10_000 {
+                window.insert(number(2_000_000 + n), at(last + 3));
+            }
+            assert!(!window.contains(number(0)), "{longest:?}");
+        }
+    }
+
+    #[test]
+    fn the_most_held_cover_the_stated_rates() {
+        for (longest, rate) in [(19, 3_360), (64, 1_016)] {
+            let hold = hold(Duration::from_secs(longest)).as_secs();
+            assert_eq!(MOST_HELD as u64 / hold, rate);
+        }
     }
 
     proptest! {
@@ -531,7 +583,7 @@ mod tests {
             }
             let shelf = &mut Shelves::default();
             let blocks = stored.into_values().map(|block| block.lay(shelf)).collect();
-            let restored = Resting::restore(1, blocks).wake(shelf).unwrap();
+            let restored = Resting::restore(1, hold(LONGEST_REQUEST), blocks).wake(shelf).unwrap();
             let events = window.blocks.iter().flat_map(|block| &block.events);
             prop_assert!(events.into_iter().all(|event| restored.contains(*event)));
             prop_assert!(restored.blocks.len() <= window.blocks.len() + window.ring.free_slots.len());

@@ -22,6 +22,10 @@ pub const BUFFER_LIMIT: u64 = 2_000;
 /// reaches a buffer: the bounds of a gap are wider by this on both sides.
 pub const CLOCK_MARGIN: Duration = Duration::from_secs(10);
 
+/// Time, 1 s, to settle a request after its end. Pages are held for the longest request plus this;
+/// deduplication windows allow for the same.
+pub const SETTLE_MARGIN: Duration = Duration::from_secs(1);
+
 /// An Agora App ID, as configured. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AppId(Arc<str>);

@@ -98,6 +98,8 @@ pub struct Publisher<K> {
     pub incarnation: Incarnation,
     /// In how many regions each app is drained.
     pub regions: HashMap<AppId, usize>,
+    /// Minimum time that an event is remembered: see [`crate::dedupe::hold`].
+    pub hold: Duration,
     /// The feeds of the partition that are configured.
     pub feeds: Vec<Feed>,
     /// The wall clock.

@@ -11,12 +11,14 @@ use std::io;
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio::task::spawn_blocking;
 
 use self::selection::{Found, Selection, When};
 use super::{Failure, settings};
+use crate::dedupe;
 use crate::kafka::{Cluster, Reader};
 use crate::model::{AppId, Content, PageId};
 
@@ -117,8 +119,14 @@ pub(super) async fn run(args: Pages) -> Result<(), Failure> {
 
 impl Bridge {
     fn cluster(&self) -> Result<Cluster, Failure> {
+        Ok(self.cluster_and_hold()?.0)
+    }
+
+    /// Kafka, and the minimum time that a deduplication window remembers an event.
+    fn cluster_and_hold(&self) -> Result<(Cluster, Duration), Failure> {
         let settings = settings::load(self.config.as_deref())?;
-        Ok(Cluster::new(settings.kafka, &settings.instance))
+        let hold = dedupe::hold(settings.agora.longest_request());
+        Ok((Cluster::new(settings.kafka, &settings.instance), hold))
     }
 }
 

@@ -19,6 +19,7 @@
 //! number but what is remembered of each block.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,8 @@ pub struct Memory {
     /// Windows that were asked for since changes were last written.
     asked_for: BTreeSet<Name>,
     regions: HashMap<AppId, usize>,
+    /// Minimum time that windows remember an event.
+    hold: Duration,
     cells: Cells,
 }
 
@@ -133,7 +136,13 @@ impl Recall {
     /// Nothing yet; windows are to rest in `attic`.
     ///
     /// `regions` tells for each app in how many regions it is drained: a window is larger for more.
-    pub fn new(regions: HashMap<AppId, usize>, attic: &Attic, partition: i32) -> Self {
+    /// A window remembers events for at least `hold`: see [`crate::dedupe::hold`].
+    pub fn new(
+        regions: HashMap<AppId, usize>,
+        hold: Duration,
+        attic: &Attic,
+        partition: i32,
+    ) -> Self {
         let memory = Memory {
             position: Position::default(),
             tickets: BTreeMap::new(),
@@ -142,6 +151,7 @@ impl Recall {
             windows: HashMap::new(),
             asked_for: BTreeSet::new(),
             regions,
+            hold,
             cells: attic.cells(partition),
         };
         Self { memory, blocks: HashMap::new(), bad: BTreeMap::new() }
@@ -165,7 +175,7 @@ impl Recall {
         }
         memory.named = memory.tickets.values().map(|it| it.named).max().unwrap_or(0);
         for (name, blocks) in blocks {
-            let window = Resting::restore(memory.regions_of(&name.0), blocks);
+            let window = Resting::restore(memory.regions_of(&name.0), memory.hold, blocks);
             memory.windows.insert(name, Kept::AtRest(window));
         }
         Ok(memory)
@@ -203,9 +213,9 @@ impl Recall {
 }
 
 impl Default for Recall {
-    /// Of apps in one region, without an attic.
+    /// Of apps in one region, without an attic, with no minimum time to remember an event.
     fn default() -> Self {
-        Self::new(HashMap::new(), &Attic::default(), 0)
+        Self::new(HashMap::new(), Duration::ZERO, &Attic::default(), 0)
     }
 }
 
@@ -283,7 +293,7 @@ impl Memory {
             let window = match self.windows.remove(&name) {
                 Some(Kept::AtRest(window)) => window.wake(&mut self.cells)?,
                 Some(Kept::Awake { window, .. }) => window,
-                None => Window::new(self.regions_of(app)),
+                None => Window::new(self.regions_of(app), self.hold),
             };
             self.windows.insert(name.clone(), Kept::Awake { window, was_asked_for: true });
         }

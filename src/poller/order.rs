@@ -24,10 +24,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{PageId, Ticket, Timestamp};
-
-/// Added to the longest request, to allow for the time to settle it after its end.
-const MARGIN: Duration = Duration::from_secs(1);
+use crate::model::{PageId, SETTLE_MARGIN, Ticket, Timestamp};
 
 /// The times of the first and the last event of a page.
 pub(super) type Times = (Timestamp, Timestamp);
@@ -94,7 +91,7 @@ impl<H> Order<H> {
     /// everything that a page waits for left before the head of its own answer came, so it has
     /// ended by then.
     pub(super) fn new(longest: Duration) -> Self {
-        Self { out: BTreeMap::new(), held: Vec::new(), patience: longest + MARGIN }
+        Self { out: BTreeMap::new(), held: Vec::new(), patience: longest + SETTLE_MARGIN }
     }
 
     /// A request is about to leave for a host. Tickets must grow in sending order.

@@ -41,7 +41,7 @@ impl<K: Kafka> Publisher<K> {
     pub(super) async fn claim(&self, had_memory: bool) -> Result<Claim<K::Owned>, LetGo> {
         let partition = self.partition;
         self.kafka.prepare().await?;
-        let recall = Recall::new(self.regions.clone(), &self.attic, partition);
+        let recall = Recall::new(self.regions.clone(), self.hold, &self.attic, partition);
         let (mut owned, recall) = self.kafka.claim(partition, recall).await?;
         let mut memory = recall.finish().map_err(|source| LetGo::Memory { partition, source })?;
         if let Some(before) = memory.sign(&self.group) {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::io::{IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::HumanCount;
@@ -62,6 +63,8 @@ struct Sum {
 struct Decoder<'a> {
     limits: &'a dyn Fn(Topic) -> Limits,
     now: Timestamp,
+    /// Minimum time that a window remembers an event.
+    hold: Duration,
     windows: HashMap<(AppId, Endpoint), Window>,
     batch: Batch,
     sum: Sum,
@@ -75,7 +78,7 @@ impl Replay {
             let message = "select pages with --app, --endpoint, --page, --since, --from or --to";
             return Err(Failure { message: message.to_owned(), code: 2 });
         }
-        let cluster = self.bridge.cluster()?;
+        let (cluster, hold) = self.bridge.cluster_and_hold()?;
         let failed = |error: KafkaError| Failure::of(&error);
         let reader = cluster.reader().map_err(failed)?;
         // If no bridge has run here, there is nothing to replay, and no topics must be created.
@@ -89,7 +92,7 @@ impl Replay {
         let (yes, json) = (self.yes, self.json);
         let selection = self.selection.fixed(Clock::system());
         super::aside(move || {
-            let planned = read(&selection, &reader, &replayer, |_| Ok(()))?;
+            let planned = read(&selection, &reader, &replayer, hold, |_| Ok(()))?;
             if planned.events() == 0 {
                 return say(&planned, json, "there is nothing to publish");
             }
@@ -99,7 +102,7 @@ impl Replay {
                 return Err(Failure { message, code: 1 });
             }
             replayer.begin().map_err(failed)?;
-            let done = read(&selection, &reader, &replayer, |batch| replayer.publish(batch))?;
+            let done = read(&selection, &reader, &replayer, hold, |batch| replayer.publish(batch))?;
             say(&done, json, "published again")
         })
         .await
@@ -111,11 +114,13 @@ fn read(
     selection: &Selection,
     reader: &Reader,
     replayer: &Replayer,
+    hold: Duration,
     mut publish: impl FnMut(&Batch) -> Result<(), KafkaError>,
 ) -> Result<Sum, Failure> {
     let mut decoder = Decoder {
         limits: &|topic| replayer.limits(topic),
         now: Clock::system().now(),
+        hold,
         windows: HashMap::new(),
         batch: Batch::default(),
         sum: Sum::default(),
@@ -180,7 +185,7 @@ impl Decoder<'_> {
         let window = self
             .windows
             .entry((feed.app.clone(), feed.endpoint))
-            .or_insert_with(|| Window::new(REGIONS));
+            .or_insert_with(|| Window::new(REGIONS, self.hold));
         let now = self.now;
         self.sum.pages += 1;
         for raw in Contents::of(page).split().elements {

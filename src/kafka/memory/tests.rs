@@ -154,7 +154,7 @@ fn a_quiet_window_rests_and_knows_all_when_it_wakes() {
     let folder = tempfile::tempdir().unwrap();
     for attic in [Attic::in_folder(folder.path()), Attic::default()] {
         let app = AppId::new("a");
-        let mut memory = Recall::new(HashMap::new(), &attic, 0).finish().unwrap();
+        let mut memory = Recall::new(HashMap::new(), Duration::ZERO, &attic, 0).finish().unwrap();
         let mut records = Vec::new();
         for round in 0..40 {
             let window = memory.window(&app, Endpoint::User).unwrap();
@@ -168,7 +168,8 @@ fn a_quiet_window_rests_and_knows_all_when_it_wakes() {
             memory.rest_idle();
             assert!(is_at_rest(&memory));
         }
-        let mut next = recalled(Recall::new(HashMap::new(), &attic, 1), records).unwrap();
+        let mut next =
+            recalled(Recall::new(HashMap::new(), Duration::ZERO, &attic, 1), records).unwrap();
         assert!(is_at_rest(&next));
         for memory in [&mut memory, &mut next] {
             let window = memory.window(&app, Endpoint::User).unwrap();
@@ -184,7 +185,7 @@ fn what_can_not_be_read_back_ends_the_memory_and_the_next_one_stays_in_memory() 
     let folder = tempfile::tempdir().unwrap();
     let attic = Attic::in_folder(folder.path());
     let app = AppId::new("a");
-    let recall = || Recall::new(HashMap::new(), &attic, 0);
+    let recall = || Recall::new(HashMap::new(), Duration::ZERO, &attic, 0);
     let mut memory = recall().finish().unwrap();
     for n in 0..1_000 {
         let window = memory.window(&app, Endpoint::User).unwrap();
@@ -266,7 +267,7 @@ proptest! {
         let last: BTreeMap<_, _> = records.iter().cloned().collect();
         let folder = tempfile::tempdir().unwrap();
         let attic = Attic::in_folder(folder.path());
-        let one = recalled(Recall::new(HashMap::new(), &attic, 0), records);
+        let one = recalled(Recall::new(HashMap::new(), Duration::ZERO, &attic, 0), records);
         let other = recalled(Recall::default(), last);
         let (mut one, mut other) = match (one, other) {
             (Ok(one), Ok(other)) => (one, other),

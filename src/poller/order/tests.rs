@@ -124,7 +124,7 @@ fn a_page_is_given_up_after_the_longest_wait_with_what_precedes_it() {
     assert_eq!(bench.held(3, times((10, 20))), NONE);
     assert_eq!(bench.arrived(4, 400), Turn::Later);
     assert_eq!(bench.held(4, times((50, 60))), NONE);
-    let due = origin + ms(100) + LONGEST + MARGIN;
+    let due = origin + ms(100) + LONGEST + SETTLE_MARGIN;
     assert_eq!(bench.order.overdue(), Some(due));
     assert_eq!(bench.order.give_up(due - ms(1)), NONE);
     assert_eq!(bench.order.give_up(due), [3, 2]);

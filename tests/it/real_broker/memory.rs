@@ -42,7 +42,7 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
     let mut memories: HashMap<i32, Memory> = runtime.block_on(async {
         let mut claims = JoinSet::new();
         for partition in 0..i32::try_from(PARTITIONS).unwrap() {
-            let recall = Recall::new(HashMap::new(), &attic, partition);
+            let recall = Recall::new(HashMap::new(), Duration::ZERO, &attic, partition);
             let cluster = cluster.clone();
             claims.spawn(async move {
                 let (_owned, recall) = cluster.claim(partition, recall).await.expect("it is ours");

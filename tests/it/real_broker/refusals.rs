@@ -177,6 +177,7 @@ async fn a_clock_that_is_eight_hours_ahead_delivers_and_is_named() {
         group: names.group.clone(),
         incarnation: Incarnation::from_u128(1),
         regions: HashMap::from([(AppId::new("a"), 1)]),
+        hold: Duration::from_secs(39),
         feeds: Vec::new(),
         clock,
         progress: Progress::new(4),

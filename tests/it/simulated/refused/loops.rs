@@ -119,6 +119,7 @@ impl Loops {
             group: "bridge".to_owned(),
             incarnation: Incarnation::from_u128(self.process),
             regions: HashMap::from([(AppId::new("a"), 1)]),
+            hold: Duration::from_secs(39),
             feeds: vec![Feed {
                 app: AppId::new("a"),
                 region: Region::new("default"),
