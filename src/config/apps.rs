@@ -1,4 +1,4 @@
-//! The section about App IDs.
+//! The `[[apps]]` section: App IDs, regions, endpoints and credentials.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use crate::model::{AppId, Endpoint, Region};
 use super::reader::{Read, Reader};
 use super::{App, Auth, EndpointPath, Host, RegionHosts, Secret, TokenForm};
 
-/// The name of the region of an app that only gives hosts.
+/// Name of the region of an app that lists `hosts` instead of regions.
 pub(super) const ONLY_REGION: &str = "default";
 
-/// The forms of tokens that are made here.
+/// Versions of the tokens that the bridge generates, as written in `token_version`.
 pub(super) const TOKEN_FORMS: [(&str, TokenForm); 2] =
     [("007", TokenForm::AccessToken2), ("006", TokenForm::AccessToken)];
 
-/// What `[apps.auth]` may hold.
+/// The credentials that `[apps.auth]` accepts.
 const FORMS: &str = "customer_id with customer_secret, or app_certificate with user_id, or token";
 
-/// What may be given once only, and where it was.
+/// Values that must be unique, with the path of each.
 ///
-/// Two of anything here would take events away from each other.
+/// Two entries with the same value would take events from each other.
 #[derive(Debug, Default)]
 struct Seen(BTreeMap<String, String>);
 
@@ -28,7 +28,9 @@ impl Seen {
         match self.0.insert(value.clone(), path.to_owned()) {
             None => Ok(value),
             Some(other) => {
-                let reason = format!("is {other} already: they would take events from each other");
+                let reason = format!(
+                    "is already used by {other}: the two would take events from each other"
+                );
                 Err(reader.fault(path, reason))
             }
         }
@@ -78,8 +80,8 @@ fn app_id(text: &str) -> Result<String, String> {
     match text {
         "" => Err("is empty".to_owned()),
         text if text.len() <= 64 && text.bytes().all(legal) => Ok(text.to_owned()),
-        _ => Err("is no App ID: those of Agora are 32 hexadecimal digits (at most 64 letters, \
-                  digits, dashes and underscores are let through)"
+        _ => Err("is not an App ID: Agora's are 32 hexadecimal digits (the bridge accepts up to \
+                  64 letters, digits, dashes and underscores)"
             .to_owned()),
     }
 }
@@ -97,7 +99,7 @@ fn regions(reader: &mut Reader, app: &str) -> Read<Vec<RegionHosts>> {
         return Ok(vec![RegionHosts { name: Region::new(ONLY_REGION), hosts }]);
     }
     if reader.is_given(&hosts_path) {
-        let reason = "can't be given beside regions: put the hosts into one of those";
+        let reason = "can't be combined with regions: move the hosts into a region";
         return Err(reader.fault(&hosts_path, reason));
     }
     let regions: Vec<_> = (0..count)
@@ -146,7 +148,8 @@ fn hosts(reader: &mut Reader, path: &str, plain_http: bool, seen: &mut Seen) -> 
 
 fn endpoints(reader: &mut Reader, app: &str) -> Read<Vec<EndpointPath>> {
     let listed = listed(reader, &format!("{app}.endpoints"));
-    // Both paths are read, listed or not: a fault should not wait for the day it is switched on.
+    // Read both paths, even if only one endpoint is listed: a fault in the other should show up now
+    // and not when that endpoint is enabled.
     let paths = Endpoint::ALL.map(|endpoint| {
         let path = reader.checked(&format!("{app}.path_{endpoint}"), url_path);
         path.map(|path| EndpointPath { endpoint, path })
@@ -201,8 +204,8 @@ fn auth(reader: &mut Reader, path: &str, app_id: Option<&str>) -> Read<Auth> {
         ((None, None), Some(token), None) => token_auth(reader, path, token, user_id),
         ((None, None), None, Some(certificate)) => {
             let Some(user_id) = user_id else {
-                let reason = "is required beside app_certificate: a token is made for a user, and \
-                              any name will do that no other program uses";
+                let reason = "is required with app_certificate: a token is issued for a user; \
+                              choose any name that no other program uses";
                 return Err(reader.fault(&format!("{path}.user_id"), reason));
             };
             Ok(Auth::Minted { certificate, user_id, form, life })
@@ -213,7 +216,7 @@ fn auth(reader: &mut Reader, path: &str, app_id: Option<&str>) -> Read<Auth> {
         }
         (basic, None, None) => basic_auth(reader, path, basic, user_id),
         (_, _, _) => {
-            let reason = format!("must have one form: {FORMS}");
+            let reason = format!("must be exactly one of these: {FORMS}");
             Err(reader.fault(path, reason))
         }
     }
@@ -230,15 +233,15 @@ fn basic_auth(
             Ok(Auth::Basic { customer_id, customer_secret })
         }
         ((Some(_), Some(_)), Some(_)) => {
-            let reason = "belongs to a token; customer_id needs none";
+            let reason = "is only for tokens; customer_id doesn't need it";
             Err(reader.fault(&format!("{path}.user_id"), reason))
         }
         ((_, None), _) => {
-            let reason = "is required beside customer_id; it may also be customer_secret_file";
+            let reason = "is required with customer_id; customer_secret_file works too";
             Err(reader.fault(&format!("{path}.customer_secret"), reason))
         }
         ((None, _), _) => {
-            let reason = "is required beside customer_secret";
+            let reason = "is required with customer_secret";
             Err(reader.fault(&format!("{path}.customer_id"), reason))
         }
     }
@@ -247,9 +250,9 @@ fn basic_auth(
 fn token_form(reader: &mut Reader, path: &str, app_id: Option<&str>) -> Read<TokenForm> {
     let path = format!("{path}.token_version");
     let form = reader.choice(&path, &TOKEN_FORMS)?;
-    // Its length is not written in a 006 token.
+    // A 006 token doesn't contain the length of the App ID.
     if form == TokenForm::AccessToken && app_id.is_some_and(|id| id.len() != 32) {
-        let reason = "needs an app_id of 32 characters, as those of Agora are";
+        let reason = "needs an app_id of 32 characters, as Agora's are";
         return Err(reader.fault(&path, reason));
     }
     Ok(form)
@@ -261,11 +264,12 @@ fn token_auth(
     token: Secret,
     user_id: Option<String>,
 ) -> Read<Auth> {
-    // What is no token at all is a condition of the app, which ends when it is corrected.
+    // A value that isn't a token at all becomes a condition of the app, which clears once the value
+    // is corrected.
     let is_old = token.reveal().is_ok_and(|token| token.trim_start().starts_with("006"));
     if is_old && user_id.is_none() {
-        let reason = "is required beside a token that begins with 006: Agora wants to be told whom \
-                      it was made for";
+        let reason = "is required with a token that begins with 006: Agora requires the user \
+                      that it was issued for";
         return Err(reader.fault(&format!("{auth}.user_id"), reason));
     }
     Ok(Auth::Token { token, user_id })
@@ -284,7 +288,7 @@ fn customer_id(text: &str) -> Result<String, String> {
 fn user_id(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
     if text.is_empty() || !text.bytes().all(legal) {
-        return Err("must be visible ASCII characters: it is sent in a header".to_owned());
+        return Err("must be printable ASCII characters: it is sent in a header".to_owned());
     }
     Ok(text.to_owned())
 }

@@ -1,7 +1,7 @@
-//! The environment as a layer: `AGORA_RTM_BRIDGE__APPS__0__APP_ID`, two underscores a level.
+//! The environment as a layer: `AGORA_RTM_BRIDGE__APPS__0__APP_ID`, two underscores per level.
 //!
-//! Values stay strings. An element of an array is named by its index, and takes the place of that
-//! element alone; an array of texts can also be given whole, with commas.
+//! Values stay strings. A variable with an index replaces only that array element; an array of
+//! strings can also be given whole, separated by commas.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::keys;
 use super::keys::{Kind, PREFIX, Place};
 use super::layer::Layer;
 
-/// Takes up the variables that are ours.
+/// Reads the variables that start with our prefix.
 pub(super) fn read(variables: &[(String, String)]) -> Layer {
     let mut layer = Layer::default();
     let mut seen = BTreeMap::new();
@@ -21,7 +21,7 @@ pub(super) fn read(variables: &[(String, String)]) -> Layer {
         match keys::place(&path) {
             Place::Value(key) => {
                 if let Some(other) = seen.insert(path.clone(), name.clone()) {
-                    layer.fault(&path, format!("is given by {other} too"), &origin);
+                    layer.fault(&path, format!("is also set by {other}"), &origin);
                 }
                 let is_element = path.ends_with(']');
                 match key.kind {
@@ -30,18 +30,18 @@ pub(super) fn read(variables: &[(String, String)]) -> Layer {
                 }
             }
             Place::Group | Place::List => {
-                layer.fault(&path, "is a group of keys: name one of them", &origin);
+                layer.fault(&path, "is a group of keys: set one of its keys instead", &origin);
             }
             Place::Unknown => layer.fault(&path, unknown(&path), &origin),
         }
     }
     for (path, whole, origin) in twofold(&seen) {
-        layer.fault(path, format!("is given whole by {whole} too"), &origin);
+        layer.fault(path, format!("the whole array is also set by {whole}"), &origin);
     }
     layer
 }
 
-/// Elements of arrays that are also given whole: nobody can say which of them counts.
+/// Array elements whose array is also set as a whole, which is ambiguous.
 fn twofold(seen: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str, Origin)> {
     seen.iter().filter_map(|(path, name)| {
         let array = path.strip_suffix(']')?.rsplit_once('[')?.0;

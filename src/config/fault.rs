@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: all of it, each with where it stands.
+//! Faults in a configuration: all of them at once, each with its location.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -9,67 +9,67 @@ use config::{Value, ValueKind};
 use super::keys;
 use super::keys::PREFIX;
 
-/// The longest value that is shown whole, in characters.
+/// Maximum length of a value in a fault, in characters; longer values are cut off.
 const SHOWN: usize = 80;
 
-/// Everything that is wrong with a configuration, in the order in which a person would go through
-/// it: the file from top to bottom, then the environment.
+/// All faults in a configuration, in reading order: the file from top to bottom, then the
+/// environment.
 #[derive(Debug)]
 pub struct Faults(Vec<Fault>);
 
-/// One thing that is wrong.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The key, as in `apps[0].app_id`; empty where the file as a whole is meant.
+    /// The key, as in `apps[0].app_id`; empty if the fault is in the file as a whole.
     pub key: String,
-    /// What was written, as it would stand in the file. Never a secret's.
+    /// The value as TOML writes it. Never set for a secret.
     pub value: Option<String>,
-    /// What is wrong with it, and why that matters. Goes on from the key: "is unknown".
+    /// What is wrong and why it matters, worded to follow the key: "is unknown".
     pub reason: String,
-    /// Where it was written.
+    /// Where the value was set.
     pub origin: Origin,
 }
 
-/// Where each value was written, by its path.
+/// Where each value was set, by path.
 #[derive(Debug, Default)]
 pub struct Origins(BTreeMap<String, Origin>);
 
-/// Where a value was written.
+/// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// A line of the file; the first is 1.
+    /// A line of the file, counted from 1.
     Line {
-        /// The file as it was named.
+        /// The path of the file as given.
         file: String,
         /// The line.
         line: usize,
     },
-    /// A variable of the environment.
+    /// An environment variable.
     Variable(String),
-    /// The table of keys.
+    /// The default in the table of keys.
     Default,
-    /// Nowhere: that is what is wrong.
+    /// Not set at all, which is the fault.
     Nowhere,
 }
 
 // === impl Faults ===
 
 impl Faults {
-    /// None where there is nothing wrong.
+    /// `None` if there are no faults.
     pub(super) fn found(mut faults: Vec<Fault>) -> Option<Self> {
         faults.sort_by(|a, b| a.origin.cmp(&b.origin));
         faults.dedup();
         (!faults.is_empty()).then_some(Self(faults))
     }
 
-    /// One after the other.
+    /// Iterates over the faults in reading order.
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {
         self.0.iter()
     }
 }
 
 impl fmt::Display for Faults {
-    /// One line each.
+    /// One fault per line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, fault) in self.0.iter().enumerate() {
             let line_break = if index == 0 { "" } else { "\n" };
@@ -86,7 +86,7 @@ impl Error for Faults {}
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, value, reason, origin } = self;
-        // A name that nobody knows can hold anything, in quotes even a new line.
+        // An unknown name can contain anything; in quotes, even a newline.
         let key = key.replace(char::is_control, "?");
         if *origin != Origin::Nowhere {
             write!(f, "{origin}: ")?;
@@ -102,14 +102,14 @@ impl fmt::Display for Fault {
 // === impl Origins ===
 
 impl Origins {
-    /// Those of everything that was written.
+    /// The origins of all values that were set.
     pub(super) fn of_all(merged: &Value) -> Self {
         let mut origins = Self::default();
         origins.note(String::new(), merged);
         origins
     }
 
-    /// Where the value at this path was written. An array is where its first element is.
+    /// Where the value at this path was set. For an array, where its first element was set.
     pub fn of(&self, path: &str) -> &Origin {
         let first = || self.0.get(&format!("{path}[0]"));
         self.0.get(path).or_else(first).unwrap_or(&Origin::Default)
@@ -137,7 +137,7 @@ impl Origins {
 // === impl Origin ===
 
 impl Origin {
-    /// Reads back what `Display` wrote, which is what the `config` crate carries.
+    /// Parses the output of `Display`, which is how the `config` crate carries an origin.
     pub(super) fn of(value: &Value) -> Self {
         let Some(text) = value.origin() else { return Self::Nowhere };
         let line = text.rsplit_once(':').and_then(|(file, line)| Some((file, line.parse().ok()?)));
@@ -160,7 +160,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value as a fault may show it: none for a secret, shortened, without passwords in URLs.
+/// A value as a fault shows it: cut to length and without passwords in URLs. `None` for a secret.
 pub(super) fn shown(path: &str, kind: &ValueKind) -> Option<String> {
     if keys::is_secret(path) {
         return None;
@@ -178,7 +178,7 @@ pub(super) fn shown(path: &str, kind: &ValueKind) -> Option<String> {
     Some(cut.map_or(text.clone(), |start| format!("{start}…")))
 }
 
-/// A text as TOML writes it.
+/// A string quoted and escaped as TOML does it.
 pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for letter in text.chars() {
@@ -194,7 +194,7 @@ pub(crate) fn quoted(text: &str) -> String {
     out
 }
 
-/// `http://user:password@host` → `http://***@host`, wherever in the text it stands.
+/// `http://user:password@host` → `http://***@host`, anywhere in the text.
 pub(super) fn without_password(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 <= at => {

@@ -12,7 +12,7 @@ use super::keys::{Key, Kind, Place};
 use super::layer::Layer;
 use super::{keys, layer};
 
-/// Reads the file. What can't be read at all gives a layer with nothing but the fault.
+/// Reads the file. If it can't be read or parsed, the error is a layer that holds only that fault.
 pub(super) fn read(path: &Path) -> Result<Layer, Layer> {
     let file = path.display().to_string();
     let unreadable = |origin, reason: String| {
@@ -25,7 +25,7 @@ pub(super) fn read(path: &Path) -> Result<Layer, Layer> {
     let document = Document::parse(text.as_str()).map_err(|error| {
         let line = Lines::of(&text).at(error.span());
         let line = Origin::Line { file: file.clone(), line };
-        // Only its message: the error as a whole quotes the line, and with it perhaps a secret.
+        // Only the message: the full error quotes the line, which may contain a secret.
         unreadable(line, format!("is not TOML: {}", error.message()))
     })?;
     let mut walk = Walk { file: &file, lines: Lines::of(&text), layer: Layer::default() };
@@ -39,7 +39,8 @@ struct Walk<'a> {
     layer: Layer,
 }
 
-/// Where the lines of a text end, in order: a file of 10,000 apps has a line for each of their keys.
+/// Offsets of the line ends, in order. Found once, because a file of 10,000 apps needs the line of
+/// every key in it.
 struct Lines(Vec<usize>);
 
 impl Walk<'_> {
@@ -48,12 +49,12 @@ impl Walk<'_> {
             let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
             let origin = self.origin(span);
             let path = keys::child(group, name);
-            // A dot or a bracket in quotes is a letter here, and would be read as a path later.
+            // Quoted dots and brackets are part of the name, but would be parsed as a path later.
             let is_plain = keys::option_of(&path).is_some() || !name.contains(['.', '[', ']']);
             match keys::place(&path) {
                 _ if !is_plain => {
                     let reason =
-                        "is one name, with a dot or a bracket in it, because of its quotes";
+                        "is a single name: in quotes, dots and brackets are part of the name";
                     self.layer.fault(&path, reason, &origin);
                 }
                 Place::Value(key) => self.value(key, path, item, &origin),
@@ -104,7 +105,7 @@ impl Walk<'_> {
                 self.layer.give_parts(path, text.value(), origin);
             }
             _ => match (item.as_table_like(), item.as_value().and_then(kind_of)) {
-                // `security.protocol = …` without quotes is a table in TOML, and means the same.
+                // Without quotes, `security.protocol = …` is a table in TOML. It means the same.
                 (Some(table), _) if key.kind == Kind::Setting => self.group(table, &path),
                 (_, Some(kind)) => self.layer.give(path, kind, origin),
                 _ => self.layer.fault(&path, format!("must be {}", key.expected()), origin),
@@ -120,8 +121,8 @@ impl Walk<'_> {
                 Some(text) => texts.push(layer::value(text, &origin)),
                 None => {
                     let path = format!("{path}[{index}]");
-                    self.layer.fault(&path, "must be a text in quotes", &origin);
-                    // Its neighbours keep their indices.
+                    self.layer.fault(&path, "must be a quoted string", &origin);
+                    // A placeholder, so that later elements keep their indices.
                     texts.push(layer::value(ValueKind::Nil, &origin));
                 }
             }
@@ -134,7 +135,7 @@ impl Walk<'_> {
     }
 }
 
-/// What to say of a name that nobody knows.
+/// The reason given for an unknown name.
 fn unknown(path: &str) -> String {
     match keys::nearest(path) {
         Some(name) => format!("is unknown; did you mean {name}?"),
@@ -159,7 +160,7 @@ impl Lines {
         Self(text.match_indices('\n').map(|(end, _)| end).collect())
     }
 
-    /// The number of the line in which a span begins, counted from 1.
+    /// The line in which a span begins, counted from 1.
     fn at(&self, span: Option<Range<usize>>) -> usize {
         let begin = span.map_or(0, |span| span.start);
         1 + self.0.partition_point(|end| *end < begin)

@@ -1,7 +1,7 @@
-//! The sections that are about this process and its way to Agora.
+//! The sections about this process and its connection to Agora.
 //!
-//! Each section reads all its keys before it looks at one of them: a fault in the first must not
-//! hide a fault in the last.
+//! Each section reads all its keys before it checks how they fit together, so that a fault in the
+//! first key doesn't hide a fault in the last.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use tracing_subscriber::EnvFilter;
 use super::reader::{Read, Reader};
 use super::{Agora, App, Http, Journal, Log, LogFormat, Poll, Proxy, Settings, apps, kafka, units};
 
-/// The words of `log.format`.
+/// Accepted values of `log.format`.
 pub(super) const LOG_FORMATS: [(&str, LogFormat); 2] =
     [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-/// Reads everything.
+/// Reads all settings.
 pub(super) fn settings(reader: &mut Reader) -> Read<Settings> {
     let data_dir = reader.checked("data_dir", path);
     let instance = reader.checked("instance", instance);
@@ -32,19 +32,19 @@ pub(super) fn settings(reader: &mut Reader) -> Read<Settings> {
     if let (Ok(grace), Ok(agora)) = (shutdown_grace, &agora)
         && grace <= agora.longest_request()
     {
-        let why = "a request that was sent is never given up, and what it brings has to be kept";
+        let why = "a request that was sent is never cancelled, and its answer must be stored";
         let (least, grace) =
             (units::show_duration(agora.longest_request()), units::show_duration(grace));
         reader.conflict(
             (
                 "shutdown_grace",
                 format!(
-                    "must be longer than agora.silence_timeout and {BODY_TIME:?} ({least}): {why}"
+                    "must be longer than agora.silence_timeout plus {BODY_TIME:?} ({least}): {why}"
                 ),
             ),
             (
                 "agora.silence_timeout",
-                format!("must be shorter than shutdown_grace ({grace}) by {BODY_TIME:?}: {why}"),
+                format!("must be shorter than shutdown_grace ({grace}) minus {BODY_TIME:?}: {why}"),
             ),
         );
     }
@@ -79,24 +79,24 @@ fn agora(reader: &mut Reader) -> Read<Agora> {
     let proxy_password = reader.secret("agora.proxy_password");
     let (ca_file, system_certificates) = (ca_file?, system_certificates?);
     if ca_file.is_none() && !system_certificates {
-        let why = "needs agora.ca_file beside it: nothing else would be trusted";
+        let why = "needs agora.ca_file: otherwise no certificate would be trusted";
         return Err(reader.fault("agora.system_certificates", why));
     }
     let client_certificate = match (client_certificate_file?, client_key_file?) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         (Some(_), None) => {
-            let why = "needs agora.client_key_file beside it";
+            let why = "needs agora.client_key_file as well";
             return Err(reader.fault("agora.client_certificate_file", why));
         }
         (None, Some(_)) => {
-            let why = "needs agora.client_certificate_file beside it";
+            let why = "needs agora.client_certificate_file as well";
             return Err(reader.fault("agora.client_key_file", why));
         }
     };
     let (proxy, proxy_password) = (proxy?, proxy_password?);
     if proxy.is_none() && proxy_password.is_some() {
-        let why = "needs agora.proxy beside it, with the user in its URL";
+        let why = "needs agora.proxy as well, with the user name in its URL";
         return Err(reader.fault("agora.proxy_password", why));
     }
     Ok(Agora {
@@ -112,30 +112,33 @@ fn agora(reader: &mut Reader) -> Read<Agora> {
 
 // === impl Agora ===
 
-/// What a body has beyond the silence. A page of 200 KiB that trickles in at 16 KiB a second is
-/// still taken whole; and with the defaults a stop outlasts every request.
+/// Time that a request may take beyond `silence_timeout`. With the defaults, a page of 200 KiB that
+/// trickles in at 16 KiB a second still arrives in full, and the shutdown grace is longer than any
+/// request.
 const BODY_TIME: Duration = Duration::from_secs(4);
 
 impl Agora {
-    /// Every request has its end after so long.
+    /// Maximum duration of a request.
     pub fn longest_request(&self) -> Duration {
         self.silence_timeout + BODY_TIME
     }
 }
 
-/// How long a feed at rest is left alone, unless it is said …
+/// Default maximum interval between polls of an idle feed. The next three constants adjust it.
 const LONGEST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// … or there are so many feeds that this is the share of each, for 200 requests a second …
+/// The default is at least this much per feed: all idle feeds together then need 200 requests a
+/// second.
 const FOR_EACH_FEED: Duration = Duration::from_millis(5);
 
-/// … or an app's feeds at rest would take more than this share of its requests; …
+/// The default is long enough that the idle feeds of an app take at most this share of its
+/// requests.
 const AT_REST: f64 = 0.5;
 
-/// … but no longer than this: 2,000 events are what a buffer forgives.
+/// Maximum of the default for any number of feeds: a buffer holds only 2,000 events.
 const MOST_OF_LONGEST: Duration = Duration::from_secs(2);
 
-/// What the number of feeds at rest allows.
+/// The default of `poll.longest_interval` for these apps.
 fn longest_interval(apps: &[App]) -> Duration {
     let feeds = |app: &App| u32::try_from(app.regions.len() * app.endpoints.len()).unwrap_or(1_000);
     let all = apps.iter().map(feeds).fold(0, u32::saturating_add).min(1_000);
@@ -174,13 +177,13 @@ fn poll(reader: &mut Reader, apps: &[App]) -> Read<Poll> {
 }
 
 fn level(text: &str) -> Result<String, String> {
-    // A filter takes a word that is no level for the name of a module, and a slip such as "inof"
-    // would then silence everything else.
+    // `EnvFilter` takes an unknown word for the name of a module, so a typo such as "inof" would
+    // silence everything else.
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |part: &str| part.contains(['=', '[']) || levels.contains(&part.trim());
     match EnvFilter::builder().parse(text) {
         Ok(_) if text.split(',').all(is_level) => Ok(text.to_owned()),
-        _ => Err("must be error, warn, info, debug or trace, also by module as in \
+        _ => Err("must be error, warn, info, debug or trace, optionally per module as in \
                   \"info,agora_rtm_bridge::schedule=debug\""
             .to_owned()),
     }
@@ -198,7 +201,7 @@ fn instance(text: &str) -> Result<String, String> {
     match text {
         "" => Err("is empty".to_owned()),
         text if legal => Ok(text.to_owned()),
-        _ => Err("must be at most 255 visible ASCII characters: it names this process to Kafka \
+        _ => Err("must be at most 255 visible ASCII characters: it names this process in Kafka \
                   and in metrics"
             .to_owned()),
     }

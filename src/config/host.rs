@@ -1,4 +1,4 @@
-//! Addresses of others: Agora's hosts, and the proxy on the way to them.
+//! Addresses of Agora's hosts, and of the proxy in front of them.
 
 use std::fmt;
 
@@ -8,35 +8,35 @@ use crate::model::AppId;
 
 use super::fault::without_password;
 
-/// The base URL of a host of Agora, checked: scheme, host and port, nothing else.
+/// The validated base URL of an Agora host: scheme, host and port, nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Host(String);
 
-/// The URL of an HTTP proxy. It may carry a password, so `Debug` and `Display` leave that out.
+/// The URL of an HTTP proxy. It may contain a password, which `Debug` and `Display` leave out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy(String);
 
 // === impl Host ===
 
 impl Host {
-    /// Checks a base URL. `http://` is for loopback only, unless it is allowed.
+    /// Validates a base URL. `http://` is accepted only for loopback, unless `allow_plain_http`.
     ///
     /// # Errors
     ///
-    /// What is wrong, in words that follow the URL.
+    /// The reason, worded to follow the URL.
     pub fn new(text: &str, allow_plain_http: bool) -> Result<Self, String> {
         let url = http_url(text)?;
         let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("must not carry credentials: they belong into [apps.auth]".to_owned());
+            return Err("must not contain credentials: put them in [apps.auth]".to_owned());
         }
         if !bare {
-            return Err("must end after the host: the path is in path_user_events and \
+            return Err("must end after the host: put paths in path_user_events and \
                         path_channel_events"
                 .to_owned());
         }
         if is_exposed(&url) && !allow_plain_http {
-            return Err("sends the credentials in clear: use https://, or say \
+            return Err("sends the credentials in clear text: use https://, or set \
                         allow_plain_http = true"
                 .to_owned());
         }
@@ -48,12 +48,12 @@ impl Host {
         format!("{}/dev/v2/project/{app}/{path}", self.0)
     }
 
-    /// Whether requests cross a network in clear: `http://`, and not to this machine.
+    /// Whether requests cross a network unencrypted: `http://` to another machine.
     pub fn is_exposed(&self) -> bool {
         Url::parse(&self.0).is_ok_and(|url| is_exposed(&url))
     }
 
-    /// The base URL, without a slash at the end.
+    /// The base URL, without a trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -68,21 +68,21 @@ impl fmt::Display for Host {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Checks the URL of a proxy.
+    /// Validates the URL of a proxy.
     ///
     /// # Errors
     ///
-    /// What is wrong, in words that follow the URL.
+    /// The reason, worded to follow the URL.
     pub fn new(text: &str) -> Result<Self, String> {
         http_url(text).map(|url| Self(url.into()))
     }
 
-    /// The user that it names; empty where it names none.
+    /// The user name in the URL; empty if there is none.
     pub fn user(&self) -> String {
         Url::parse(&self.0).map(|url| url.username().to_owned()).unwrap_or_default()
     }
 
-    /// The URL, with its password where it has one.
+    /// The URL, including its password if it has one.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -104,7 +104,7 @@ fn http_url(text: &str) -> Result<Url, String> {
     let example = r#"is not a URL such as "https://api.agora.io""#;
     let url = Url::parse(text).map_err(|cause| format!("{example}: {cause}"))?;
     match url.scheme() {
-        // `url` repairs what is not quite a URL ("https:api.agora.io"); we don't.
+        // `url` repairs malformed URLs such as "https:api.agora.io"; we refuse them.
         "http" | "https" if text.contains("://") && !text.contains(char::is_whitespace) => Ok(url),
         _ => Err(example.to_owned()),
     }
@@ -114,7 +114,7 @@ fn is_exposed(url: &Url) -> bool {
     url.scheme() == "http" && !is_loopback(url)
 }
 
-/// Whether a URL leads to this machine.
+/// Whether a URL points to this machine.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(UrlHost::Ipv4(address)) => address.is_loopback(),
@@ -146,7 +146,7 @@ mod tests {
             ("https:api.agora.io", "is not a URL"),
             ("https://api.agora.io/dev", "must end after the host"),
             ("https://api.agora.io?a=b", "must end after the host"),
-            ("https://me:pw@api.agora.io", "must not carry credentials"),
+            ("https://me:pw@api.agora.io", "must not contain credentials"),
             ("http://api.agora.io", "sends the credentials in clear"),
             ("http://localhost.example", "sends the credentials in clear"),
         ] {

@@ -1,4 +1,4 @@
-//! The section about Kafka, and what may not be passed to librdkafka.
+//! The `[kafka]` section, and the librdkafka settings that it refuses.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,66 +6,71 @@ use std::net::IpAddr;
 use super::reader::{Read, Reader};
 use super::{Delivery, Kafka, OptionValue, Topics, keys};
 
-/// The words of `kafka.delivery`.
+/// Accepted values of `kafka.delivery`.
 pub(super) const DELIVERIES: [(&str, Delivery); 2] =
     [("exactly-once", Delivery::ExactlyOnce), ("at-least-once", Delivery::AtLeastOnce)];
 
-/// The settings of librdkafka that are not the operator's: their names, and why.
+/// The librdkafka settings that an operator can't set, and why.
 pub(super) const REFUSED: [(&[&str], &str); 14] = [
     (&["bootstrap.servers", "metadata.broker.list"], "set kafka.bootstrap_servers instead"),
-    (&["group.id"], "set kafka.group instead: ids of transactions begin with it too"),
+    (&["group.id"], "set kafka.group instead; it is also the prefix of the transactional ids"),
     (
         &["transactional.id"],
-        "it is made of kafka.group, the partition and kafka.topics.pages, so that one owner fences \
-         the other",
+        "it is built from kafka.group, the partition and kafka.topics.pages, so that a new owner \
+         fences the previous one",
     ),
-    (&["enable.idempotence"], "without it the producer's own retries make repeats"),
+    (&["enable.idempotence"], "without it, the producer's own retries create duplicates"),
     (
         &["acks", "request.required.acks"],
-        "a page is forgotten here once all in-sync replicas have it, and not before",
+        "the bridge deletes a page only once all in-sync replicas have it",
     ),
     (
         &["retries", "message.send.max.retries"],
-        "the producer has to try until its time is over, or events stay behind",
+        "the producer has to retry until its timeout, or events are left behind",
     ),
     (
         &["max.in.flight", "max.in.flight.requests.per.connection"],
-        "order and idempotence hold up to five requests, and the bridge sets them",
+        "order and idempotence are guaranteed for at most five requests, and the bridge sets the \
+         limit itself",
     ),
     (
         &["transaction.timeout.ms", "delivery.timeout.ms", "message.timeout.ms"],
-        "transactions are short, and how long one may hold back readers is weighed against that",
+        "transactions are short, and the bridge sets these to limit how long one can block readers",
     ),
-    (&["isolation.level"], "the bridge reads committed and uncommitted data, each where it must"),
+    (
+        &["isolation.level"],
+        "the bridge reads committed or uncommitted data, depending on what it reads",
+    ),
     (
         &["enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store"],
-        "the position travels in the transaction of the events",
+        "the position is part of the transaction that delivers the events",
     ),
     (
         &["auto.offset.reset", "enable.partition.eof"],
-        "where reading begins and ends decides whether pages are published twice or not at all",
+        "where reading starts and ends decides whether pages are published twice or not at all",
     ),
     (
         &["allow.auto.create.topics"],
-        "topics that come about by themselves have the broker's partitions and settings",
+        "topics that Kafka creates automatically get the broker's default partitions and settings",
     ),
     (
         &["partitioner"],
-        "records are placed as Java's client does, so that joins with its topics work",
+        "records are partitioned as Kafka's Java client does it, so that joins with its topics \
+         work",
     ),
     (
         &["delivery.report.only.error", "test.mock.num.brokers", "test.mock.broker.rtt"],
-        "every record has to be reported by a real broker before its page is forgotten",
+        "a real broker has to confirm every record before the bridge deletes its page",
     ),
 ];
 
-/// The settings of librdkafka that switch a check of certificates off, with the words that do so and
-/// what to do instead.
+/// The librdkafka settings that can disable certificate checks, the values that do so, and what to
+/// do instead.
 const CERTIFICATE_CHECKS: [(&str, &[&str], &str); 2] = [
     (
         "enable.ssl.certificate.verification",
         &["false", "f", "0"],
-        "remove it, and name the authority that signed them in ssl.ca.location",
+        "remove it, and set ssl.ca.location to the CA that signed them",
     ),
     (
         "ssl.endpoint.identification.algorithm",
@@ -101,7 +106,8 @@ fn bootstrap_servers(text: &str) -> Result<String, String> {
     match servers.iter().find(|server| !is_server(server)) {
         None => Ok(servers.join(",")),
         Some(_) => {
-            Err(r#"must be host:port, several with commas, as in "kafka-1:9092""#.to_owned())
+            Err(r#"must be host:port, or several separated by commas, as in "kafka-1:9092""#
+                .to_owned())
         }
     }
 }
@@ -122,8 +128,8 @@ fn is_loopback(server: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|it| it.is_loopback())
 }
 
-/// Beyond loopback a certificate that nobody checks lets anybody on the way read and change what is
-/// sent, passwords and events.
+/// Without certificate checks, anyone on the network path to a broker could read and change
+/// passwords and events. That is acceptable only on loopback.
 fn refuse_unchecked_certificates(
     reader: &mut Reader,
     options: Option<&BTreeMap<String, OptionValue>>,
@@ -135,7 +141,7 @@ fn refuse_unchecked_certificates(
             Some(OptionValue::Plain(text)) => {
                 switched_off.iter().any(|word| text.trim().eq_ignore_ascii_case(word))
             }
-            // What a file says may change later.
+            // The content of a file may change later.
             Some(OptionValue::Secret(_)) => true,
         };
         if is_off {
@@ -144,8 +150,8 @@ fn refuse_unchecked_certificates(
             reader.fault(
                 &written,
                 format!(
-                    "leaves the brokers' certificates unchecked, and kafka.bootstrap_servers are \
-                     not on this machine: {remedy}"
+                    "leaves the brokers' certificates unchecked, but kafka.bootstrap_servers has \
+                     servers on other machines: {remedy}"
                 ),
             );
         }
@@ -155,8 +161,8 @@ fn refuse_unchecked_certificates(
 fn group(text: &str) -> Result<String, String> {
     let legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     if text.is_empty() || text.len() > 200 || !text.chars().all(legal) {
-        return Err("must be 1 to 200 letters, digits, dots, dashes and underscores: it begins \
-                    names in Kafka that ACLs match"
+        return Err("must be 1 to 200 letters, digits, dots, dashes and underscores: it is \
+                    the prefix of names in Kafka that ACLs match"
             .to_owned());
     }
     Ok(text.to_owned())
@@ -167,14 +173,14 @@ fn topics(reader: &mut Reader) -> Read<Topics> {
     let mut name = |reader: &mut Reader, key: &str| {
         let path = format!("kafka.topics.{key}");
         let name = reader.checked(&path, topic)?;
-        // Kafka refuses to create `a_b` beside `a.b`: its metrics can't tell them apart.
+        // Kafka refuses to create `a_b` if `a.b` exists, because their metric names collide.
         let Some(other) = names.insert(name.replace('_', "."), path.clone()) else {
             return Ok(name);
         };
         let differ = |other: &str| {
             format!(
-                "must differ from {other} in more than dots and underscores: each topic has its \
-                 own kind of record"
+                "must differ from {other} in more than dots and underscores: each topic holds a \
+                 different kind of record"
             )
         };
         Err(reader.conflict((&path, differ(&other)), (&other, differ(&path))))
@@ -212,8 +218,8 @@ fn topic(text: &str) -> Result<String, String> {
     let legal = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     let is_name = (1..=249).contains(&text.len()) && text.chars().all(legal);
     if !is_name || text == "." || text == ".." {
-        return Err("is not a name that Kafka takes: 1 to 249 letters, digits, dots, dashes and \
-                    underscores"
+        return Err("is not a name that Kafka accepts: use 1 to 249 letters, digits, dots, \
+                    dashes and underscores"
             .to_owned());
     }
     Ok(text.to_owned())
@@ -234,7 +240,7 @@ fn option(reader: &mut Reader, name: String) -> Read<(String, OptionValue)> {
     }
     let legal = |letter: char| letter.is_ascii_lowercase() || "._0123456789".contains(letter);
     if name.is_empty() || !name.chars().all(legal) {
-        let reason = "is not a name of a setting of librdkafka: those are in lower case";
+        let reason = "is not a librdkafka setting: their names are in lower case";
         return Err(reader.fault(written, reason));
     }
     let is_secret = keys::is_secret(&path) || reader.is_given(&file);

@@ -1,21 +1,22 @@
-//! What a key is, and how a written name finds it.
+//! Configuration keys, and how a name in the file or the environment is matched to one.
 //!
 //! A *path* is the name of one value (`apps[0].hosts[1]`); a *pattern* is the name of a key in
-//! [`KEYS`] (`apps[].hosts`). Everything that is read, defaulted, refused or documented goes
-//! through the table, so there is no key that one of them knows and another does not.
+//! [`KEYS`] (`apps[].hosts`). Reading, defaults, refusals and documentation all use the table, so
+//! they can't disagree about which keys exist.
 
 use super::table::KEYS;
 
-/// What every variable of the environment that is ours begins with.
+/// Prefix of all our environment variables.
 ///
-/// Two underscores: where a Kubernetes service is named as we are, Kubernetes sets variables such
-/// as `AGORA_RTM_BRIDGE_PORT` by itself, and they are nobody's mistake.
+/// It ends with two underscores because Kubernetes sets variables such as `AGORA_RTM_BRIDGE_PORT`
+/// for a service that has our name, and those must not be reported as unknown keys.
 pub(super) const PREFIX: &str = "AGORA_RTM_BRIDGE__";
 
-/// Where the settings of librdkafka stand. Their names contain dots, and any name is a key.
+/// The group of librdkafka settings. Their names contain dots, and every name counts as a key.
 const OPTIONS: &str = "kafka.options";
 
-/// The settings of librdkafka whose variable can't be found by turning `_` into a dot.
+/// librdkafka settings whose names can't be derived from their variables: an underscore stays one,
+/// or the final `_FILE` is part of the name.
 const UNUSUAL_OPTIONS: [&str; 4] = [
     "log_level",
     "sasl.oauthbearer.assertion.file",
@@ -23,25 +24,25 @@ const UNUSUAL_OPTIONS: [&str; 4] = [
     "sasl.oauthbearer.assertion.private.key.file",
 ];
 
-/// One key: one row of the table.
+/// A key: one row of the table.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// The pattern. `[]` stands for an index, and `*` for any name.
+    /// The pattern. `[]` matches an index, and `*` any name.
     pub(super) name: &'static str,
-    /// What may be written.
+    /// The accepted values.
     pub(super) kind: Kind,
-    /// What holds where nothing is written.
+    /// What applies if the key is not set.
     pub(super) absent: Absent,
-    /// One sentence: what it is for, and why the default is what it is.
+    /// What the key is for, and why it has this default. Shown on the reference page.
     pub(super) why: &'static str,
 }
 
-/// What may be written for a key.
+/// The accepted values of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Any text; the rules of its own stand where it is read.
+    /// Any string; the code that reads it applies further rules.
     Text,
-    /// A text that nobody may see. Can be given as `NAME_file`.
+    /// A string that is never shown. Can be given as `NAME_file`.
     Secret,
     /// A path.
     Path,
@@ -51,19 +52,19 @@ pub(super) enum Kind {
     Flag,
     /// A whole number.
     Count(Bounds),
-    /// A duration in the units people write.
+    /// A duration with its unit.
     Duration(Bounds),
-    /// A number of bytes in the units people write.
+    /// A number of bytes with its unit.
     Size(Bounds),
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// Texts: an array, or one text with commas.
+    /// Strings: an array, or one comma-separated string.
     Texts,
-    /// A setting of librdkafka: text, number or truth. Can be given as `NAME_file`.
+    /// A librdkafka setting: string, number or boolean. Can be given as `NAME_file`.
     Setting,
 }
 
-/// The smallest and the largest value, as they are written, and what they rest on.
+/// The minimum and maximum as a user writes them, and the reason for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub(super) least: &'static str,
@@ -71,22 +72,22 @@ pub(super) struct Bounds {
     pub(super) because: &'static str,
 }
 
-/// What holds where nothing is written.
+/// What applies if a key is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Absent {
-    /// This, as it would be written in the environment.
+    /// This default, as it would be written in the environment.
     Default(&'static str),
-    /// The name of the machine.
+    /// The host name.
     HostName,
-    /// What follows from other keys: an example, and how.
+    /// A default derived from other keys: an example, and a remark for the reference page.
     Computed(&'static str, &'static str),
-    /// Nothing does: it has to be written. The text is an example.
+    /// None: the key is required. The text is an example.
     Required(&'static str),
-    /// It may be left out. The text is an example.
+    /// None: the key is optional. The text is an example.
     Optional(&'static str),
 }
 
-/// What a path leads to.
+/// What a path refers to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     /// A value.
@@ -95,34 +96,34 @@ pub(super) enum Place {
     Group,
     /// A list of groups: `apps`.
     List,
-    /// Nothing that we know.
+    /// No key that exists.
     Unknown,
 }
 
 // === impl Key ===
 
 impl Key {
-    /// What a person should have written, to be put after "must be".
+    /// The expected form, worded to follow "must be".
     pub(super) fn expected(&self) -> &'static str {
         match self.kind {
-            Kind::Text | Kind::Secret | Kind::Path | Kind::Choice(_) => "a text in quotes",
-            Kind::Address => r#"an address and a port in quotes, as in "127.0.0.1:9464""#,
+            Kind::Text | Kind::Secret | Kind::Path | Kind::Choice(_) => "a quoted string",
+            Kind::Address => r#"a quoted address and port, as in "127.0.0.1:9464""#,
             Kind::Flag => "true or false",
             Kind::Count(_) => "a whole number",
-            Kind::Duration(_) => r#"a duration with its unit in quotes, as in "250ms""#,
-            Kind::Size(_) => r#"a size with its unit in quotes, as in "4GiB""#,
-            Kind::Texts => "an array of texts, or one text with commas",
-            Kind::Setting => "a text, a number, true or false",
+            Kind::Duration(_) => r#"a quoted duration with its unit, as in "250ms""#,
+            Kind::Size(_) => r#"a quoted size with its unit, as in "4GiB""#,
+            Kind::Texts => "an array of strings, or one comma-separated string",
+            Kind::Setting => "a string, a number, true or false",
         }
     }
 
-    /// Whether the value may come from a file that `NAME_file` names.
+    /// Whether the value can be read from a file that `NAME_file` names.
     fn takes_file(&self) -> bool {
         matches!(self.kind, Kind::Secret | Kind::Setting)
     }
 }
 
-/// What the path leads to.
+/// What the path refers to.
 pub(super) fn place(path: &str) -> Place {
     let pattern = pattern(path);
     if let Some(key) = key(&pattern) {
@@ -139,7 +140,7 @@ pub(super) fn place(path: &str) -> Place {
     }
 }
 
-/// The key with this pattern: itself, as `NAME_file`, or as an element of an array of texts.
+/// The key with this pattern: itself, as `NAME_file`, or as an element of an array of strings.
 fn key(pattern: &str) -> Option<&'static Key> {
     let named = |name: &str| KEYS.iter().find(|key| key.name == name);
     if let Some(option) = option_of(pattern) {
@@ -150,7 +151,7 @@ fn key(pattern: &str) -> Option<&'static Key> {
     named(pattern).or_else(element).or_else(file)
 }
 
-/// The name of librdkafka's setting, where the path is one.
+/// The name of the librdkafka setting, if the path is one.
 pub(super) fn option_of(path: &str) -> Option<&str> {
     path.strip_prefix(OPTIONS)?.strip_prefix('.')
 }
@@ -163,15 +164,15 @@ pub(super) fn is_secret(path: &str) -> bool {
     match (option_of(path), place(path)) {
         (Some(option), _) => is_secret_option(option),
         (None, Place::Value(key)) => key.kind == Kind::Secret,
-        // Somebody may have put a secret where a group belongs, or misspelt its name.
+        // The operator may have put a secret where a group belongs, or misspelt its key.
         (None, Place::Group | Place::List | Place::Unknown) => true,
     }
 }
 
-/// Whether a setting of librdkafka is a secret.
+/// Whether a librdkafka setting is a secret.
 ///
-/// Close misspellings are too: librdkafka will refuse them, and its refusal would be the first to
-/// print the value.
+/// Close misspellings count too: librdkafka refuses them, and its error message would otherwise
+/// reveal the value.
 fn is_secret_option(name: &str) -> bool {
     let telling = |part: &str| {
         ["password", "passphrase", "secret"]
@@ -188,7 +189,7 @@ pub(super) fn child(group: &str, name: &str) -> String {
     if group.is_empty() { name.to_owned() } else { format!("{group}.{name}") }
 }
 
-/// `apps[0].hosts[1]` → `apps[].hosts[]`. Names of librdkafka's settings stay as they are.
+/// `apps[0].hosts[1]` → `apps[].hosts[]`. Names of librdkafka settings are left unchanged.
 fn pattern(path: &str) -> String {
     if option_of(path).is_some() {
         return path.to_owned();
@@ -201,9 +202,9 @@ fn pattern(path: &str) -> String {
     path.chars().filter(outside_brackets).collect()
 }
 
-/// The nearest name that exists, with the indices that the path has.
+/// The nearest existing name, with the indices of the path.
 ///
-/// Near is: a few letters away; or the right name in the wrong group.
+/// Near means a few letters away, or the right name in the wrong group.
 pub(super) fn nearest(path: &str) -> Option<String> {
     let pattern = pattern(path);
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
@@ -216,7 +217,7 @@ pub(super) fn nearest(path: &str) -> Option<String> {
     spelling.map(|(_, name)| name).or_else(elsewhere).map(|name| with_indices(&name, path))
 }
 
-/// Every pattern that can be written: keys, the files of secrets, groups and lists.
+/// Every valid pattern: keys, their `_file` forms, groups and lists.
 fn names() -> impl Iterator<Item = String> {
     KEYS.iter().filter(|key| !key.name.ends_with('*')).flat_map(|key| {
         let groups = key.name.match_indices('.').filter_map(|(dot, _)| key.name.get(..dot));
@@ -231,7 +232,7 @@ fn with_indices(pattern: &str, path: &str) -> String {
     indices.fold(pattern.to_owned(), |name, index| name.replacen("[]", &format!("[{index}]"), 1))
 }
 
-/// The variable of the environment that gives the value at this path.
+/// The environment variable that sets the value at this path.
 pub(super) fn variable(path: &str) -> String {
     let name = match option_of(path) {
         Some(option) => format!("{OPTIONS}.").replace('.', "__") + &option.replace('.', "_"),
@@ -240,10 +241,9 @@ pub(super) fn variable(path: &str) -> String {
     format!("{PREFIX}{}", name.to_uppercase())
 }
 
-/// The path that a variable gives, without looking whether there is such a key. What follows
-/// [`PREFIX`] comes in.
+/// The path that a variable sets; the key need not exist. `name` is the part after [`PREFIX`].
 pub(super) fn path_of_variable(name: &str) -> String {
-    // An array is as long as its largest index says: a slip must not allocate all the memory.
+    // An array is allocated up to its largest index: a typo must not exhaust the memory.
     let is_index = |part: &str| {
         (1..=4).contains(&part.len()) && part.bytes().all(|digit| digit.is_ascii_digit())
     };

@@ -1,7 +1,7 @@
 //! One source of values: the file, or the environment.
 //!
-//! Both become the same thing, a [`Layer`]: values by path, each with its origin, none with an
-//! unknown name. The `config` crate lays one over the other.
+//! Each becomes a [`Layer`]: values by path, with their origins, and without unknown names. The
+//! `config` crate merges the two.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,11 +10,11 @@ use config::{Config, ConfigError, Source, Value, ValueKind};
 use super::fault::{Fault, Origin};
 use super::keys;
 
-/// Values by path, with the faults that were seen while they were collected.
+/// Values by path, and the faults found while collecting them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layer {
     given: Vec<(String, Value)>,
-    /// Where groups begin, so that what is missing in one has a line.
+    /// Where each group begins, so that a key missing from it can be reported with a line.
     pub(super) groups: BTreeMap<String, Origin>,
     pub(super) faults: Vec<Fault>,
 }
@@ -22,18 +22,18 @@ pub(super) struct Layer {
 // === impl Layer ===
 
 impl Layer {
-    /// Takes a value up.
+    /// Adds a value.
     pub(super) fn give(&mut self, path: String, kind: impl Into<ValueKind>, origin: &Origin) {
         self.given.push((path, value(kind, origin)));
     }
 
-    /// Takes up what was written for an array of texts as one text with commas.
+    /// Adds an array of strings that was written as one comma-separated string.
     pub(super) fn give_parts(&mut self, path: String, text: &str, origin: &Origin) {
         let parts: Vec<_> = text.split(',').map(|part| value(part.trim(), origin)).collect();
         self.give(path, parts, origin);
     }
 
-    /// Notes a fault. The value is left out: it may be a secret in the wrong place.
+    /// Records a fault without the value, which may be a secret in the wrong place.
     pub(super) fn fault(&mut self, path: &str, reason: impl Into<String>, origin: &Origin) {
         let (key, reason) = (path.to_owned(), reason.into());
         self.faults.push(Fault { key, value: None, reason, origin: origin.clone() });
@@ -49,7 +49,7 @@ impl Source for Layer {
         let mut values = HashMap::new();
         let mut options = HashMap::new();
         for (path, value) in &self.given {
-            // The crate takes a dot for a level. In the names of librdkafka's settings it is none.
+            // The crate takes a dot for a level, but names of librdkafka settings contain dots.
             match keys::option_of(path) {
                 Some(option) => options.insert(option.to_owned(), value.clone()),
                 None => values.insert(path.clone(), value.clone()),
@@ -67,7 +67,7 @@ pub(super) fn value(kind: impl Into<ValueKind>, origin: &Origin) -> Value {
     Value::new(Some(&origin.to_string()), kind)
 }
 
-/// The environment over the file.
+/// Merges the two; the environment takes precedence.
 pub(super) fn merged(file: &Layer, environment: &Layer) -> Value {
     let layers = Config::builder().add_source(file.clone()).add_source(environment.clone());
     layers.build().expect("both layers only hand over what they hold").cache

@@ -1,7 +1,7 @@
-//! Values out of the merged layers, by the table of keys.
+//! Reads typed values from the merged layers, using the table of keys.
 //!
-//! A reading that fails notes its fault and goes on, so that one run finds all of them. [`Noted`]
-//! says that this was done: whoever holds it has nothing to add.
+//! A read that fails records its fault and returns [`Noted`], so that one run finds all faults. A
+//! caller that gets a `Noted` has nothing to add.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,28 +17,28 @@ use super::keys::{Absent, Bounds, Key, Kind, Place};
 use super::secret::Secret;
 use super::{fault, keys, units};
 
-/// The fault is noted already.
+/// The fault has been recorded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Noted;
 
-/// A value, or the knowledge that its fault is noted.
+/// A value, or the proof that its fault has been recorded.
 pub(super) type Read<T> = Result<T, Noted>;
 
 /// Reads values and collects faults.
 #[derive(Debug)]
 pub(super) struct Reader {
-    /// What the layers say.
+    /// The merged layers.
     pub(super) merged: Value,
-    /// Where groups begin.
+    /// Where each group begins.
     pub(super) groups: BTreeMap<String, Origin>,
     /// systemd's `$CREDENTIALS_DIRECTORY`.
     pub(super) credentials: Option<PathBuf>,
-    /// What was wrong so far.
+    /// The faults found so far.
     pub(super) faults: Vec<Fault>,
 }
 
 impl Reader {
-    /// A value that is there, by its default if not by hand, and passes the check.
+    /// A value that is set or has a default, and passes the check.
     pub(super) fn checked<T>(
         &mut self,
         path: &str,
@@ -50,7 +50,7 @@ impl Reader {
         }
     }
 
-    /// A value that may be left out.
+    /// An optional value.
     pub(super) fn optional<T>(
         &mut self,
         path: &str,
@@ -93,8 +93,8 @@ impl Reader {
         })
     }
 
-    /// The elements of an array of texts, each with its path. At least one, if not all are faulty:
-    /// faults are noted and left out, so that what stands beside them is looked at too.
+    /// The elements of an array of strings, each with its path. Faulty elements are recorded and
+    /// skipped, so that the others are checked too. Empty only if all elements are faulty.
     pub(super) fn texts(&mut self, path: &str) -> Read<Vec<(String, String)>> {
         let given = self.find(path).map(|value| value.kind.clone());
         let Some(ValueKind::Array(elements)) = given else {
@@ -102,7 +102,7 @@ impl Reader {
             return Ok(text.split(", ").map(|part| (path.to_owned(), part.to_owned())).collect());
         };
         if elements.is_empty() {
-            return Err(self.fault(path, "must hold at least one element"));
+            return Err(self.fault(path, "must contain at least one element"));
         }
         let mut texts = Vec::new();
         for (index, element) in elements.into_iter().enumerate() {
@@ -116,19 +116,19 @@ impl Reader {
         Ok(texts)
     }
 
-    /// A file that can be read.
+    /// The path of a readable file.
     pub(super) fn file(&mut self, path: &str) -> Read<Option<PathBuf>> {
         let Some(written) = self.text(path)? else { return Ok(None) };
         let file = self.located(&written);
         match File::open(&file) {
             Ok(_) => Ok(Some(file)),
             Err(cause) => {
-                Err(self.fault(path, format!("can't be read as {}: {cause}", file.display())))
+                Err(self.fault(path, format!("failed to open {}: {cause}", file.display())))
             }
         }
     }
 
-    /// A secret, given as `NAME` or as `NAME_file`; the one in the environment wins.
+    /// A secret, given as `NAME` or as `NAME_file`; the environment takes precedence.
     pub(super) fn secret(&mut self, path: &str) -> Read<Option<Secret>> {
         let file_path = format!("{path}_file");
         let is_variable =
@@ -136,7 +136,7 @@ impl Reader {
         match (self.is_given(path), self.is_given(&file_path)) {
             (true, true) if is_variable(path) == is_variable(&file_path) => {
                 let name = path.rsplit('.').next().unwrap_or_default();
-                Err(self.fault(&file_path, format!("can't be given beside {name}")))
+                Err(self.fault(&file_path, format!("can't be combined with {name}")))
             }
             (true, true) if is_variable(path) => self.secret_value(path),
             (_, true) => self.secret_file(&file_path).map(Some),
@@ -153,12 +153,12 @@ impl Reader {
 
     fn secret_file(&mut self, path: &str) -> Read<Secret> {
         let Some(ValueKind::String(written)) = self.find(path).map(|value| &value.kind) else {
-            return Err(self.fault(path, "must be a path in quotes"));
+            return Err(self.fault(path, "must be a quoted path"));
         };
         let secret = Secret::from_file(self.located(written));
         match secret.reveal() {
-            // What is in the file of one app is no reason not to run the others: it is looked at
-            // again for each request.
+            // Bad content in the file of one app must not keep the others from running: the file is
+            // read again for each request.
             Err(error) if error.is_about_content() && path.starts_with("apps[") => Ok(secret),
             Err(error) => {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -168,7 +168,7 @@ impl Reader {
         }
     }
 
-    /// How many groups a list has, empty ones included.
+    /// The number of groups in a list, including empty ones.
     pub(super) fn len(&self, list: &str) -> usize {
         let given = match self.find(list).map(|value| &value.kind) {
             Some(ValueKind::Array(elements)) => elements.len(),
@@ -178,7 +178,7 @@ impl Reader {
         given.max((0..).take_while(begun).count())
     }
 
-    /// The names of librdkafka's settings that are given, without the `_file` of some.
+    /// The names of the librdkafka settings that are set, without any `_file` suffix.
     pub(super) fn options(&self) -> Vec<String> {
         let Some(ValueKind::Table(options)) = self.find("kafka.options").map(|it| &it.kind) else {
             return Vec::new();
@@ -190,12 +190,12 @@ impl Reader {
         names
     }
 
-    /// Whether something was written at this path, if only the head of a group.
+    /// Whether anything was set at this path, even if it is only the header of a group.
     pub(super) fn is_given(&self, path: &str) -> bool {
         self.find(path).is_some() || self.groups.contains_key(path)
     }
 
-    /// Notes a fault of what is, or should be, at this path.
+    /// Records a fault in the value that is, or should be, at this path.
     pub(super) fn fault(&mut self, path: &str, reason: impl Into<String>) -> Noted {
         let (value, origin) = match (self.find(path), keys::place(path)) {
             (Some(value), Place::Value(_)) => (fault::shown(path, &value.kind), Origin::of(value)),
@@ -209,8 +209,8 @@ impl Reader {
         Noted
     }
 
-    /// Notes that two values don't go together: as a fault of the first, unless only the second
-    /// was written by somebody.
+    /// Records that two values contradict each other: as a fault in the first, unless only the
+    /// second was set explicitly.
     pub(super) fn conflict(
         &mut self,
         (first, first_reason): (&str, String),
@@ -228,11 +228,11 @@ impl Reader {
         self.fault(path, format!("is required, here or as {variable}: {why}"))
     }
 
-    /// Notes that an element is missing, unless it was already found to be wrong.
+    /// Records that an element is missing, unless it already has a fault.
     pub(super) fn hole(&mut self, list: &str, index: usize) -> Noted {
         let key = format!("{list}[{index}]");
         if !self.faults.iter().any(|fault| fault.key == key) {
-            let reason = "is missing: indices count from 0 and leave none out".to_owned();
+            let reason = "is missing: indices start at 0 without gaps".to_owned();
             let origin = self.group_of(list);
             self.faults.push(Fault { key, value: None, reason, origin });
         }
@@ -259,7 +259,7 @@ impl Reader {
         })
     }
 
-    /// What was written, or the default, as text.
+    /// The value that was set, or the default, as a string.
     fn text(&mut self, path: &str) -> Read<Option<String>> {
         let key = key(path);
         let Some(value) = self.find(path) else {
@@ -280,7 +280,7 @@ impl Reader {
         }
     }
 
-    /// A relative path is one of systemd's credentials where it hands over some.
+    /// Resolves a relative path against systemd's credentials directory, if there is one.
     fn located(&self, written: &str) -> PathBuf {
         match &self.credentials {
             Some(directory) => directory.join(written),
@@ -297,7 +297,7 @@ impl Reader {
         (found.kind != ValueKind::Nil).then_some(found)
     }
 
-    /// Where the nearest group around the path begins.
+    /// Where the innermost group around the path begins.
     fn group_of(&self, path: &str) -> Origin {
         let ends = path.match_indices(['.', '[']).filter_map(|(end, _)| path.get(..end));
         let mut around = ends.chain([path]).filter_map(|group| self.groups.get(group));

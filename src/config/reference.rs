@@ -1,4 +1,4 @@
-//! The reference page, `config/reference.toml`, out of the table of keys.
+//! Generates the reference page, `config/reference.toml`, from the table of keys.
 
 use std::fs;
 
@@ -11,21 +11,21 @@ use super::{keys, load};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/reference.toml");
 
-/// How to make the page anew; the variable is looked at by the test below.
+/// Command that regenerates the page; the test below checks the variable.
 const REGENERATE: &str = "REGENERATE=1 cargo test --lib config::reference";
 
 const HEAD: &str = "\
-# Every key of agora-rtm-bridge: what it is for, what it may be, and its default.
+# All keys of agora-rtm-bridge, with their purpose, accepted values and default.
 #
-# Only what has to differ from its default needs to be written; agora-rtm-bridge.toml beside this
-# page is a short example. Every key can also come from the environment, under the name that stands
-# with it, and the environment wins. An array of texts may be one text with commas there, or one
-# variable for each element: AGORA_RTM_BRIDGE__APPS__0__HOSTS__1. Elements, apps and regions are
-# counted from 0.
+# You only need to set the keys whose default doesn't suit you; agora-rtm-bridge.toml in this
+# directory is a short example. Every key can also be set in the environment, by the variable named
+# here, and the environment takes precedence. There, an array of strings is one comma-separated
+# string, or one variable per element: AGORA_RTM_BRIDGE__APPS__0__HOSTS__1. Indices of elements,
+# apps and regions start at 0.
 #
-# Any secret, and any of kafka.options, can be given as NAME_file = \"path\" instead, and is read
-# again whenever it is used. A relative path is looked for in systemd's $CREDENTIALS_DIRECTORY where
-# there is one.
+# Any secret, and any of kafka.options, can be given as NAME_file = \"path\" instead; the file is
+# read again whenever the value is used. If systemd sets $CREDENTIALS_DIRECTORY, relative paths are
+# resolved against it.
 ";
 
 fn page() -> String {
@@ -57,14 +57,14 @@ fn entry(key: &Key) -> String {
     if key.kind == Kind::Setting {
         let variable = keys::variable("kafka.options.security.protocol");
         return format!(
-            "\n{why}# {variable}\n# \"security.protocol\" = \"plaintext\"\n#\n# Not these:\n{}",
+            "\n{why}# {variable}\n# \"security.protocol\" = \"plaintext\"\n#\n# Refused:\n{}",
             refused()
         );
     }
     let region = key.name.starts_with("apps[].regions[]");
     let (comment, written, remark) = match key.absent {
         Absent::Default(text) => ("", text, ""),
-        Absent::HostName => ("# ", "bridge-0", "; default: the name of the machine"),
+        Absent::HostName => ("# ", "bridge-0", "; default: the host name"),
         Absent::Computed(text, how) => ("# ", text, how),
         Absent::Required(text) if region => ("# ", text, "; required"),
         Absent::Required(text) => ("", text, "; required, this is an example"),
@@ -77,13 +77,13 @@ fn entry(key: &Key) -> String {
 
 fn kind(kind: Kind) -> String {
     match kind {
-        Kind::Text => "Text".to_owned(),
+        Kind::Text => "String".to_owned(),
         Kind::Secret => "Secret".to_owned(),
         Kind::Path => "Path".to_owned(),
         Kind::Address => "Address and port".to_owned(),
         Kind::Flag => "true or false".to_owned(),
-        Kind::Texts => "Array of texts".to_owned(),
-        Kind::Setting => "Setting of librdkafka".to_owned(),
+        Kind::Texts => "Array of strings".to_owned(),
+        Kind::Setting => "librdkafka setting".to_owned(),
         Kind::Choice(words) => words.join(" or "),
         Kind::Count(bounds) => format!("Number, {} to {}", bounds.least, bounds.most),
         Kind::Duration(bounds) => format!("Duration, {} to {}", bounds.least, bounds.most),
@@ -109,7 +109,7 @@ fn refused() -> String {
     entries.collect()
 }
 
-/// A comment of lines of at most 100 characters; all but the first begin as given.
+/// A comment wrapped at 100 bytes; all lines but the first begin with `start`.
 fn wrapped(start: &str, text: &str) -> String {
     let mut lines = vec!["#".to_owned()];
     for word in text.split_whitespace() {
@@ -124,7 +124,7 @@ fn wrapped(start: &str, text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The page as a person would use it: credentials uncommented.
+/// The page as a user would fill it in: with the credentials uncommented.
 fn used(page: &str) -> String {
     page.replace("# customer_id", "customer_id").replace("# customer_secret", "customer_secret")
 }

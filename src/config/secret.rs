@@ -1,4 +1,4 @@
-//! A value that nobody may see, and that may change while the process runs.
+//! A value that is never shown, and that may change while the process runs.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,10 +8,11 @@ use std::{fmt, io};
 
 use thiserror::Error;
 
-/// More than any password, token or key; less than what a path to the wrong file could cost.
+/// Maximum size of a secret file, in bytes: more than any password, token or key needs, and little
+/// enough that a path to the wrong file can't exhaust the memory.
 const LARGEST: u64 = 64 * 1024;
 
-/// A secret, given as a value or as a file.
+/// A secret, given as a value or in a file.
 ///
 /// It has no `Display`, and its `Debug` shows only where it comes from. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +24,7 @@ enum Source {
     File(Arc<Path>),
 }
 
-/// Why a secret could not be had. Transient where another program is just rewriting the file.
+/// Why a secret could not be read. Transient if another program is rewriting the file.
 #[derive(Debug, Error)]
 pub enum SecretError {
     /// The file can't be opened or read.
@@ -31,29 +32,29 @@ pub enum SecretError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
-    /// The path leads to a directory, a device or the like.
+    /// The path is a directory, a device or the like.
     #[error("read the secret file `{}`, which is not a regular file", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
-    /// The file holds nothing.
+    /// The file is empty.
     #[error("read the secret file `{}`, which is empty", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds more than 64 KiB.
+    /// The file is larger than 64 KiB.
     #[error("read the secret file `{}`, which is larger than 64 KiB", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// The file does not hold UTF-8.
+    /// The file can't be decoded as text: UTF-8, or UTF-16 with a byte order mark.
     #[error("read the secret file `{}`, which is not UTF-8 text", path.display())]
     NotText {
         /// The file.
@@ -64,7 +65,7 @@ pub enum SecretError {
 // === impl SecretError ===
 
 impl SecretError {
-    /// Whether the file is there and readable, and only what is in it is wrong.
+    /// Whether the file was readable and only its content is wrong.
     pub fn is_about_content(&self) -> bool {
         match self {
             Self::Unreadable { .. } | Self::NotAFile { .. } => false,
@@ -76,17 +77,17 @@ impl SecretError {
 // === impl Secret ===
 
 impl Secret {
-    /// A secret that stays as it is.
+    /// A secret with a fixed value.
     pub fn from_value(value: impl Into<Arc<str>>) -> Self {
         Self(Source::Value(value.into()))
     }
 
-    /// A secret that is what the file holds, whenever it is asked for.
+    /// A secret that is read from the file each time it is used.
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
         Self(Source::File(path.into().into()))
     }
 
-    /// The file that holds it, where one does.
+    /// The file that holds it, if there is one.
     pub fn file(&self) -> Option<&Path> {
         match &self.0 {
             Source::Value(_) => None,
@@ -94,7 +95,7 @@ impl Secret {
         }
     }
 
-    /// The key that gives it, where `name` is the one that would give it as a value.
+    /// The key that sets it: `name` for a value, `name_file` for a file.
     pub fn key(&self, name: &str) -> String {
         match &self.0 {
             Source::Value(_) => name.to_owned(),
@@ -102,16 +103,16 @@ impl Secret {
         }
     }
 
-    /// The secret as it is now, without what editors put into a file: a byte order mark, and the
-    /// newline at the end. UTF-16 is read too, where a byte order mark says that it is that.
+    /// The current secret, without what editors add to a file: a byte order mark and a trailing
+    /// newline. UTF-16 is decoded if the file has a byte order mark.
     ///
-    /// A file is read each time. Asking for its time of change first would save some microseconds
-    /// per request, and could miss a second change within one tick of the file system's clock: an
-    /// outdated token for a day.
+    /// A file is read each time. Checking its modification time first would save a few microseconds
+    /// per request, but could miss a second change within one tick of the file system's clock and
+    /// leave an outdated token in use for a day.
     ///
     /// # Errors
     ///
-    /// [`SecretError`] where the file can't be read or holds no secret. A value is always there.
+    /// [`SecretError`] if the file can't be read or holds no secret. A value never fails.
     pub fn reveal(&self) -> Result<String, SecretError> {
         match &self.0 {
             Source::Value(value) => Ok(value.to_string()),
@@ -132,7 +133,7 @@ impl fmt::Debug for Secret {
 fn read(path: &Path) -> Result<String, SecretError> {
     let path_buf = || path.to_owned();
     let unreadable = |cause| SecretError::Unreadable { path: path_buf(), cause };
-    // Before it is opened: opening a pipe waits for its writer.
+    // Check this before opening it: opening a named pipe blocks until it has a writer.
     if !path.metadata().map_err(unreadable)?.is_file() {
         return Err(SecretError::NotAFile { path: path_buf() });
     }
@@ -151,7 +152,7 @@ fn read(path: &Path) -> Result<String, SecretError> {
     Ok(secret.to_owned())
 }
 
-/// The text of a file, by its byte order mark if it has one.
+/// Decodes a file by its byte order mark, or as UTF-8 if it has none.
 fn decoded(bytes: Vec<u8>) -> Option<String> {
     let units = |pair: fn([u8; 2]) -> u16| {
         let (pairs, rest) = bytes.get(2..)?.as_chunks();
@@ -177,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let secret = Secret::from_file(&path);
-        // Equal lengths, and written within one tick of the clock: a stamp would not tell.
+        // Written within one tick of the clock, so the modification time may not change.
         for token in ["first\n", "other\r\n", "third", "two\nlines\n"] {
             fs::write(&path, token).unwrap();
             let bare = token.trim_end_matches(['\r', '\n']);

@@ -1,4 +1,4 @@
-//! The effective configuration, as TOML, for people.
+//! The effective configuration as TOML, for people to read.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use super::{
     App, Auth, EndpointPath, Host, OptionValue, Origins, RegionHosts, Secret, Settings, units,
 };
 
-/// TOML in the making.
+/// A TOML document under construction.
 #[derive(Debug, Default)]
 struct Page<'a> {
     text: String,
     /// The path of the group that is being shown, with its dot.
     group: String,
-    /// Where values come from, where that is to be told.
+    /// Where each value was set, if that is to be shown.
     origins: Option<&'a Origins>,
 }
 
 impl Settings {
-    /// What is in force, file, environment and defaults together, as TOML that would give the
-    /// same. Secrets are `"***"`; of a secret in a file the path is shown.
+    /// The effective configuration (file, environment and defaults) as TOML that yields the same
+    /// settings. Secrets are `"***"`; for a secret in a file, the path is shown.
     pub fn shown(&self) -> String {
         self.show(Page::default())
     }
 
-    /// The same, each value with a comment that tells where it was written.
+    /// The same, with a comment on each value that says where it was set.
     pub fn shown_with(&self, origins: &Origins) -> String {
         self.show(Page { origins: Some(origins), ..Page::default() })
     }
@@ -135,7 +135,7 @@ impl App {
         }
     }
 
-    /// The hosts, where they were not given by region.
+    /// The hosts, if they were not given by region.
     fn only_hosts(&self) -> Option<&[Host]> {
         match self.regions.as_slice() {
             [RegionHosts { name, hosts }] if name.as_str() == ONLY_REGION => Some(hosts),
@@ -170,7 +170,7 @@ impl Auth {
 // === impl Page ===
 
 impl Page<'_> {
-    /// Begins a group. Where it stands in a list, the caller says its path.
+    /// Begins a group. If it is in a list, the caller sets its path.
     fn group(&mut self, head: &str) {
         self.text.push_str(&format!("\n{head}\n"));
         self.group = format!("{}.", head.trim_matches(['[', ']']));
@@ -178,7 +178,7 @@ impl Page<'_> {
 
     fn bare(&mut self, name: &str, value: impl Display) {
         let path = format!("{}{name}", self.group);
-        // A setting of librdkafka has dots in its name, and TOML would take them for levels.
+        // Names of librdkafka settings contain dots, which TOML would take for levels.
         let name = if name.contains('.') { quoted(name) } else { name.to_owned() };
         let origin = self.origins.map(|origins| format!("  # {}", origins.of(&path)));
         self.text.push_str(&format!("{name} = {value}{}\n", origin.unwrap_or_default()));

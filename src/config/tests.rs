@@ -1,4 +1,4 @@
-//! What [`load`] promises, with cases as data.
+//! Tests of [`load`], with the cases as data.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use mistakes::RIGHT;
 
 mod mistakes;
 
-/// Everything without which nothing works, from the environment alone.
+/// The minimal configuration, from the environment alone.
 const MINIMAL: [(&str, &str); 4] = [
     ("AGORA_RTM_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "kafka:9092"),
     ("AGORA_RTM_BRIDGE__APPS__0__APP_ID", "0123"),
@@ -66,7 +66,7 @@ fn one_app_comes_wholly_from_the_environment() {
         ("AGORA_RTM_BRIDGE__APPS__0__REQUESTS_PER_SECOND", "7"),
         ("AGORA_RTM_BRIDGE__KAFKA__OPTIONS__SECURITY_PROTOCOL", "ssl"),
         ("AGORA_RTM_BRIDGE__KAFKA__TOPICS__CREATE", "false"),
-        // Kubernetes sets such for a service of this name.
+        // Kubernetes sets variables like this one for a service of this name.
         ("AGORA_RTM_BRIDGE_PORT_9464_TCP", "tcp://10.0.0.1:9464"),
         ("PATH", "/bin"),
     ])
@@ -105,7 +105,7 @@ fn the_environment_wins_over_the_file_element_by_element() {
 
 #[test]
 fn values_of_the_environment_stay_strings() {
-    // What looks like a number, a truth or a float is a name all the same.
+    // A name may look like a number, a boolean or a float.
     for name in ["0010", "true", "1e3"] {
         let settings = minimal(&[("AGORA_RTM_BRIDGE__KAFKA__GROUP", name)]).unwrap();
         assert_eq!(settings.kafka.group, name);
@@ -128,11 +128,11 @@ fn a_mistake_in_the_environment_is_named_with_its_variable() {
         (
             "apps__0__app_id",
             "x",
-            "apps[0].app_id: is given by AGORA_RTM_BRIDGE__APPS__0__APP_ID too",
+            "apps[0].app_id: is also set by AGORA_RTM_BRIDGE__APPS__0__APP_ID",
         ),
         ("APPS__0__ENDPOINTS__1", "channel_events", "apps[0].endpoints[0]: is missing"),
         ("KAFKA__GROUP__0", "a", "kafka.group[0]: is unknown"),
-        ("APPS__2__APP_ID", "x", "apps[1]: is missing: indices count from 0"),
+        ("APPS__2__APP_ID", "x", "apps[1]: is missing: indices start at 0"),
         ("KAFKA__OPTIONS__SASL_PASSWORD", "", "kafka.options.sasl.password: is empty"),
         ("APPS__0__REQUESTS_PER_SECOND", "many", "must be a whole number"),
     ] {
@@ -148,7 +148,8 @@ fn an_array_is_not_given_whole_and_by_element() {
         ("AGORA_RTM_BRIDGE__APPS__0__HOSTS", "https://a.example"),
         ("AGORA_RTM_BRIDGE__APPS__0__HOSTS__0", "https://b.example"),
     ]));
-    let start = "AGORA_RTM_BRIDGE__APPS__0__HOSTS__0: apps[0].hosts[0]: is given whole by AGORA";
+    let start = "AGORA_RTM_BRIDGE__APPS__0__HOSTS__0: apps[0].hosts[0]: the whole array is also \
+                 set by AGORA";
     assert!(found[0].starts_with(start), "{found:#?}");
 }
 
@@ -201,7 +202,7 @@ fn what_is_in_the_secret_file_of_an_app_is_no_fault_of_the_configuration() {
             assert!(text.contains(file));
             load_both(text, &[]).unwrap();
         }
-        // Nobody looks at this one again.
+        // Kafka's password, in contrast, has to be valid at the start.
         let name = "AGORA_RTM_BRIDGE__KAFKA__OPTIONS__SASL_PASSWORD_FILE";
         let is_text = content.is_ascii() && !content.is_empty() && content.len() < 70_000;
         assert_eq!(load_both(RIGHT, &[(name, file)]).is_ok(), is_text, "{content:?}");
@@ -216,7 +217,7 @@ fn a_secret_has_one_source_and_the_environment_wins() {
     let with_file =
         RIGHT.replace("\"sasl.password\"", "\"sasl.password_file\" = \"x\"\n\"sasl.password\"");
     let found = lines(load_both(&with_file, &[]));
-    assert!(found[0].contains("sasl.password_file = \"x\": can't be given beside"), "{found:#?}");
+    assert!(found[0].contains("sasl.password_file = \"x\": can't be combined with"), "{found:#?}");
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
@@ -237,12 +238,12 @@ fn a_secret_has_one_source_and_the_environment_wins() {
 
 #[test]
 fn a_secret_is_shown_nowhere() {
-    // Where it belongs:
+    // In its proper place:
     let settings = load_both(RIGHT, &[("AGORA_RTM_BRIDGE__AGORA__PROXY", "http://me:hunter2@p")]);
     let settings = settings.unwrap();
     let shown = format!("{settings:?} {settings:#?} {}", settings.shown());
     assert!(!shown.contains("hunter2"), "{shown}");
-    // Where it does not, or with something wrong about it:
+    // In the wrong place, or in a faulty value:
     for (right, wrong) in [
         ("app_certificate =", "app_certifcate ="),
         ("token = \"007hunter2\"", "token = \"006hunter2\""),

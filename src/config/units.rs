@@ -1,11 +1,11 @@
 //! Durations and sizes as people write them: `250ms`, `1h 30m`, `4GiB`.
 //!
-//! Exact: whole numbers only, nothing is rounded, nothing wraps around. A number without a unit is
-//! refused, since nobody can know what was meant.
+//! Exact: whole numbers only, no rounding, no overflow. A number without a unit is refused, because
+//! it is ambiguous.
 
 use std::time::Duration;
 
-/// The units of sizes, largest first.
+/// Units of size, largest first.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("TB", 1_000_000_000_000),
@@ -18,7 +18,7 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// Reads a duration, or says what is wrong with it.
+/// Parses a duration, or says what is wrong with it.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     humantime::parse_duration(text).map_err(|_| {
@@ -31,12 +31,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Writes a duration so that [`duration`] reads the same.
+/// Formats a duration so that [`duration`] parses it to the same value.
 pub(super) fn show_duration(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
-/// Reads a number of bytes, or says what is wrong with it.
+/// Parses a number of bytes, or says what is wrong with it.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
@@ -45,7 +45,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     let known = UNITS.iter().find(|(name, _)| *name == unit);
     match (number.parse::<u64>(), known) {
         (Ok(number), Some((_, bytes))) => {
-            number.checked_mul(*bytes).ok_or_else(|| "is larger than can be counted".to_owned())
+            number.checked_mul(*bytes).ok_or_else(|| "is too large for 64 bits".to_owned())
         }
         (Ok(number), None) if unit.is_empty() => {
             Err(format!(r#"has no unit: write "{number}MiB" or "{number}B""#))
@@ -58,7 +58,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Writes a number of bytes so that [`size`] reads the same.
+/// Formats a number of bytes so that [`size`] parses it to the same value.
 pub(super) fn show_size(bytes: u64) -> String {
     let whole = |(_, unit): &&(&str, u64)| bytes >= *unit && bytes.is_multiple_of(*unit);
     let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
@@ -90,7 +90,7 @@ mod tests {
             ("-1B", "is not a size"),
             ("", "is not a size"),
             ("GiB", "is not a size"),
-            ("17179869184GiB", "is larger than can be counted"),
+            ("17179869184GiB", "is too large for 64 bits"),
         ] {
             let refused = size(text).unwrap_err();
             assert!(refused.starts_with(reason), "{text}: {refused}");

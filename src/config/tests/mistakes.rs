@@ -1,8 +1,8 @@
-//! Every kind of mistake, each with what is said about it.
+//! Every kind of mistake, and the fault that it produces.
 
 use super::{lines, load_both};
 
-/// Right, and with a line for each thing that the cases below break.
+/// A valid configuration, with a line for everything that the cases below break.
 pub(super) const RIGHT: &str = r#"
 data_dir = "/tmp"
 instance = "bridge-0"
@@ -67,25 +67,25 @@ token_version = "007"
 token_life = "1h"
 "#;
 
-/// What is right, what is written instead, and the fault without its line.
+/// The valid text, its replacement, and the expected fault without its line.
 #[rustfmt::skip]
 const MISTAKES: &[(&str, &str, &str)] = &[
     // Names and shapes.
     ("[poll]", "\"a\\nb\" = 1\n[poll]", "agora.a?b: is unknown"),
     ("[poll]", "[pol]", "pol: is unknown; did you mean poll?"),
     ("group = \"", "groop = \"", "kafka.groop: is unknown; did you mean kafka.group?"),
-    ("[agora]", "\"kafka.group\" = 1\n[agora]", "kafka.group: is one name, with a dot"),
-    ("[agora]", "\"apps[9999999]\".x = 1\n[agora]", "apps[9999999]: is one name, with"),
+    ("[agora]", "\"kafka.group\" = 1\n[agora]", "kafka.group: is a single name: in"),
+    ("[agora]", "\"apps[9999999]\".x = 1\n[agora]", "apps[9999999]: is a single name:"),
     ("http.listen = \"127.0.0.1:9464\"", "http = 9464", "http: must be a group of keys: [http]"),
-    ("group = \"bridge\"", "group = 7", "kafka.group = 7: must be a text in quotes"),
-    ("group = \"bridge\"", "group = []", "kafka.group: must be a text in quotes"),
+    ("group = \"bridge\"", "group = 7", "kafka.group = 7: must be a quoted string"),
+    ("group = \"bridge\"", "group = []", "kafka.group: must be a quoted string"),
     ("create = true", "create = 2020-01-01", "kafka.topics.create: must be true or false"),
     ("create = true", "create = \"yes\"", "kafka.topics.create = \"yes\": must be true or"),
-    ("\"linger.ms\" = 5", "\"linger.ms\" = [5]", "kafka.options.linger.ms: must be a text, a"),
+    ("\"linger.ms\" = 5", "\"linger.ms\" = [5]", "kafka.options.linger.ms: must be a string,"),
     // This process.
     ("data_dir = \"/tmp\"", "data_dir = \"\"", "data_dir = \"\": is empty"),
     ("\"bridge-0\"", "\"bridge 0\"", "instance = \"bridge 0\": must be at most 255 visible"),
-    ("\"20s\"", "20", "shutdown_grace = 20: must be a duration with its unit in quotes"),
+    ("\"20s\"", "20", "shutdown_grace = 20: must be a quoted duration with its unit"),
     ("\"20s\"", "\"20\"", "shutdown_grace = \"20\": has no unit: write \"20ms\" or \"20s\""),
     ("\"20s\"", "\"15s\"", "shutdown_grace = \"15s\": must be longer than agora.silence_timeout"),
     ("\"text\"", "\"xml\"", "log.format = \"xml\": must be text or json"),
@@ -96,10 +96,10 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("4GiB", "4", "journal.max_size = \"4\": has no unit"),
     // Agora.
     ("\"5s\"", "\"0s\"", "agora.connect_timeout = \"0s\": must be from 100ms to 60s"),
-    ("[poll]", "ca_file = \"/nowhere\"\n[poll]", "agora.ca_file = \"/nowhere\": can't be read as"),
+    ("[poll]", "ca_file = \"/nowhere\"\n[poll]", "agora.ca_file = \"/nowhere\": failed to open /"),
     ("[poll]", "system_certificates = false\n[poll]", "agora.system_certificates = false: needs"),
     ("[poll]", "client_key_file = \"/dev/null\"\n[poll]", "agora.client_key_file = \"/dev/nu"),
-    ("[poll]", "proxy_password = \"x\"\n[poll]", "agora.proxy_password: needs agora.proxy beside"),
+    ("[poll]", "proxy_password = \"x\"\n[poll]", "agora.proxy_password: needs agora.proxy as well"),
     ("\"20s\"", "\"19s\"", "shutdown_grace = \"19s\": must be longer than agora.silence_timeout"),
     ("[poll]", "proxy = \"squid\"\n[poll]", "agora.proxy = \"squid\": is not a URL"),
     ("250ms", "3s", "poll.shortest_interval = \"3s\": must not be longer than poll.longest_int"),
@@ -116,27 +116,27 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("= 6", "= 6.5", "kafka.topics.partitions = 6.5: must be a whole number"),
     ("= -1", "= 0", "kafka.topics.replication_factor = 0: must be -1 or at least 1"),
     ("24h", "59m", "kafka.topics.page_retention = \"59m\": must be from 1h to 3650d: a page"),
-    ("\"linger.ms\"", "\"acks\"", "kafka.options.acks = 5: can't be set: a page is forgotten here"),
-    ("\"linger.ms\"", "\"Linger.ms\"", "kafka.options.Linger.ms = 5: is not a name of a setting"),
+    ("\"linger.ms\"", "\"acks\"", "kafka.options.acks = 5: can't be set: the bridge deletes a"),
+    ("\"linger.ms\"", "\"Linger.ms\"", "kafka.options.Linger.ms = 5: is not a librdkafka setting"),
     ("\"linger.ms\"", "transactional.id", "kafka.options.transactional.id = 5: can't be set: it"),
     // Apps.
     ("\"0123\"", "\"\"", "apps[0].app_id = \"\": is empty"),
-    ("\"0123\"", "\"01/23\"", "apps[0].app_id = \"01/23\": is no App ID"),
-    ("\"4567\"", "\"0123\"", "apps[1].app_id = \"0123\": is apps[0].app_id already"),
-    ("\nhosts = [\"https://api.agora.io\"", "\nhosts = [5", "apps[0].hosts[0]: must be a text"),
+    ("\"0123\"", "\"01/23\"", "apps[0].app_id = \"01/23\": is not an App ID"),
+    ("\"4567\"", "\"0123\"", "apps[1].app_id = \"0123\": is already used by apps[0].app_id"),
+    ("\nhosts = [\"https://api.agora.io\"", "\nhosts = [5", "apps[0].hosts[0]: must be a quoted"),
     ("https://api.agora.io", "http://api.agora.io", "apps[0].hosts[0] = \"http://api.agora.io\": "),
     ("https://api.agora.io", "https://api.sd-rtn.com", "apps[0].hosts[1] = \"https://api.sd-rtn"),
-    ("\"https://api.agora.io\", \"https://api.sd-rtn.com\"", "", "apps[0].hosts = []: must hold a"),
+    ("\"https://api.agora.io\", \"https://api.sd-rtn.com\"", "", "apps[0].hosts = []: must contai"),
     ("\"user_events\", ", "\"users\", ", "apps[0].endpoints[0] = \"users\": must be user_events"),
     ("\"user_events\", ", "\"channel_events\", ", "apps[0].endpoints[1] = \"channel_events\": lis"),
     ("rtm/vendor", "/rtm/vendor", "apps[0].path_user_events = \"/rtm/vendor/user_events\": must b"),
     ("= 10", "= 11", "apps[0].requests_per_second = 11: must be from 1 to 10: Agora answers 429"),
     ("\"me\"", "\"m:e\"", "apps[0].auth.customer_id = \"m:e\": must not contain a colon"),
     ("[[apps.regions]]\nname = \"eu\"", "hosts = \"a\"\n[[apps.regions]]\nname = \"eu\"", "apps[1"),
-    ("\"ap\"", "\"eu\"", "apps[1].regions[1].name = \"eu\": is apps[1].regions[0].name already"),
+    ("\"ap\"", "\"eu\"", "apps[1].regions[1].name = \"eu\": is already used by apps[1].regions[0]"),
     ("\"https://ap.", "\"https://eu.", "apps[1].regions[1].hosts[0] = \"https://eu.example\": is"),
     ("name = \"ap\"", "name = \"a p\"", "apps[1].regions[1].name = \"a p\": must be 1 to 64"),
-    ("\"007hunter2\"", "7", "apps[1].auth.token: must be a text in quotes"),
+    ("\"007hunter2\"", "7", "apps[1].auth.token: must be a quoted string"),
     ("\"007hunter2\"", "\"\"", "apps[1].auth.token: is empty"),
     ("token = \"007", "token_file = \"/nowhere/007", "apps[1].auth.token_file = \"/nowhere/007hun"),
     ("n = \"007\"", "n = \"008\"", "apps[2].auth.token_version = \"008\": must be 007 or 006"),
@@ -169,20 +169,20 @@ app_certificate = "cafehunter2"
 user_id = "bridge"
 token_version = "006"#;
 
-/// What is right, what is written instead, and the fault with the line of the group.
+/// The valid text, its replacement, and the expected fault with the line of the group.
 #[rustfmt::skip]
 const MISSING: &[(&str, &str, &str)] = &[
     ("bootstrap_servers =", "# =", "17: kafka.bootstrap_servers: is required, here or as AGORA_RT"),
     ("app_id = \"4567\"", "", "45: apps[1].app_id: is required, here or as AGORA_RTM_BRIDGE__APPS"),
     ("name = \"eu\"", "", "47: apps[1].regions[0].name: is required, here or as AGORA_RTM_BRIDGE_"),
-    ("customer_id = \"me\"", "", "41: apps[0].auth.customer_id: is required beside customer_secre"),
-    ("customer_secret =", "# =", "41: apps[0].auth.customer_secret: is required beside customer_i"),
+    ("customer_id = \"me\"", "", "41: apps[0].auth.customer_id: is required with customer_secret"),
+    ("customer_secret =", "# =", "41: apps[0].auth.customer_secret: is required with customer_id;"),
     ("token = \"007", "# = \"007", "53: apps[1].auth: is required: customer_id with customer_secr"),
-    ("\"007", "\"006", "53: apps[1].auth.user_id: is required beside a token that begins with 006"),
-    ("customer_id = \"me\"", "token = \"t\"", "41: apps[0].auth: must have one form"),
-    ("customer_id = \"me\"", "app_certificate = \"c\"", "41: apps[0].auth: must have one form"),
-    ("app_certificate =", "token = \"007\"\napp_certificate =", "58: apps[2].auth: must have one"),
-    ("user_id = \"bridge\"", "", "58: apps[2].auth.user_id: is required beside app_certificate: a"),
+    ("\"007", "\"006", "53: apps[1].auth.user_id: is required with a token that begins with 006"),
+    ("customer_id = \"me\"", "token = \"t\"", "41: apps[0].auth: must be exactly one"),
+    ("customer_id = \"me\"", "app_certificate = \"c\"", "41: apps[0].auth: must be exactly one"),
+    ("app_certificate =", "token = \"007\"\napp_certificate =", "58: apps[2].auth: must be exactl"),
+    ("user_id = \"bridge\"", "", "58: apps[2].auth.user_id: is required with app_certificate: a"),
     (MINTS_007, MINTS_006, "61: apps[2].auth.token_version = \"006\": needs an app_id of 32 char"),
 ];
 
@@ -270,7 +270,7 @@ token_file = "/nowhere/token"
     );
 }
 
-/// Beyond this machine nothing switches the check of a broker's certificate off.
+/// Beyond loopback, no option can disable the check of a broker's certificate.
 #[test]
 fn certificates_of_brokers_are_checked_beyond_loopback() {
     let fault_of = |servers: &str, option: &str| {
