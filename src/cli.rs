@@ -1,4 +1,4 @@
-//! The command line: arguments, one file a command, exit codes.
+//! The command line: arguments, one file per command, exit codes.
 //!
 //! Results go to stdout, logs and progress to stderr.
 
@@ -26,14 +26,14 @@ use crate::daemon::VERSION;
 use crate::error::Chain;
 use crate::observe::logs;
 
-/// The configuration is wrong (`EX_CONFIG` of sysexits.h).
+/// Exit code for an invalid configuration (`EX_CONFIG` of sysexits.h).
 const WRONG_CONFIGURATION: u8 = 78;
 
 /// Moves Agora RTM (Signaling) events into Kafka, exactly once
 ///
-/// Agora tells who logged in, logged out, joined or left only through two endpoints that forget
-/// what they hand over. This daemon drains both, makes every answer durable before it looks into
-/// it, removes repeats, and publishes each event exactly once.
+/// Agora reports logins, logouts, joins and leaves only through two endpoints that delete what they
+/// return. This daemon drains both, commits every answer to disk before it parses it, removes
+/// repeats, and publishes each event exactly once.
 #[derive(Debug, Parser)]
 #[command(name = "agora-rtm-bridge", version = VERSION.as_str(), after_long_help = EXAMPLES)]
 struct Cli {
@@ -43,18 +43,18 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  agora-rtm-bridge demo                              see it work, with nothing else installed
-  agora-rtm-bridge simulate                          play Agora on this machine
-  agora-rtm-bridge plan --rate 3000                  will it keep up with us?
-  agora-rtm-bridge check --config agora-rtm-bridge.toml    is all well before a start?
+  agora-rtm-bridge demo                              see it work; needs nothing else
+  agora-rtm-bridge simulate                          simulate Agora on this machine
+  agora-rtm-bridge plan --rate 3000                  would it keep up with your load?
+  agora-rtm-bridge check --config agora-rtm-bridge.toml    check everything before a start
   agora-rtm-bridge run --config agora-rtm-bridge.toml
-  agora-rtm-bridge pages show 5f0c…/1842             Agora's answer that an event came in
-  agora-rtm-bridge journal list --config agora-rtm-bridge.toml    what waits on this disk
-  agora-rtm-bridge audit --since 1h                  prove it from the topics
-  agora-rtm-bridge health                            ask the running daemon (for containers)
+  agora-rtm-bridge pages show 5f0c…/1842             show the answer that contained an event
+  agora-rtm-bridge journal list --config agora-rtm-bridge.toml    list the pages on this disk
+  agora-rtm-bridge audit --since 1h                  verify delivery from the topics
+  agora-rtm-bridge health                            probe the running daemon (for containers)
 
-Exit codes: 0 stopped as asked; 1 failed, or stopped with something undelivered; 2 wrong usage;
-78 wrong configuration.";
+Exit codes: 0 success; 1 failure, or stopped with pages undelivered; 2 usage error; 78 invalid
+configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -69,17 +69,17 @@ enum Command {
     Health(health::Health),
 }
 
-/// A command's end that is not a success: what to say, and the exit code.
+/// Why a command failed: the message to print, and the exit code.
 #[derive(Debug)]
 struct Failure {
     message: String,
     code: u8,
 }
 
-/// Dropped at the end of a command, also where that is a panic: then the last lines are written.
+/// Flushes the log when a command ends, even by a panic.
 struct LastLines;
 
-/// Runs the command that the arguments name. Returns the exit code.
+/// Runs the command given by the arguments. Returns the exit code.
 pub async fn main() -> u8 {
     let _last_lines = LastLines;
     let outcome = match Cli::parse().command {
@@ -116,7 +116,7 @@ async fn simulate(args: simulate::Simulate) -> Result<(), Failure> {
     simulate::run(args, tracker, stop).await.map_err(|error| Failure::of(&error))
 }
 
-/// Ends at the next SIGTERM or SIGINT from now on.
+/// Completes at the first SIGTERM or SIGINT after this call.
 fn asked_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     let watch = |kind| signal(kind).map_err(|error| Failure::of(&error));
     let mut terminate = watch(SignalKind::terminate())?;
@@ -140,14 +140,14 @@ impl Drop for LastLines {
 // === impl Failure ===
 
 impl Failure {
-    /// The command failed.
+    /// An error of the command.
     fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         Self { message: Chain(error).to_string(), code: 1 }
     }
 
-    /// The configuration is wrong.
+    /// An invalid configuration.
     fn configuration(faults: &crate::config::Faults) -> Self {
-        let message = format!("the configuration is wrong:\n{faults}");
+        let message = format!("invalid configuration:\n{faults}");
         Self { message, code: WRONG_CONFIGURATION }
     }
 }

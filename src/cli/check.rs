@@ -1,4 +1,4 @@
-//! `check`: everything that can be known without taking an event.
+//! `check`: verifies everything that can be verified without draining events.
 
 mod ask;
 
@@ -16,46 +16,46 @@ use crate::check::{Finding, Verdict, Waiting};
 use crate::config;
 use crate::config::{Faults, Settings};
 
-/// Whoever waits longer wants to know for what.
+/// Interval at which a terminal shows what the command is waiting for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Look at everything before a start, and take no event away
+/// Check everything before a start, without draining any events
 ///
-/// Configuration and secrets, the data directory, Agora's hosts, credentials and App IDs, Kafka
-/// with its topics and rights, and what each app will cost in requests: one line each, ok, a
-/// warning or a failure, with what to do. Nothing is created or changed; only a transactional id
-/// is opened that nobody uses (kafka.group with `.check`). A bridge that runs meanwhile does not
-/// notice.
+/// Checks the configuration and its secrets, the data directory, Agora's hosts, credentials and App
+/// IDs, Kafka with its topics and ACLs, and estimates how many requests each app will cost. Prints
+/// one line per finding (ok, warning or failure) with a remedy. Creates and changes nothing, except
+/// that it opens an otherwise unused transactional id (`kafka.group` plus `.check`). It doesn't
+/// affect a running bridge.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Exit codes: 0 nothing failed; 1 something did; 78 the configuration is wrong.
+Exit codes: 0 no failures; 1 at least one failure; 78 invalid configuration.
 
-The rights that the bridge needs in Kafka, with the default names:
+The ACLs that the bridge needs in Kafka, with the default names:
   topics agora.rtm.*                     Describe, DescribeConfigs, Write
-  the same, with kafka.topics.create     Create; Alter and AlterConfigs to mend topics
-  agora.rtm.pages, agora.rtm.bridge-state   Read too; to rebuild a lost memory, of all topics
+  the same, with kafka.topics.create     Create; Alter and AlterConfigs to repair topics
+  agora.rtm.pages, agora.rtm.bridge-state   also Read; to rebuild a lost memory, on all topics
   transactional ids agora-rtm-bridge.*   Describe, Write
   group agora-rtm-bridge                 Read")]
 pub(super) struct Check {
-    /// The configuration; optional where the environment says it all
+    /// The configuration file; not needed if environment variables set every required key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Only show what is in force: each value with where it was written, secrets as ***
+    /// Only print the effective configuration: each value with its source, secrets as ***
     #[arg(long, conflicts_with_all = ["json", "ask"])]
     print_config: bool,
-    /// One JSON object, for programs
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Do not ask Agora's Console for the account's projects
+    /// Don't query Agora's Console for the account's projects
     #[arg(long)]
     no_console: bool,
-    /// If nothing failed, ask each feed once: what comes waits in the data directory, and the next
-    /// `run` publishes it
+    /// If nothing failed, poll each feed once. The answers wait in the data directory, and the next
+    /// `run` publishes them
     #[arg(long)]
     ask: bool,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct Report<'a> {
     ok: bool,
@@ -80,7 +80,7 @@ pub(super) async fn run(args: Check) -> Result<(), Failure> {
     if args.ask && !failed(&findings) {
         findings.extend(ask::once(settings).await);
     } else if args.ask {
-        let says = "nothing was asked, because something failed";
+        let says = "no feed was polled, because of the failures";
         findings.push(Finding::ok("asked", says));
     }
     let ok = !failed(&findings);
@@ -97,22 +97,22 @@ pub(super) async fn run(args: Check) -> Result<(), Failure> {
     Err(Failure { message: format!("check: {count} failure{plural}"), code: 1 })
 }
 
-/// The faults as findings, for who reads JSON.
+/// The faults of an invalid configuration as findings, for `--json`.
 fn refuse(faults: &Faults) -> Result<(), Failure> {
     let findings: Vec<_> =
         faults.iter().map(|fault| Finding::failed("configuration", fault, None)).collect();
     print_report(&Report { ok: false, findings: &findings })?;
-    let message = "the configuration is wrong".to_owned();
+    let message = "invalid configuration".to_owned();
     Err(Failure { message, code: WRONG_CONFIGURATION })
 }
 
 fn what_it_says(settings: &Settings) -> String {
     let apps = settings.apps.len();
     let plural = if apps == 1 { "" } else { "s" };
-    format!("right, with its secrets; {apps} app{plural}, delivered {}", settings.kafka.delivery)
+    format!("valid, including secrets; {apps} app{plural}, delivered {}", settings.kafka.delivery)
 }
 
-/// Says on a terminal what is waited for, while it is.
+/// While the work runs, prints to a terminal what it is waiting for.
 async fn with_progress<T>(work: impl Future<Output = T>, waiting: &Waiting) -> T {
     tokio::pin!(work);
     loop {

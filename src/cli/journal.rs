@@ -1,6 +1,7 @@
-//! `journal`: what waits in the journal of a data directory, and whether it is sound.
+//! `journal`: shows what waits in the journal of a data directory, and verifies it.
 //!
-//! Reading goes beside the running bridge, which notices nothing, and after its end.
+//! It only reads, so it can run while the bridge runs, without affecting it, or after the bridge
+//! has stopped.
 
 mod shown;
 
@@ -21,7 +22,7 @@ use crate::journal;
 use crate::journal::{ReadError, Reader, Seen, State};
 use crate::model::{Clock, Content, PageId};
 
-/// Pages on this machine's disk: list what waits, show one, verify all
+/// List, show or verify the pages on this machine's disk
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Journal {
@@ -36,53 +37,54 @@ enum Action {
     Verify(Verify),
 }
 
-/// One line for each page, gap and request that is out; a summary to stderr
+/// Print one line per page, gap and request in flight; a summary goes to stderr
 #[derive(Debug, Args)]
 struct List {
     #[command(flatten)]
     selection: Selection,
-    /// How fast feeds fill, instead
+    /// Print how fast each feed fills, instead
     #[arg(long)]
     paces: bool,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// The answer as received; what is known of it goes to stderr
+/// Print an answer as received; its metadata goes to stderr
 #[derive(Debug, Args)]
 struct Show {
-    /// Its name: the header `agora_page` of an event, or from `journal list`
+    /// The page's name: from the `agora_page` header of an event, or from `journal list`
     #[arg(value_name = "PAGE", value_parser = selection::page_id)]
     page: PageId,
-    /// JSON: everything that is known of it, and its body
+    /// Print JSON: all metadata of the page, and its body
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// Check structure, checksums and requests; exit code 0 or 1
+/// Verify structure, checksums and requests; exit code 0 or 1
 ///
-/// What was found damaged by the bridge, and set aside, is told and is no failure.
+/// Damaged pages that the bridge has already set aside are reported but are not a failure.
 #[derive(Debug, Args)]
 struct Verify {
-    /// The verdict as JSON
+    /// Print the verdict as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// Whose journal.
+/// Selects the journal.
 #[derive(Debug, Args)]
 struct Place {
-    /// Its data directory
+    /// The data directory
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
-    /// The configuration of the bridge, which names it; the environment counts too
+    /// The bridge's configuration file, which names the data directory; environment variables also
+    /// apply
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -90,21 +92,21 @@ struct Place {
 const TEACH: &str = "\
 EXAMPLES
 
-  What waits for Kafka, and what came in the last ten minutes:
+  List what waits for Kafka, or only what came in the last ten minutes:
     agora-rtm-bridge journal list --data-dir /var/lib/agora-rtm-bridge
     agora-rtm-bridge journal list --config bridge.toml --since 10m
-  The answer that an event came in, if it is not forwarded yet:
+  Show the answer that contained an event, if it is not forwarded yet:
     agora-rtm-bridge journal show 5f0c…/1842 --config bridge.toml
-  After a crash of the machine:
+  Verify the journal after a crash of the machine:
     agora-rtm-bridge journal verify --data-dir /var/lib/agora-rtm-bridge
 
-  While Kafka is up a page is here for milliseconds only; afterwards `pages show`
-  finds it. States: waiting (for Kafka), held (for earlier pages of its feed),
-  damaged, aside (damaged, kept, not processed), out (a request).
+  While Kafka is up, a page stays here only for milliseconds; after that, use
+  `pages show`. States: waiting (for Kafka), held (for earlier pages of its feed),
+  damaged, aside (damaged, kept, not processed), out (a request in flight).
 
 EXIT CODES
 
-  0 done, or sound; 1 failed, or damaged; 2 wrong usage; 78 wrong configuration.";
+  0 success, or sound; 1 failure, or damaged; 2 usage error; 78 invalid configuration.";
 
 pub(super) async fn run(args: Journal) -> Result<(), Failure> {
     aside(move || match args.action {
@@ -176,24 +178,24 @@ impl List {
         let [waiting, held, damaged, aside] = counts;
         let (version, bytes) = reader.version_and_bytes();
         let holder = journal::holder(&data_dir);
-        let holder = holder.map_or_else(|| "nobody".to_owned(), |holder| holder.to_string());
+        let holder = holder.map_or_else(|| "no process".to_owned(), |holder| holder.to_string());
         let mut text = format!(
             "{}: version {version}, {}, in use by {holder}\n\
              {waiting} waiting, {held} held, {damaged} damaged, {aside} set aside, {out} requests \
-             out\n",
+             in flight\n",
             data_dir.display(),
             HumanBytes(bytes),
         );
         for file in reader.kept() {
             text.push_str(&format!("replaced and kept: {}\n", file.display()));
         }
-        // Nobody may be able to read it.
+        // Failing to print the summary is not an error.
         io::stderr().write_all(text.as_bytes()).ok();
         Ok(())
     }
 }
 
-/// When it came; of a gap that is when its end was known.
+/// When the page was received; for a gap, the end of its time range.
 fn came(seen: &Seen) -> crate::model::Timestamp {
     match seen.entry.as_ref().map(|entry| &entry.content) {
         Some(Content::Page(page)) => page.answered_at,
@@ -210,7 +212,7 @@ impl Show {
         let name = self.page.to_string();
         let Some((seen, body)) = reader.find(self.page).map_err(unreadable)? else {
             let message = format!(
-                "there is no page {name} in the journal: where it was forwarded, `agora-rtm-bridge \
+                "there is no page {name} in the journal; if it was forwarded, `agora-rtm-bridge \
                  pages show {name}` finds it"
             );
             return Err(Failure { message, code: 1 });
@@ -251,8 +253,8 @@ impl Verify {
             return Ok(());
         }
         let message = format!(
-            "the journal in `{}` is damaged; the bridge carries on with what can be read at its next \
-             start, and keeps the damaged file",
+            "the journal in `{}` is damaged; at its next start, the bridge salvages what is \
+             readable and keeps the damaged file",
             data_dir.display()
         );
         Err(Failure { message, code: 1 })
@@ -262,10 +264,10 @@ impl Verify {
 fn unreadable(error: ReadError) -> Failure {
     let mut failure = Failure::of(&error);
     if matches!(error, ReadError::Database { .. }) {
-        failure.message.push_str("; `agora-rtm-bridge journal verify` tells more");
+        failure.message.push_str("; run `agora-rtm-bridge journal verify` for details");
     }
     failure
 }
 
-/// The states that are counted, in the order of the summary.
+/// The summary indexes its counts by these states.
 const _: () = assert!(State::Waiting as usize == 0 && State::SetAside as usize == 3);

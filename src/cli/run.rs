@@ -15,22 +15,22 @@ use crate::daemon::{Daemon, Waiting};
 use crate::kafka::Cluster;
 use crate::observe::logs;
 
-/// How often systemd's watchdog is fed within its patience.
+/// Number of keep-alives per systemd watchdog timeout.
 const MEALS: u32 = 3;
 
-/// How long to wait for systemd to take a message. It takes them at once, unless it hangs.
+/// Maximum time for systemd to accept a message. It accepts them at once unless it hangs.
 const SYSTEMD_LISTENS: Duration = Duration::from_secs(1);
 
 /// Run the daemon
 ///
-/// SIGTERM or SIGINT stops it in order: no new requests, answers that are out are waited for,
-/// everything is delivered within `shutdown_grace`, or what is not delivered waits on disk or in
-/// Kafka for the next start. Kafka is not waited for when it has confirmed nothing for five seconds,
-/// nor after a second signal.
+/// SIGTERM or SIGINT stops it gracefully: it sends no new requests, waits for the answers in
+/// flight, and delivers everything within `shutdown_grace`. Pages that are not delivered by then
+/// wait on disk or in Kafka for the next start. The wait for Kafka ends early if Kafka has
+/// confirmed nothing for five seconds, or at a second signal.
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Run {
-    /// The configuration; optional where the environment says it all
+    /// The configuration file; not needed if environment variables set every required key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Run {
 const TEACH: &str = "\
 EXAMPLES
 
-  The smallest configuration, agora-rtm-bridge.toml:
+  A minimal configuration, agora-rtm-bridge.toml:
     data_dir = \"data\"
     kafka.bootstrap_servers = \"127.0.0.1:9092\"
 
@@ -47,26 +47,26 @@ EXAMPLES
     auth.customer_id = \"…\"
     auth.customer_secret_file = \"agora-secret\"
 
-  Without an account: what `agora-rtm-bridge simulate` prints takes the place
-  of [[apps]] and all below it.
+  If you have no Agora account, replace [[apps]] and everything below it with
+  the output of `agora-rtm-bridge simulate`.
 
   agora-rtm-bridge check --config agora-rtm-bridge.toml
   agora-rtm-bridge run --config agora-rtm-bridge.toml
 
-  Without a file, and with one key over what a file says:
+  Without a file; variables also override single keys of a file:
     export AGORA_RTM_BRIDGE__KAFKA__BOOTSTRAP_SERVERS=kafka:9092
     export AGORA_RTM_BRIDGE__APPS__0__APP_ID=876922cbca0098dff4323566daa89675
     export AGORA_RTM_BRIDGE__APPS__0__AUTH__CUSTOMER_ID=…
     export AGORA_RTM_BRIDGE__APPS__0__AUTH__CUSTOMER_SECRET_FILE=/run/secrets/agora
     agora-rtm-bridge run
 
-  Is all well, and if not, why?
+  Is it healthy, and if not, why?
     curl 127.0.0.1:9464/ready
 
 EXIT CODES
 
-  0 stopped as asked; 1 failed, or stopped with something undelivered (the next
-  start goes on with it); 2 wrong usage; 78 wrong configuration.";
+  0 stopped on request; 1 failure, or stopped with pages undelivered (the next
+  start delivers them); 2 usage error; 78 invalid configuration.";
 
 pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let settings = settings::load(args.config.as_deref())?;
@@ -79,9 +79,9 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let first_signal = asked_to_stop()?;
     let grace = settings.shutdown_grace;
     let kafka = Cluster::new(settings.kafka.clone(), &settings.instance);
-    // What librdkafka does not take it never will: better told now than after hours of draining.
+    // librdkafka would reject its options at every attempt: fail now, not after hours of draining.
     kafka.check_settings().map_err(|error| Failure {
-        message: format!("the configuration is wrong: {error}"),
+        message: format!("invalid configuration: {error}"),
         code: WRONG_CONFIGURATION,
     })?;
     let (daemon, _) = Daemon::launch(settings, kafka).await.map_err(|error| Failure::of(&error))?;
@@ -98,7 +98,7 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
     let waiting = tokio::select! {
         waiting = &mut stop => waiting,
         () = second_signal => {
-            warn!("second signal: giving up the wait for Kafka");
+            warn!("second signal: no longer waiting for Kafka");
             give_up.cancel();
             stop.await
         }
@@ -107,8 +107,8 @@ pub(super) async fn run(args: Run) -> Result<(), Failure> {
     undelivered(waiting)
 }
 
-/// Tells systemd something; outside of it there is nobody to tell. The call blocks while systemd
-/// doesn't read its socket, and neither the loops nor a stop may wait for that.
+/// Notifies systemd; does nothing where systemd didn't start the process. The call blocks while
+/// systemd doesn't read its socket, and neither the loops nor a stop may wait for that.
 async fn tell_systemd(state: NotifyState<'static>) {
     timeout(SYSTEMD_LISTENS, notify(state)).await.ok();
 }
@@ -117,8 +117,8 @@ async fn notify(state: NotifyState<'static>) {
     spawn_blocking(move || drop(sd_notify::notify(&[state]))).await.ok();
 }
 
-/// Keeps systemd's watchdog quiet, where there is one, until the daemon has stopped. A task like
-/// those that poll and publish: when the runtime runs none of them any more, it ends with them.
+/// Sends keep-alives to systemd's watchdog, if it is enabled, until the daemon has stopped. It is a
+/// task like those that poll and publish, so if the runtime stalls, the keep-alives stop too.
 fn feed_watchdog(daemon: &Daemon) {
     let Some(patience) = sd_notify::watchdog_enabled() else { return };
     let (tasks, stop) = daemon.background();
@@ -127,7 +127,7 @@ fn feed_watchdog(daemon: &Daemon) {
         let feed = async {
             loop {
                 sleep(patience / MEALS).await;
-                // Without a limit: calls that block would pile up.
+                // No timeout here: abandoned blocking calls would pile up.
                 notify(NotifyState::Watchdog).await;
             }
         };
@@ -140,7 +140,7 @@ fn undelivered(waiting: Waiting) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure {
-        message: format!("stopped with {waiting} undelivered; the next start goes on with them"),
+        message: format!("stopped with {waiting} undelivered; the next start delivers them"),
         code: 1,
     })
 }

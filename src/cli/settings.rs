@@ -1,4 +1,4 @@
-//! Where the commands have their configuration from.
+//! Loads the configuration for the commands.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(super) fn load(file: Option<&Path>) -> Result<Settings, Failure> {
     config::load(file, environment()).map_err(|faults| Failure::configuration(&faults))
 }
 
-/// The variables that are text.
+/// Environment variables whose name and value are valid Unicode.
 pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
     let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))

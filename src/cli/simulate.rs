@@ -1,6 +1,6 @@
-//! `simulate`: an Agora on this machine, to develop against.
+//! `simulate`: a simulated Agora on this machine, to develop against.
 //!
-//! What a person pastes goes to stdout, as TOML with comments; how it is going, to stderr.
+//! The configuration to paste goes to stdout, as TOML with comments; progress goes to stderr.
 
 use std::fmt::Write as _;
 use std::io;
@@ -28,11 +28,11 @@ const FIRST_PORT: u16 = 8190;
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// Play Agora on this machine: its two event endpoints as documented, with load and faults
+/// Simulate Agora on this machine: its two event endpoints as documented, with load and faults
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
 pub(super) struct Simulate {
-    /// Where a region listens; once for each region [default: 127.0.0.1:8190]
+    /// Address on which a region listens; repeat it for more regions [default: 127.0.0.1:8190]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
     #[command(flatten)]
@@ -46,22 +46,22 @@ pub(super) struct Simulate {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
 struct LoadArgs {
-    /// How many App IDs
+    /// Number of App IDs
     #[arg(long, value_name = "N", default_value = "1")]
     apps: NonZeroU16,
-    /// Events a second of each App ID
+    /// Events per second for each App ID
     #[arg(long, value_name = "EVENTS", default_value_t = 100.0)]
     rate: f64,
-    /// The share of user events among them; the others are channel events
+    /// Fraction of the events that are user events (0 to 1); the others are channel events
     #[arg(long, value_name = "SHARE", default_value_t = 0.3)]
     split: f64,
-    /// So many channel events of each App ID at once, at that time; may be repeated
+    /// A burst of this many channel events for each App ID at this time; may be repeated
     #[arg(long, value_name = "EVENTS@TIME")]
     burst: Vec<BurstArg>,
-    /// The 2,000 events that are kept are those of both endpoints of an App ID together
+    /// Let both endpoints of an App ID share one buffer of 2,000 events
     #[arg(long)]
     shared_buffer: bool,
-    /// The seed of everything that is drawn
+    /// Seed for all random choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -69,23 +69,23 @@ struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Faults")]
 struct FaultArgs {
-    /// The range of round trips, each half drawn for itself
+    /// Range of round trip times; the two directions are drawn separately
     #[arg(long, value_name = "RANGE", default_value = "20ms..40ms")]
     rtt: Spread,
-    /// Time that the body of a full page (1,000 events) takes to arrive after its head; smaller
-    /// pages take their share [default: none]
+    /// Time from the head of a full page (1,000 events) to the end of its body; smaller pages take
+    /// proportionally less [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_time: Option<Duration>,
-    /// The share of answers that are cut: the same as --fault cut=SHARE
+    /// Fraction of the answers that are cut off: the same as --fault cut=SHARE
     #[arg(long, value_name = "SHARE")]
     cut: Option<f64>,
-    /// What goes wrong and how often (0 to 1); may be repeated
+    /// A fault and the fraction of requests that it affects (0 to 1); may be repeated
     #[arg(long, value_name = "NAME=SHARE")]
     fault: Vec<FaultArg>,
-    /// Close connections that have been idle for so long
+    /// Close connections that have been idle for this long
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     idle_timeout: Option<Duration>,
-    /// The share of elements that are not events (0 to 1)
+    /// Fraction of the elements that are not events (0 to 1)
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     malformed: f64,
 }
@@ -93,16 +93,16 @@ struct FaultArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Form")]
 struct FormArgs {
-    /// Older documents' names: channel_id and ts
+    /// Use the field names of older documents: channel_id and ts
     #[arg(long)]
     old_names: bool,
-    /// Names of users and channels with everything that Agora allows, and more
+    /// Generate user and channel names with every character that Agora allows, and more
     #[arg(long)]
     wild_names: bool,
-    /// Fields that no document lists
+    /// Add fields that no document lists
     #[arg(long)]
     unknown_fields: bool,
-    /// How bodies are framed
+    /// Framing of response bodies
     #[arg(long, value_enum, default_value = "length")]
     framing: FramingArg,
 }
@@ -123,31 +123,31 @@ enum FramingArg {
     Mixed,
 }
 
-/// Why nothing is simulated.
+/// Why the simulation failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SimulateError {
-    /// The arguments can't be played.
-    #[error("play these arguments")]
+    /// The arguments are out of range.
+    #[error("simulate with these arguments")]
     Script(#[source] ScriptError),
-    /// Nobody can be served.
-    #[error("listen at {addresses}")]
+    /// An address is not available.
+    #[error("listen on {addresses}")]
     Listen {
-        /// Where.
+        /// The addresses.
         addresses: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// What is to be pasted can't be printed.
-    #[error("write to the standard output")]
+    /// The configuration can't be printed.
+    #[error("write to stdout")]
     Print(#[source] io::Error),
 }
 
-/// Plays Agora until `stop`.
+/// Simulates Agora until `stop`.
 ///
 /// # Errors
 ///
-/// The script can't be played or an address can't be listened at.
+/// The arguments are out of range, or an address is not available.
 pub(super) async fn run(
     args: Simulate,
     tracker: TaskTracker,
@@ -161,7 +161,7 @@ pub(super) async fn run(
     print(&greeting(&script, &server))?;
     while stop.run_until_cancelled(sleep(PROGRESS_EVERY)).await.is_some() {
         let line = in_short(server.world().ledger());
-        // Nobody may be watching; the simulation goes on, and ends when it is asked to.
+        // Failing to print must not stop the simulation.
         logs::say(Level::INFO, &format!("{line}\n"));
     }
     let farewell = farewell(server.world().ledger());
@@ -173,9 +173,9 @@ fn print(text: &str) -> Result<(), SimulateError> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(SimulateError::Print)
 }
 
-/// What there is, and what to paste into a configuration.
+/// Describes the simulation, with a configuration to paste.
 fn greeting(script: &Script, server: &Server) -> String {
-    let mut text = format!("# A simulated Agora, seed {}. Ctrl-C ends it.\n", script.seed);
+    let mut text = format!("# A simulated Agora, seed {}. Press Ctrl-C to stop.\n", script.seed);
     let bases: Vec<String> = server.addresses.iter().map(|it| format!("http://{it}")).collect();
     for (region, base) in script.regions.iter().zip(&bases) {
         put(&mut text, format_args!("# region {}: {base}", region.name));
@@ -184,7 +184,7 @@ fn greeting(script: &Script, server: &Server) -> String {
     put(&mut text, format_args!("# ledger: {base}{LEDGER_PATH}"));
     if let Some(AppScript { app_id, customer_id, customer_secret, .. }) = script.apps.first() {
         let path = format!("/dev/v2/project/{app_id}/rtm/vendor/user_events");
-        put(&mut text, format_args!("# take up to 1,000 events away:"));
+        put(&mut text, format_args!("# drain up to 1,000 events:"));
         put(&mut text, format_args!("#   curl -u {customer_id}:{customer_secret} {base}{path}"));
     }
     let is_plain_allowed = server.addresses.iter().all(|it| it.ip().is_loopback());
@@ -210,7 +210,7 @@ fn greeting(script: &Script, server: &Server) -> String {
     text
 }
 
-/// The ledger's totals, as comments, so that all of the output is TOML.
+/// The ledger's totals as comments, so that the whole output is TOML.
 fn farewell(ledger: &Ledger) -> String {
     let mut text = String::from("\n# What became of the events:\n");
     for app in ledger.summary().apps {
@@ -260,11 +260,11 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
 // === impl Simulate ===
 
 impl Simulate {
-    /// The script and an address for each of its regions.
+    /// The script, and an address for each of its regions.
     fn prepare(self) -> Result<(Script, Vec<SocketAddr>), SimulateError> {
         let mut script = self.script();
         script.check().map_err(SimulateError::Script)?;
-        // Only counts are shown, and it may run for days.
+        // Only counts are shown, and it may run for days, so individual events aren't recorded.
         script.keep_records = false;
         script.epoch = Clock::system().now();
         if self.listen.is_empty() {
@@ -273,7 +273,7 @@ impl Simulate {
         Ok((script, self.listen))
     }
 
-    /// The script that the arguments amount to.
+    /// Builds the script from the arguments.
     fn script(&self) -> Script {
         let Self { load, faults, form, .. } = self;
         let regions = match self.listen.len() {
@@ -317,7 +317,7 @@ impl FromStr for BurstArg {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "not a burst such as 5000@30s";
+        const FORM: &str = "must be a burst such as 5000@30s";
         let (events, at) = text.split_once('@').ok_or(FORM)?;
         let events = events.parse().map_err(|_| FORM)?;
         let at = humantime::parse_duration(at).map_err(|_| FORM)?;
@@ -331,7 +331,7 @@ impl FromStr for FaultArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = || "not a fault and its share such as cut=0.01".to_owned();
+        let form = || "must be a fault with its share, such as cut=0.01".to_owned();
         let (name, share) = text.split_once('=').ok_or_else(form)?;
         let kind: FaultKind = name.parse().map_err(|error| format!("`{name}` is {error}"))?;
         Ok(Self(Fault::new(kind).share(share.parse().map_err(|_| form())?)))

@@ -1,8 +1,8 @@
-//! One request for each feed, by the whole daemon: what Agora hands over is durable in the journal
-//! before anybody looks at it, and stays there for the next `run`.
+//! Polls each feed once with the whole daemon: the answers are durable in the journal before
+//! anything reads them, and stay there for the next `run`.
 //!
-//! Two seams differ from `run`. The transport sends the first request for each feed and no other,
-//! and Kafka is nowhere, so that nothing leaves the journal.
+//! It differs from `run` in two places: the transport sends only the first request for each feed,
+//! and Kafka is replaced by a stub, so that nothing leaves the journal.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,19 +26,19 @@ use crate::kafka::{
 use crate::model::{Clock, Feed, Incarnation, Wholeness};
 use crate::observe::metrics::Metrics;
 
-/// Sends the first request for each feed.
+/// Sends only the first request for each feed.
 struct Once {
     http: Http,
-    /// The feed that a URL belongs to: each of its hosts has one.
+    /// The feed of each URL; a feed has one URL per host.
     feeds: HashMap<String, Feed>,
     shared: Arc<Shared>,
 }
 
-/// What became of the requests.
+/// The outcomes of the requests.
 #[derive(Debug, Default)]
 struct Shared {
     seen: Mutex<Seen>,
-    /// Every feed has its answer.
+    /// Cancelled once every feed has an answer.
     done: CancellationToken,
 }
 
@@ -48,15 +48,15 @@ struct Seen {
     answered: Vec<(Feed, Verdict, String)>,
 }
 
-/// A Kafka that is not there.
+/// A Kafka that is always unavailable.
 #[derive(Clone, Debug)]
 struct Nowhere;
 
-/// A partition of it: nobody has one.
+/// A partition of it; no values exist, because it can't be claimed.
 #[derive(Debug)]
 enum OfNowhere {}
 
-/// Asks each feed once; what came, one finding each.
+/// Polls each feed once. Returns one finding per answer.
 pub(super) async fn once(settings: Settings) -> Vec<Finding> {
     match ask(settings).await {
         Ok(findings) => findings,
@@ -65,7 +65,7 @@ pub(super) async fn once(settings: Settings) -> Vec<Finding> {
 }
 
 async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
-    // Before the journal: only the last step of a start changes anything.
+    // Before the journal is opened: only the last step of a start may change anything.
     let http = Http::new(&settings.agora).map_err(|error| Chain(&error).to_string())?;
     let clock = Clock::system();
     let incarnation = Incarnation::from_u128(rand::random());
@@ -82,7 +82,7 @@ async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
     shared.done.cancelled().await;
     let waiting = daemon.stop(Duration::ZERO).await;
     let mut findings: Vec<_> = shared.lock().answered.iter().map(finding).collect();
-    let says = format!("{} wait for the next run to publish them", pages(waiting.in_journal));
+    let says = format!("{} waiting for the next run to publish them", pages(waiting.in_journal));
     findings.push(Finding::ok("journal", says));
     Ok(findings)
 }
@@ -106,7 +106,7 @@ fn feeds(settings: &Settings) -> HashMap<String, Feed> {
 
 fn finding((feed, verdict, says): &(Feed, Verdict, String)) -> Finding {
     let remedy = (*verdict == Verdict::Failed)
-        .then(|| "compare app_id and credentials with Agora's console".to_owned());
+        .then(|| "compare app_id and credentials with Agora's Console".to_owned());
     Finding::of(*verdict, format!("asked {feed}"), says, remedy)
 }
 
@@ -114,25 +114,25 @@ fn pages(count: u64) -> String {
     if count == 1 { "1 page".to_owned() } else { format!("{count} pages and gaps") }
 }
 
-/// What an answer is, for a person. The page itself is the journal's.
+/// Describes an answer for a person. The page itself goes to the journal.
 fn said(reply: &Reply) -> (Verdict, String) {
     match reply {
         Reply::Answered(raw @ Raw { status: 200, body, cut, .. }) => {
             let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
             let glance = Contents::read(body, raw.encoding(), wholeness).glance();
             if matches!(glance.shape, Shape::Alien | Shape::Strange) {
-                let says = "status 200, but the body is not what Agora sends";
+                let says = "status 200, but the body is not in Agora's format";
                 return (Verdict::Failed, says.to_owned());
             }
             let times = glance.times.map(|(first, last)| format!(", from {first} to {last}"));
-            let broken = raw.cut.as_ref().map(|why| format!("; it broke off: {why}"));
+            let broken = raw.cut.as_ref().map(|why| format!("; the body was cut off: {why}"));
             let events = glance.received;
             let (times, broken) = (times.unwrap_or_default(), broken.unwrap_or_default());
             (Verdict::Ok, format!("{events} events{times}{broken}"))
         }
         Reply::Answered(Raw { status, .. }) => (Verdict::Failed, format!("status {status}")),
-        Reply::NotSent(why) => (Verdict::Failed, format!("not asked: {why}")),
-        Reply::Lost(why) => (Verdict::Failed, format!("no answer, its events may be lost: {why}")),
+        Reply::NotSent(why) => (Verdict::Failed, format!("request not sent: {why}")),
+        Reply::Lost(why) => (Verdict::Failed, format!("no answer; events may be lost: {why}")),
     }
 }
 
@@ -140,11 +140,11 @@ fn said(reply: &Reply) -> (Verdict, String) {
 
 impl Transport for Once {
     async fn ask_with(&self, request: Request, on_head: impl FnOnce(Instant) + Send) -> Reply {
-        let feed = self.feeds.get(&request.url).expect("the daemon asks what is configured");
+        let feed = self.feeds.get(&request.url).expect("the daemon polls only configured URLs");
         {
             let mut seen = self.shared.lock();
             if seen.asked.contains(feed) {
-                return Reply::NotSent(TransportError("asked once already".to_owned()));
+                return Reply::NotSent(TransportError("already polled once".to_owned()));
             }
             seen.asked.push(feed.clone());
         }
@@ -153,7 +153,8 @@ impl Transport for Once {
         let mut seen = self.shared.lock();
         let feeds: std::collections::HashSet<_> = self.feeds.values().collect();
         if matches!(&reply, Reply::Answered(raw) if raw.status == 401) {
-            // It holds for the app: its other feeds would be asked a minute later each.
+            // The refusal applies to the whole app. Its other feeds would only be polled a minute
+            // apart.
             for other in feeds.iter().filter(|it| it.app == feed.app) {
                 if !seen.asked.contains(other) {
                     seen.asked.push((*other).clone());
@@ -184,7 +185,7 @@ impl Shared {
 // === impl Nowhere ===
 
 fn nowhere() -> KafkaError {
-    KafkaError::new(Failure::Unavailable, "use", "Kafka", "what is asked stays in the journal")
+    KafkaError::new(Failure::Unavailable, "use", "Kafka", "this command keeps pages in the journal")
 }
 
 impl Kafka for Nowhere {

@@ -1,4 +1,4 @@
-//! How an entry of the journal looks: a line, an envelope, a verdict.
+//! How entries of the journal are printed: as a line, as metadata, as a verdict.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::journal::{Out, Seen, Verdict};
 use crate::model::{Content, Feed, Pace, Timestamp};
 
-/// What stands above the lines of a list.
+/// Column headings of a list.
 pub(super) const HEAD: &str = "state    came                      status  body     bytes  page                                 app/region/endpoint  Agora's request id";
 
-/// A page, a gap or something damaged in a line.
+/// A page, a gap or a damaged entry as one line.
 pub(super) fn entry(seen: &Seen, json: bool) -> String {
     if json {
         return known(seen).to_string();
@@ -39,7 +39,7 @@ pub(super) fn entry(seen: &Seen, json: bool) -> String {
     }
 }
 
-/// A request that is out in a line.
+/// A request in flight as one line.
 pub(super) fn out(out: &Out, json: bool) -> String {
     let Out { id, feed, asked_at } = out;
     if json {
@@ -57,7 +57,7 @@ pub(super) fn out(out: &Out, json: bool) -> String {
     format!("out      {asked_at}       -  -      {none:>7}  {id:<35}  {feed}  -")
 }
 
-/// How fast a feed fills in a line.
+/// How fast a feed fills, as one line.
 pub(super) fn pace(feed: &Feed, pace: Pace, at: Timestamp, json: bool) -> String {
     if json {
         return json!({
@@ -73,7 +73,7 @@ pub(super) fn pace(feed: &Feed, pace: Pace, at: Timestamp, json: bool) -> String
     format!("{at}  {:>9.1} events/s  burst {:>7.0}  {feed}", pace.events_per_second, pace.burst)
 }
 
-/// Everything that is known of an entry, and its body.
+/// All metadata of an entry, with its body.
 pub(super) fn envelope(seen: &Seen, body: &[u8]) -> String {
     let mut envelope = known(seen);
     if let Value::Object(envelope) = &mut envelope {
@@ -85,7 +85,7 @@ pub(super) fn envelope(seen: &Seen, body: &[u8]) -> String {
     envelope.to_string()
 }
 
-/// What is known of an entry, for people.
+/// Metadata of an entry, for people.
 pub(super) fn facts(seen: &Seen) -> String {
     let mut rows = vec![("page", seen.name.clone()), ("state", seen.state.name().to_owned())];
     match seen.entry.as_ref().map(|entry| &entry.content) {
@@ -106,12 +106,12 @@ pub(super) fn facts(seen: &Seen) -> String {
             rows.push(("gap", gap.cause.to_string()));
             rows.push(("to", gap.to.to_string()));
         }
-        None => rows.push(("body", format!("{} bytes, not what was written", seen.bytes))),
+        None => rows.push(("body", format!("{} bytes, damaged", seen.bytes))),
     }
     rows.into_iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
 }
 
-/// What a verification found.
+/// The verdict of a verification.
 pub(super) fn verdict(verdict: &Verdict, kept: &[PathBuf], json: bool) -> String {
     let Verdict { structure, damaged, twice, settled, sound, out, set_aside } = verdict;
     if json {
@@ -133,8 +133,8 @@ pub(super) fn verdict(verdict: &Verdict, kept: &[PathBuf], json: bool) -> String
     let kinds = [
         (structure, "structure"),
         (damaged, "damaged page"),
-        (twice, "two entries of one name"),
-        (settled, "request with a page, still out"),
+        (twice, "two entries with the same name"),
+        (settled, "request in flight that already has a page"),
     ];
     for (found, what) in kinds {
         lines.extend(found.iter().map(|it| format!("FAIL  {what}: {it}")));
@@ -144,11 +144,11 @@ pub(super) fn verdict(verdict: &Verdict, kept: &[PathBuf], json: bool) -> String
     }
     lines.extend(kept.iter().map(|it| format!("note  replaced and kept: {}", it.display())));
     let is = if verdict.is_sound() { "ok    the journal is sound" } else { "FAIL  damaged" };
-    lines.push(format!("{is}: {sound} sound entries, {out} requests out"));
+    lines.push(format!("{is}: {sound} sound entries, {out} requests in flight"));
     lines.join("\n")
 }
 
-/// What is known of an entry, for programs. Times are in milliseconds since 1970.
+/// Metadata of an entry, for programs. Times are in milliseconds since 1970.
 fn known(seen: &Seen) -> Value {
     let mut known = json!({
         "state": seen.state.name(),

@@ -38,7 +38,7 @@ fn pages_are_listed_shown_and_verified_beside_the_one_who_has_them_and_after_its
     until_free(data_dir);
     let before = names_in(data_dir);
     assert!(!before.contains(&"journal.sqlite-wal".to_owned()), "{before:?}");
-    look(data_dir, "in use by nobody");
+    look(data_dir, "in use by no process");
     assert_eq!(names_in(data_dir), before, "nothing was made beside it");
 }
 
@@ -52,7 +52,7 @@ fn look(data_dir: &Path, holder: &str) {
     assert!(lines.contains(&name) && lines.contains("a/eu/user_events  request-1"), "{lines}");
     assert!(lines.contains("\nout      2020-09-13T12:26:41.000Z"), "{lines}");
     assert!(!lines.contains("somebody"), "no user ids: {lines}");
-    let counts = "1 waiting, 0 held, 0 damaged, 0 set aside, 1 requests out";
+    let counts = "1 waiting, 0 held, 0 damaged, 0 set aside, 1 requests in flight";
     assert!(summary.contains(counts) && summary.contains(holder), "{summary}");
 
     let none = journal(data_dir, &["list", "--app", "another", "--json"]);
@@ -71,7 +71,7 @@ fn look(data_dir: &Path, holder: &str) {
     let verify = journal(data_dir, &["verify"]);
     let said = text(&verify.stdout);
     assert!(verify.status.success(), "{said}");
-    assert_eq!(said, "ok    the journal is sound: 1 sound entries, 1 requests out\n");
+    assert_eq!(said, "ok    the journal is sound: 1 sound entries, 1 requests in flight\n");
 }
 
 /// Its thread ends soon after its last handle is gone.
