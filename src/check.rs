@@ -1,10 +1,10 @@
-//! Everything that can be known before a start, without taking an event away.
+//! Verifies before a start everything that can be verified without draining events.
 //!
-//! [`run`] looks at this machine, at Agora's hosts and its Console, and at Kafka, side by side, and
-//! gives a [`Finding`] for each thing it looked at: well, worth a thought, or in the way, then with
-//! what to do. Each question has an end of its own, so that a silent host holds up nothing else.
+//! [`run`] checks this machine, Agora's hosts and its Console, and Kafka concurrently, and returns
+//! a [`Finding`] for each thing it checked: ok, a warning, or a failure with a remedy. Each query
+//! has its own timeout, so a host that doesn't answer delays nothing else.
 //!
-//! What the configuration can tell by itself is not here: `config` refuses it.
+//! Faults within the configuration are not checked here: `config` refuses them.
 
 mod agora;
 mod cost;
@@ -22,11 +22,11 @@ use crate::config::Settings;
 use crate::error::Chain;
 use crate::kafka::Cluster;
 
-/// What is still being waited for, for a person who wonders. Cheap to clone; clones share.
+/// The queries still in progress, to be shown while the user waits. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
 pub struct Waiting(Arc<Mutex<Vec<String>>>);
 
-/// Looks at everything. `console` allows to ask Agora's Console for the account's projects.
+/// Checks everything. If `console` is set, Agora's Console is asked for the account's projects.
 pub async fn run(settings: &Settings, console: bool, waiting: &Waiting) -> Vec<Finding> {
     let mut findings = machine::look(settings).await;
     findings.extend(settings.apps.iter().map(|app| cost::of(app, settings.poll.longest_interval)));
@@ -49,12 +49,12 @@ pub async fn run(settings: &Settings, console: bool, waiting: &Waiting) -> Vec<F
 // === impl Waiting ===
 
 impl Waiting {
-    /// What is waited for at this moment.
+    /// The queries in progress now.
     pub fn names(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits, and lets others know for what.
+    /// Runs a query, and lists it as in progress until it is done.
     async fn during<T>(&self, what: impl Into<String>, work: impl Future<Output = T>) -> T {
         let what = what.into();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what.clone());

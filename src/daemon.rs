@@ -1,14 +1,15 @@
 //! Composes the rooms, starts them, and stops them in order.
 //!
-//! Three loops, joined only by what is durable: pollers → journal → forwarders → pages topic →
-//! publishers. None waits for a later one, so the order of starting is nobody's concern; the order
-//! of stopping is: first the pollers, with the answers that are out; then the forwarders, when the
-//! journal is empty; then the publishers, when everything that was forwarded is delivered. What
-//! Kafka can't take within the grace waits in the journal or in the pages topic for the next start,
-//! and where Kafka confirms nothing at all it is not waited for that long: nobody polls meanwhile.
+//! Three loops, connected only through durable storage: pollers → journal → forwarders → pages
+//! topic → publishers. No loop waits for a later one, so the order in which they start doesn't
+//! matter. The order in which they stop does: first the pollers, once all requests in flight have
+//! ended; then the forwarders, once the journal is empty; then the publishers, once all forwarded
+//! pages are delivered. Pages that Kafka can't take within the grace period wait in the journal or
+//! in the pages topic for the next start. If Kafka confirms nothing at all, the stop gives up
+//! earlier, because no process polls Agora meanwhile.
 //!
-//! The three seams (transport, journal, Kafka) are parameters, so that the simulated-time tests run
-//! this same composition.
+//! The three interfaces to the outside (transport, journal, Kafka) are parameters, so that the
+//! simulated-time tests run this same composition.
 
 mod launch;
 mod open_files;
@@ -41,59 +42,60 @@ use crate::poller::{Poller, Target, Tools, release_held};
 use crate::publisher::Publisher;
 use crate::schedule::{Former, Limits};
 
-/// A start that knows of no request of an app in the last second asks each feed once, and no more for
-/// this long. The journal may be new, lost, or from a backup, so a predecessor may have asked. It needs
-/// a moment to be replaced; this is the rest of its second. At worst a 429 or two tell of it, while
-/// buffers that are full at the start would run over.
+/// If a start knows of no request for an app in the last second, it polls each feed once and then
+/// waits for this long. The journal may be new, lost, or restored from a backup, so a predecessor
+/// may have sent requests. Replacing it takes a moment; this is the rest of its second. At worst
+/// Agora answers with a 429 or two, whereas waiting would let buffers that are full at the start
+/// overflow.
 const UNKNOWN_PREDECESSOR: Duration = Duration::from_millis(700);
 
-/// A journal that knows of a request so young is the one that the predecessor wrote.
+/// A journal that contains a request younger than this is the one that the predecessor wrote.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// Apps begin so long after one another, so that the first requests of very many neither leave nor
-/// need connections in one instant.
+/// Delay between the starts of two apps, so that with very many apps the first requests, and the
+/// connections they need, don't all come at the same instant.
 const BETWEEN_APPS: Duration = Duration::from_millis(1);
 
-/// The last app begins no later than so long after the first: every feed is asked within two
+/// Maximum delay between the starts of the first and the last app: every feed is polled within two
 /// seconds of a start.
 const ALL_APPS: Duration = Duration::from_millis(800);
 
-/// Kafka is waited for at least so long, even where answers took the whole grace: where it is well,
-/// that is plenty.
+/// Minimum time to wait for Kafka, even if the answers took the whole grace period. It is ample for
+/// a healthy Kafka.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
-/// A stop gives up when Kafka has confirmed nothing for so long. All is safe by then, and until the
-/// next start Agora's buffers run over.
+/// A stop gives up once Kafka has confirmed nothing for this long. Everything is durable by then,
+/// and Agora's buffers overflow until the next start.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// Between two looks whether a stop gets on.
+/// Interval at which a stop checks for progress.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The accounts are logged this often.
+/// Interval at which the accounts are logged.
 const ACCOUNTS_EVERY: Duration = Duration::from_secs(3_600);
 
-/// What a daemon is made of.
+/// The parts that make up a daemon.
 #[derive(Debug)]
 pub struct Parts<T, K> {
-    /// What the operator wants.
+    /// The operator's configuration.
     pub settings: Settings,
-    /// The way to Agora.
+    /// Sends requests to Agora.
     pub transport: T,
-    /// The way to Kafka.
+    /// The Kafka client.
     pub kafka: K,
-    /// Where the memory keeps what it does not need now.
+    /// Storage for the part of the memory that isn't needed at the moment.
     pub attic: Attic,
-    /// The journal, open.
+    /// The open journal.
     pub journal: Journal,
-    /// What was found in it.
+    /// The state that was found in it.
     pub recovered: Recovered,
     /// The wall clock.
     pub clock: Clock,
-    /// For jitter.
+    /// Seed for jitter.
     pub seed: u64,
 }
 
-/// A daemon that runs. [`Self::stop`] ends it; dropped without, its tasks go on.
+/// A running daemon. [`Self::stop`] ends it; if it is dropped instead, its tasks keep running.
 #[derive(Debug)]
 pub struct Daemon {
     report: Report,
@@ -145,25 +147,27 @@ impl Daemon {
         daemon
     }
 
-    /// What can be seen of it.
+    /// The daemon's observable state.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Where tasks run that serve the daemon until its end, and the token that ends them.
+    /// The tracker for tasks that serve the daemon until it ends, and the token that stops them.
     pub fn background(&self) -> (&TaskTracker, &CancellationToken) {
         (&self.rest.tasks, &self.rest.stop)
     }
 
-    /// Gives up waiting for Kafka: the stop goes on with what is safe already.
+    /// Cancel this token to give up waiting for Kafka: the stop then completes with what is
+    /// durable.
     pub fn give_up(&self) -> CancellationToken {
         self.give_up.clone()
     }
 
-    /// Asks no more, waits for the answers that are out, commits, forwards, delivers. Waits for
-    /// Kafka no longer than `grace`, and no longer than five seconds in which it confirms nothing;
-    /// for answers as long as they take, since nobody can ask twice. What they bring is delivered
-    /// even if they took all of `grace`, where Kafka is well. Tells what waits for the next start.
+    /// Sends no more requests, waits for those in flight, then commits, forwards and delivers. The
+    /// wait for Kafka is limited to `grace`, and to five seconds without any confirmation. The wait
+    /// for answers is not limited, because a page can't be requested twice. If Kafka is healthy,
+    /// their pages are delivered even if the answers took all of `grace`. Returns what waits for
+    /// the next start.
     pub async fn stop(self, grace: Duration) -> Waiting {
         let deadline = Instant::now() + grace;
         self.polling.end().await;
@@ -181,7 +185,7 @@ impl Daemon {
             () = self.report.stalled(STALLED, LOOK) => {
                 warn!(
                     waiting = %self.report.waiting(),
-                    "Kafka has confirmed nothing for {STALLED:?}: giving up the wait for it; pages \
+                    "Kafka has confirmed nothing for {STALLED:?}: no longer waiting for it; pages \
                      wait in the journal for the next start"
                 );
                 give_up.cancel();
@@ -294,8 +298,9 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// A gap for each feed: an earlier process may have asked it before `until` without a record of
-    /// that. Feeds that are polled no more, but that the journal knows, are among them.
+    /// Publishes a gap for each feed, because an earlier process may have polled it before `until`
+    /// without recording the request. Includes feeds that are no longer polled but that the journal
+    /// knows.
     fn publish_doubts(
         &self,
         journal: &Journal,
@@ -308,7 +313,8 @@ impl Daemon {
         let known = recovered.empty_at.keys().chain(recovered.paces.keys()).cloned();
         let feeds: BTreeSet<Feed> = polled.chain(known).collect();
         let gap = |feed: Feed| {
-            // A process that polled before it could publish may have seen the feed empty since then.
+            // A process that polled before it could publish may have seen the feed empty after
+            // `until`.
             let from = recovered.empty_at.get(&feed).filter(|at| **at <= until);
             let gap = Gap {
                 cause: GapCause::ProcessKilled,
@@ -323,7 +329,7 @@ impl Daemon {
         let gaps = feeds.into_iter().map(gap).collect();
         let journal = journal.clone();
         self.polling.tasks.spawn(async move {
-            // On an error they are in memory, and go on from there.
+            // On an error, the gaps are in memory and are forwarded from there.
             journal.settle_doubt(gaps).await.ok();
         });
     }
@@ -332,7 +338,7 @@ impl Daemon {
 // === impl Stage ===
 
 impl Stage {
-    /// Asks the tasks to stop and waits for them.
+    /// Requests the tasks to stop and waits for them.
     async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -340,12 +346,12 @@ impl Stage {
     }
 }
 
-/// The partitions that this process publishes. Alone, it owns all of them.
+/// The partitions that this process publishes. As the only process, it owns all of them.
 fn owned_partitions(partitions: u32) -> impl Iterator<Item = i32> {
     0..i32::try_from(partitions).unwrap_or(i32::MAX)
 }
 
-/// An app belongs to a partition, and a partition to an owner.
+/// The partition of an app in the pages topic.
 fn partition_of_app(app: &config::App, partitions: u32) -> i32 {
     partition_of(app.app_id.as_str().as_bytes(), partitions)
 }
@@ -381,13 +387,13 @@ fn targets(app: &config::App, recovered: &Recovered, clock: Clock) -> Vec<Target
     targets
 }
 
-/// How long the app at this place waits for those before it.
+/// Delay of the app at this place in the starting order.
 fn turn(place: usize, apps: usize) -> Duration {
     let [place, apps] = [place, apps].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
     BETWEEN_APPS.min(ALL_APPS / apps.max(1)) * place
 }
 
-/// Events a second of all feeds of each app, as far as a former process knew.
+/// Events per second over all feeds of each app, as recorded by a former process.
 fn known_rates(recovered: &Recovered) -> HashMap<AppId, f64> {
     let mut rates = HashMap::new();
     for (feed, (pace, _)) in &recovered.paces {
@@ -396,10 +402,10 @@ fn known_rates(recovered: &Recovered) -> HashMap<AppId, f64> {
     rates
 }
 
-/// What is known of requests that a former process sent.
+/// The known requests of a former process.
 fn former_requests(app: &config::App, recovered: &Recovered, clock: Clock) -> Former {
     let now = Instant::now();
-    // A wall clock that was set back makes a request no younger than this moment.
+    // If the wall clock was set back, the request counts as sent just now.
     let sent_at = |asked_at: &Timestamp| now.checked_sub(clock.now().since(*asked_at));
     let sent = recovered.last_requests.get(&app.app_id).map_or(&[][..], Vec::as_slice);
     let sent: Vec<Instant> = sent.iter().filter_map(sent_at).collect();

@@ -1,7 +1,7 @@
 //! Moves Agora RTM (Signaling) events from two destructive-read endpoints into Kafka, exactly once.
 //!
-//! `ARCHITECTURE.md` tells the way of an event and what each room knows; this file only lists the
-//! rooms.
+//! `ARCHITECTURE.md` describes the way of an event and what each room is for; this file only lists
+//! the rooms.
 
 pub mod agora;
 pub mod audit;

@@ -1,8 +1,9 @@
-//! Agora: its hosts, the clock, and what its Console says of credentials and App IDs.
+//! Agora: its hosts, the clock, and the Console's view of credentials and App IDs.
 //!
-//! Nothing here names an endpoint of events. A host is asked for its root, which proves name, way
-//! and certificates by the bridge's own client. The Console lists an account's projects with their
-//! certificates: of its answer only App ID and status are read, and nothing is kept or shown.
+//! Nothing here requests an event endpoint. For each host it requests the root, which verifies the
+//! name, the network path and the certificates with the bridge's own client. The Console lists an
+//! account's projects with their certificates; only App ID and status are read from its answer, and
+//! nothing is kept or shown.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -18,18 +19,19 @@ use crate::agora::{
 use crate::config::{App, Auth, Settings};
 use crate::model::Timestamp;
 
-/// A resolver may be silent, and nobody else gives it a time.
+/// Maximum time for a query; a resolver may be silent, and nothing else limits it.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Times in heads are whole seconds, and the answer was on its way.
+/// Maximum clock difference that is tolerated: `Date` headers have whole seconds, and the answer
+/// takes time to arrive.
 const CLOCK_OFF: Duration = Duration::from_secs(5);
 
 const CONSOLE: &str = "/dev/v1/projects";
 
-const CREDENTIALS: &str = "compare with Developer Toolkit → RESTful API in Agora's console: \
-                           customer_id, and customer_secret without spaces around it";
+const CREDENTIALS: &str = "compare them with Developer Toolkit → RESTful API in Agora's Console: \
+                           customer_id, and customer_secret without surrounding spaces";
 
-/// The Console's list, as far as it is anybody's business.
+/// The part of the Console's list that is read.
 #[derive(Deserialize)]
 struct Projects {
     projects: Vec<Project>,
@@ -42,7 +44,7 @@ struct Project {
     status: i64,
 }
 
-/// Hosts first, then the accounts on those that answer.
+/// Checks hosts and accounts concurrently; findings about hosts come first.
 pub(super) async fn look(
     http: &Http,
     settings: &Settings,
@@ -64,7 +66,7 @@ pub(super) async fn look(
     hosts.into_iter().flatten().chain(accounts).collect()
 }
 
-/// Side by side, in their order.
+/// Runs the futures concurrently; results are in their order.
 async fn all<T>(work: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut work: Vec<_> = work.map(Box::pin).collect();
     let mut done: Vec<Option<T>> = work.iter().map(|_| None).collect();
@@ -103,53 +105,53 @@ async fn ask(http: &Http, request: Request) -> Result<Raw, TransportError> {
     match timeout(LIMIT, http.ask(request)).await {
         Ok(Reply::Answered(raw)) => Ok(raw),
         Ok(Reply::NotSent(error) | Reply::Lost(error)) => Err(error),
-        Err(_) => Err(TransportError(format!("no answer within {LIMIT:?}; it timed out"))),
+        Err(_) => Err(TransportError(format!("timed out: no answer within {LIMIT:?}"))),
     }
 }
 
-/// What to do about a host that does not answer, by the words of the layers below, where these name
-/// no remedy themselves.
+/// The remedy for a host that doesn't answer, derived from the error text where the error itself
+/// names no remedy.
 fn remedy(reason: &str) -> &'static str {
     let says = |words: &[&str]| words.iter().any(|word| reason.contains(word));
     if says(&["dns error", "lookup address"]) {
-        "check the spelling of the host, and whether this machine resolves it (a proxy is \
-         agora.proxy)"
+        "check the spelling of the host, and whether this machine can resolve it (set a proxy \
+         with agora.proxy)"
     } else if says(&["tunnel", "proxy"]) {
-        "check agora.proxy, its password, and whether it lets this host through"
+        "check agora.proxy, its password, and whether it allows this host"
     } else {
-        "check the host and the way there: firewall, network policy, agora.proxy"
+        "check the host and the network path: firewall, network policy, agora.proxy"
     }
 }
 
-/// How far this machine's clock is off; nothing where it is not.
+/// A warning if this machine's clock is off.
 fn clock(host: &str, date: &str, now: SystemTime) -> Option<Finding> {
     let there = httpdate::parse_http_date(date).ok()?;
     let (off, way) = match now.duration_since(there) {
         Ok(ahead) => (ahead, "ahead of"),
         Err(behind) => (behind.duration(), "behind"),
     };
-    let says = format!("this machine's is {} s {way} {host}'s", off.as_secs());
-    let remedy = "let a time service (chrony, systemd-timesyncd) set it: tokens and the times of \
-                  gaps rest on it";
+    let says = format!("this machine's clock is {} s {way} {host}'s", off.as_secs());
+    let remedy = "synchronise it (chrony, systemd-timesyncd): tokens and the time bounds of gaps \
+                  depend on it";
     (off > CLOCK_OFF).then(|| Finding::warning("clock", says, remedy))
 }
 
 // === the Console ===
 
-/// One question for each pair of credentials; a finding for each app.
+/// Queries the Console once for each pair of credentials; one finding per app.
 async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> {
     let mut answers = BTreeMap::new();
     let mut findings = Vec::new();
     for app in apps {
         let subject = format!("account of {}", app.app_id);
         let Auth::Basic { customer_id, customer_secret } = &app.auth else {
-            let says = "has a token, which only a request for events proves";
+            let says = "uses a token, which only a request for events can verify";
             findings.push(Finding::ok(subject, says));
             continue;
         };
         let mut credentials = Credentials::new(app.app_id.clone(), app.auth.clone(), 0);
         let now = Moment { wall: Timestamp::default(), monotonic: Instant::now() };
-        // Without one there is a finding about the secret already.
+        // If there is no proof, a finding about the secret exists already.
         let Ok(Proof { headers: proof, .. }) = credentials.proof(now) else { continue };
         let hosts: Vec<String> =
             app.regions.iter().flat_map(|it| &it.hosts).map(ToString::to_string).collect();
@@ -163,14 +165,14 @@ async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> 
     findings
 }
 
-/// What an account's Console said: its projects, or the status and why that is no list.
+/// The Console's answer: the account's projects, or the status of an answer that is no such list.
 enum Answer {
     Projects(Vec<Project>),
     Status(u16),
     Nobody,
 }
 
-/// The first host that has a Console answers.
+/// Returns the answer of the first host that has a Console.
 async fn projects(http: &Http, hosts: &[String], proof: &[(&'static str, String)]) -> Answer {
     let mut last = Answer::Nobody;
     for host in hosts {
@@ -186,19 +188,22 @@ async fn projects(http: &Http, hosts: &[String], proof: &[(&'static str, String)
 }
 
 fn judged(subject: String, app: &App, answer: &Answer) -> Finding {
-    let unknown = "asked for nothing more; --no-console leaves this out";
+    let unknown = "credentials not verified; --no-console skips this check";
     match answer {
         Answer::Projects(projects) => {
             let of_app = projects.iter().find(|it| it.vendor_key == app.app_id.as_str());
             match of_app.map(|project| project.status) {
-                Some(1) => Finding::ok(subject, "the credentials are right and own the App ID"),
+                Some(1) => Finding::ok(
+                    subject,
+                    "the credentials are valid, and the account owns the App ID",
+                ),
                 Some(_) => {
-                    let remedy = "enable the project in Agora's console";
+                    let remedy = "enable the project in Agora's Console";
                     Finding::failed(subject, "the project is disabled", Some(remedy))
                 }
                 None => {
                     let count = projects.len();
-                    let says = format!("the App ID is none of the account's {count} projects");
+                    let says = format!("the App ID is not among the account's {count} projects");
                     let remedy = "correct app_id, or use the credentials of the account that owns \
                                   it";
                     Finding::failed(subject, says, Some(remedy))
@@ -206,14 +211,14 @@ fn judged(subject: String, app: &App, answer: &Answer) -> Finding {
             }
         }
         Answer::Status(status @ (401 | 403)) => {
-            let says = format!("Agora refuses the credentials (status {status})");
+            let says = format!("Agora rejects the credentials (status {status})");
             Finding::failed(subject, says, Some(CREDENTIALS))
         }
         Answer::Status(status) => {
-            let says = format!("the hosts have no Console that lists projects (status {status})");
+            let says = format!("no host has a Console API that lists projects (status {status})");
             Finding::warning(subject, says, unknown)
         }
-        Answer::Nobody => Finding::warning(subject, "no host answers for the Console", unknown),
+        Answer::Nobody => Finding::warning(subject, "no host answers Console requests", unknown),
     }
 }
 

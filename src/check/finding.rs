@@ -1,44 +1,44 @@
-//! What was found of one thing, and what to do about it.
+//! The result of one check, with a remedy.
 
 use std::fmt;
 use std::fmt::Display;
 
 use serde::Serialize;
 
-/// One line of the result.
+/// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How it is.
+    /// The verdict.
     pub verdict: Verdict,
-    /// What was looked at.
+    /// The thing that was checked.
     pub subject: String,
-    /// What was seen.
+    /// The observation.
     pub says: String,
-    /// What to do, where something is to be done.
+    /// The remedy, if one is needed.
     pub remedy: Option<String>,
 }
 
-/// How it is.
+/// The verdict of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Well.
+    /// No problem.
     Ok,
-    /// It works, and somebody may regret it.
+    /// It works, but may cause trouble later.
     Warning,
-    /// It does not work.
+    /// It doesn't work.
     Failed,
 }
 
 // === impl Finding ===
 
 impl Finding {
-    /// It is well.
+    /// A finding without a problem.
     pub fn ok(subject: impl Into<String>, says: impl Display) -> Self {
         Self::of(Verdict::Ok, subject, says, None)
     }
 
-    /// It works, and somebody may regret it.
+    /// A finding that works but may cause trouble later.
     pub fn warning(
         subject: impl Into<String>,
         says: impl Display,
@@ -47,12 +47,12 @@ impl Finding {
         Self::of(Verdict::Warning, subject, says, Some(remedy.into()))
     }
 
-    /// It does not work.
+    /// A finding that doesn't work.
     pub fn failed(subject: impl Into<String>, says: impl Display, remedy: Option<&str>) -> Self {
         Self::of(Verdict::Failed, subject, says, remedy.map(str::to_owned))
     }
 
-    /// As the verdict says.
+    /// A finding with the given verdict.
     pub fn of(
         verdict: Verdict,
         subject: impl Into<String>,
@@ -64,7 +64,7 @@ impl Finding {
 }
 
 impl Display for Finding {
-    /// One line: the verdict is the caller's to show.
+    /// One line, without the verdict, which the caller shows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.subject, self.says)?;
         match &self.remedy {

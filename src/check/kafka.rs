@@ -1,4 +1,4 @@
-//! Kafka: whether it is there, its topics and their settings, and the rights.
+//! Kafka: whether it is reachable, its topics and their settings, and the ACLs.
 
 use super::{Finding, Verdict, Waiting};
 use crate::config::{Settings, Topics};
@@ -6,10 +6,11 @@ use crate::kafka::{
     Cluster, Found, Inspection, KafkaError, LARGEST_PAGE, Misfit, Right, Topic, TopicSettings,
 };
 
-/// Events can be as old as an outage that nobody was called for, and some are older.
+/// Events up to this age, in milliseconds, should keep their own time as record timestamp. An
+/// outage may go unnoticed for a day.
 const OLD_EVENT_MS: u64 = 24 * 3_600_000;
 
-/// Topics are judged, and nothing else is.
+/// Judges topics by their settings.
 struct Judge<'a> {
     cluster: &'a Cluster,
     topics: &'a Topics,
@@ -17,10 +18,10 @@ struct Judge<'a> {
     spread: &'a Result<Vec<Misfit>, KafkaError>,
 }
 
-/// What is amiss with a topic: how bad, what, and the setting or the deed that mends it.
+/// A problem of a topic: the verdict, a description, and the setting or action that fixes it.
 type Fault = (Verdict, String, String);
 
-/// Asks, and judges what comes.
+/// Inspects the cluster and judges the result.
 pub(super) async fn look(
     cluster: &Cluster,
     settings: &Settings,
@@ -42,7 +43,7 @@ fn judged(
 ) -> Vec<Finding> {
     let brokers = inspection.brokers;
     let plural = if brokers == 1 { "" } else { "s" };
-    let reached = Finding::ok(subject, format!("{brokers} broker{plural}, and it lets us in"));
+    let reached = Finding::ok(subject, format!("connected; {brokers} broker{plural}"));
     let spread = &inspection.spread;
     let judge = Judge { cluster, topics: &settings.kafka.topics, brokers, spread };
     let topics = inspection.topics.iter().map(|(topic, found)| {
@@ -55,13 +56,14 @@ fn judged(
 }
 
 fn makes_topics() -> Finding {
-    let says = "auto.create.topics.enable is true, Kafka's default: when a topic is deleted, the next \
-                consumer that asks for it makes it again, with the brokers' partitions and settings";
+    let says = "auto.create.topics.enable is true, Kafka's default: a deleted topic is recreated \
+                by the next consumer that requests it, with the brokers' default \
+                number of partitions and settings";
     let remedy = "set auto.create.topics.enable=false on the brokers";
     Finding::warning("brokers", says, remedy)
 }
 
-/// One line for all that are there, and one for each that is not.
+/// One finding for all ACLs that are granted, and one for each that is missing.
 fn rights<'a>(tried: impl Iterator<Item = &'a (Right, Result<(), KafkaError>)>) -> Vec<Finding> {
     let mut granted = Vec::new();
     let mut findings = Vec::new();
@@ -69,10 +71,10 @@ fn rights<'a>(tried: impl Iterator<Item = &'a (Right, Result<(), KafkaError>)>) 
         let name = match right {
             Right::Write(_) => "write",
             Right::Read(_) => "read",
-            Right::Look(_) => "see settings",
+            Right::Look(_) => "describe configs",
             Right::Create(_) => "create",
             Right::Transact => "open transactions",
-            Right::Note => "note positions",
+            Right::Note => "commit offsets",
         };
         match outcome {
             Ok(()) if granted.contains(&name) => {}
@@ -138,7 +140,7 @@ impl Judge<'_> {
         Finding::of(verdict, subject, says.join("; "), Some(remedies.join("; ")))
     }
 
-    /// What a topic that is created by hand has to be set to.
+    /// The settings that a manually created topic needs.
     fn needed(&self, topic: Topic) -> String {
         let partitions = self.topics.page_partitions;
         let stamped = "message.timestamp.type=LogAppendTime";
@@ -160,14 +162,14 @@ impl Judge<'_> {
         if in_sync > copies {
             return vec![(
                 Verdict::Failed,
-                format!("min.insync.replicas is {in_sync} and there are {replicas} copies"),
-                "lower it or add copies: no write is taken".to_owned(),
+                format!("min.insync.replicas is {in_sync}, but there are only {replicas} copies"),
+                "lower it or add copies: until then, no write succeeds".to_owned(),
             )];
         }
         if self.brokers > 1 && replicas == 1 {
             return vec![(
                 Verdict::Warning,
-                "one copy: what is in it goes with its broker".to_owned(),
+                "one copy: its data is lost if its broker is lost".to_owned(),
                 "add copies (kafka-reassign-partitions), or set \
                  kafka.topics.replication_factor before it is created"
                     .to_owned(),
@@ -189,11 +191,11 @@ impl Judge<'_> {
             true => ("page_partitions", self.topics.page_partitions.get()),
             false => ("partitions", self.topics.partitions.get()),
         };
-        let says = format!("{partitions} partitions and kafka.topics.{key} is {wanted}");
+        let says = format!("{partitions} partitions, but kafka.topics.{key} is {wanted}");
         let misfits = match self.spread {
             Ok(misfits) => misfits,
             Err(error) if fixed && partitions != wanted as usize => {
-                let remedy = "give the key the number that the memory was written with: an app \
+                let remedy = "set the key to the number that the memory was written with: an app \
                               must not move between partitions";
                 return Some((Verdict::Failed, error.finding(), remedy.to_owned()));
             }
@@ -202,7 +204,7 @@ impl Judge<'_> {
         let misfit = misfits.iter().find(|misfit| misfit.topic == topic)?;
         let (verdict, remedy) = match (misfit.lacks(), fixed, self.topics.create) {
             (false, ..) => {
-                let remedy = format!("nothing need be done: the first {wanted} are used");
+                let remedy = format!("no action needed: the first {wanted} are used");
                 (Verdict::Warning, remedy)
             }
             (true, true, false) => {
@@ -210,13 +212,13 @@ impl Judge<'_> {
                 (Verdict::Failed, remedy)
             }
             (true, true, true) => {
-                let remedy = "nothing need be done: the start adds the others".to_owned();
+                let remedy = "no action needed: the start adds the others".to_owned();
                 (Verdict::Warning, remedy)
             }
             (true, false, _) => {
                 let remedy = format!(
-                    "set the key to {partitions} if that is meant; the start adds partitions only \
-                     while the topic is empty"
+                    "set the key to {partitions} if that is intended; the start adds partitions \
+                     only while the topic is empty"
                 );
                 (Verdict::Warning, remedy)
             }
@@ -224,7 +226,7 @@ impl Judge<'_> {
         Some((verdict, says, remedy))
     }
 
-    /// Topics that are not of events are stamped by the broker.
+    /// All topics but those of events should use the broker's timestamps.
     fn stamped_by(&self, topic: Topic, settings: &TopicSettings) -> Option<Fault> {
         let is_of_events = matches!(topic, Topic::UserEvents | Topic::ChannelEvents);
         let by = settings.get("message.timestamp.type").filter(|by| *by != "LogAppendTime")?;
@@ -232,8 +234,8 @@ impl Judge<'_> {
             (
                 Verdict::Warning,
                 format!(
-                    "message.timestamp.type is {by}: its records have the time of this machine, \
-                     and one whose clock is wrong can't write them"
+                    "message.timestamp.type is {by}: records carry this machine's time, so a \
+                     machine with a wrong clock can't write them"
                 ),
                 "set message.timestamp.type=LogAppendTime".to_owned(),
             )
@@ -254,7 +256,7 @@ impl Judge<'_> {
         if settings.get("cleanup.policy").is_some_and(|it| it.contains("compact")) {
             faults.push((
                 Verdict::Failed,
-                "it is compacted: of an app's pages only the newest would be kept".to_owned(),
+                "it is compacted: Kafka would keep only the newest page of each app".to_owned(),
                 "set cleanup.policy=delete".to_owned(),
             ));
         }
@@ -262,7 +264,7 @@ impl Judge<'_> {
         if let Some(bytes) = settings.number("max.message.bytes").filter(|it| *it < largest) {
             faults.push((
                 Verdict::Warning,
-                format!("max.message.bytes is {bytes}: a larger answer of Agora would not fit"),
+                format!("max.message.bytes is {bytes}: a larger answer from Agora would not fit"),
                 format!("set max.message.bytes={LARGEST_PAGE}"),
             ));
         }
@@ -272,7 +274,7 @@ impl Judge<'_> {
                 Verdict::Warning,
                 format!(
                     "retention.ms is {kept}, less than kafka.topics.page_retention ({wanted}): \
-                     what is not published by then is lost"
+                     pages not published by then are lost"
                 ),
                 format!("set retention.ms={wanted}"),
             ));
@@ -292,7 +294,7 @@ fn state(settings: &TopicSettings) -> Vec<Fault> {
     }
 }
 
-/// Half of what the topic allows is how old a time of an event may be to stamp its record.
+/// An event's time becomes its record's timestamp only up to half the age that the topic allows.
 fn events(settings: &TopicSettings) -> Option<Fault> {
     let bounds = [
         "retention.ms",
@@ -309,8 +311,8 @@ fn events(settings: &TopicSettings) -> Option<Fault> {
         (
             Verdict::Warning,
             format!(
-                "{bound} is {kept}: events older than {hours} h, as after an outage, are stamped \
-                 with the broker's time lest they expire at once (ce_time keeps theirs)"
+                "{bound} is {kept}: events older than {hours} h, as after an outage, get the \
+                 broker's timestamp, so that they don't expire at once (ce_time keeps their time)"
             ),
             format!("set {bound} to {} or more", 2 * OLD_EVENT_MS),
         )

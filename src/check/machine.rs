@@ -1,4 +1,4 @@
-//! This machine: the data directory and the port of the status pages.
+//! This machine: the data directory, and the port of the status pages.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,11 +11,11 @@ use super::Finding;
 use crate::config::Settings;
 use crate::journal;
 
-/// With less room than this nothing is asked: the journal's reserve and the first pages.
+/// Minimum free disk space, in bytes. Below it the bridge doesn't poll: the journal's reserve and
+/// the first pages need this much.
 const LEAST_ROOM: u64 = 64 << 20;
 
-const RUNNING: &str = "if a bridge runs here already that is the reason and all is well; a second \
-                       one needs another";
+const RUNNING: &str = "expected if a bridge is already running here; a second bridge needs another";
 
 /// File systems by their magic number in `statfs`.
 const FILE_SYSTEMS: &[(i64, &str, Kind)] = &[
@@ -39,13 +39,13 @@ const FILE_SYSTEMS: &[(i64, &str, Kind)] = &[
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Local,
-    /// Its locks and syncs are another machine's promises.
+    /// Another machine is responsible for its locks and syncs.
     Remote,
-    /// It does not outlive a boot, or a container.
+    /// Its contents don't survive a reboot, or the end of a container.
     Passing,
 }
 
-/// The data directory, and the port.
+/// Checks the data directory and the port.
 pub(super) async fn look(settings: &Settings) -> Vec<Finding> {
     let directory = &settings.data_dir;
     let mut findings = vec![data_dir(directory, settings.journal.max_size)];
@@ -68,8 +68,9 @@ fn data_dir(path: &Path, max_size: u64) -> Finding {
             return Finding::failed(subject, says, Some(&format!("{RUNNING} data_dir")));
         }
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            let says = format!("its lock can't be opened: {error}");
-            let remedy = "give the directory and its files to the user that the bridge runs as";
+            let says = format!("can't open its lock file: {error}");
+            let remedy =
+                "make the user that the bridge runs as the owner of the directory and its files";
             return Finding::failed(subject, says, Some(remedy));
         }
         Ok(false) | Err(_) => {}
@@ -77,34 +78,43 @@ fn data_dir(path: &Path, max_size: u64) -> Finding {
     let there = path.ancestors().map(or_here).find(|it| it.exists()).unwrap_or(Path::new("/"));
     if !there.is_dir() {
         let says = format!("{} is not a directory", there.display());
-        return Finding::failed(subject, says, Some("name a directory, or a place for one"));
+        return Finding::failed(
+            subject,
+            says,
+            Some("set data_dir to a directory, or to a path where one can be created"),
+        );
     }
     if let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
-        let says = format!("{} can't be written to: {error}", there.display());
-        let remedy = "let the user that the bridge runs as write there, or name another directory";
+        let says = format!("{} is not writable: {error}", there.display());
+        let remedy =
+            "make it writable for the user that the bridge runs as, or set another directory";
         return Finding::failed(subject, says, Some(remedy));
     }
     match (statfs(there), statvfs(there)) {
         (Ok(kind), Ok(room)) => {
             let free = room.f_bavail.saturating_mul(room.f_frsize);
             // The type differs between architectures.
-            #[expect(clippy::unnecessary_cast, reason = "not everywhere is it an i64")]
+            #[expect(clippy::unnecessary_cast, reason = "it is not an i64 on every architecture")]
             let magic = kind.f_type as i64 & 0xffff_ffff;
             judged(subject, magic, free, taken(path), max_size)
         }
         (Err(error), _) | (_, Err(error)) => {
             let remedy = "make sure that it is on a local disk with room for journal.max_size";
-            Finding::warning(subject, format!("its file system does not tell: {error}"), remedy)
+            Finding::warning(
+                subject,
+                format!("can't determine its file system and free space: {error}"),
+                remedy,
+            )
         }
     }
 }
 
-/// A relative path ends with an empty ancestor: the working directory.
+/// Replaces the last ancestor of a relative path, which is empty, by the working directory.
 fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
-/// What the journal has already taken of its room.
+/// Disk space that the journal already uses, in bytes.
 fn taken(data_dir: &Path) -> u64 {
     let files = fs::read_dir(data_dir).into_iter().flatten().flatten();
     let own = files.filter(|file| file.file_name().to_string_lossy().starts_with("journal"));
@@ -116,30 +126,31 @@ fn judged(subject: String, magic: i64, free: u64, taken: u64, max_size: u64) -> 
     let (name, kind) = known.map_or(("local", Kind::Local), |(_, name, kind)| (*name, *kind));
     let [free_text, most] = [free, max_size].map(size);
     if free < LEAST_ROOM {
-        let says = format!("the disk is full: {free_text} free, and nothing is asked below 64 MiB");
-        let remedy = "make room, or name a directory on another disk";
+        let says = format!("the disk is full: {free_text} free, and polling pauses below 64 MiB");
+        let remedy = "make room, or set a directory on another disk";
         return Finding::failed(subject, says, Some(remedy));
     }
     match kind {
         Kind::Remote => {
-            let says = format!("on {name}: a page that is written there may not be kept");
-            return Finding::warning(subject, says, "name a directory on a local disk");
+            let says = format!("on {name}: pages written there may not be durable");
+            return Finding::warning(subject, says, "set a directory on a local disk");
         }
         Kind::Passing => {
-            let says = format!("on {name}: what waits there is gone with the container or a boot");
-            return Finding::warning(subject, says, "name a directory on a disk or a volume");
+            let says =
+                format!("on {name}: waiting pages are lost with the container, or at a reboot");
+            return Finding::warning(subject, says, "set a directory on a disk or a volume");
         }
         Kind::Local => {}
     }
     if free.saturating_add(taken) < max_size {
-        let says = format!("{free_text} free, and the journal may grow to {most}");
+        let says = format!("{free_text} free, but the journal may grow to {most}");
         let remedy = "make room, or lower journal.max_size: on a full disk polling pauses";
         return Finding::warning(subject, says, remedy);
     }
     Finding::ok(subject, format!("{name} file system, {free_text} free for at most {most}"))
 }
 
-/// In the largest unit, with a digit behind the point.
+/// In the largest unit, with one decimal.
 fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let place = (bytes.max(1).ilog2() / 10).min(4);
@@ -157,7 +168,7 @@ async fn port(settings: &Settings) -> Finding {
     let subject = format!("http.listen {listen}");
     match TcpListener::bind(listen).await {
         Ok(_) if !listen.ip().is_loopback() => {
-            let says = "free; everybody who reaches this machine may read the status pages";
+            let says = "free; anyone who can reach this machine can read the status pages";
             Finding::ok(subject, says)
         }
         Ok(_) => Finding::ok(subject, "free"),
@@ -188,7 +199,7 @@ mod tests {
             (0xef53, 1 << 20, GIB, Verdict::Failed, "make room"),
             (0x6969, 9 * GIB, 0, Verdict::Warning, "on NFS"),
             (0x6969, 0, 0, Verdict::Failed, "disk is full: 0 B free"),
-            (0x0102_1994, 9 * GIB, 0, Verdict::Warning, "gone with the container"),
+            (0x0102_1994, 9 * GIB, 0, Verdict::Warning, "lost with the container"),
             (0x1234, 9 * GIB, 0, Verdict::Ok, "local file system"),
         ] {
             let found = judged("data_dir".to_owned(), magic, free, taken, 4 * GIB);

@@ -1,4 +1,4 @@
-//! Whether the secret of an app can be what Agora handed out, before anybody is asked.
+//! Checks whether an app's secret is well-formed, without sending a request.
 
 use tokio::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::agora::{Credentials, Moment, NoCredentials};
 use crate::config::App;
 use crate::model::Timestamp;
 
-/// What is wrong with an app's secret, or may be.
+/// A finding if an app's secret is malformed, or may be.
 pub(super) fn of(app: &App) -> Option<Finding> {
     let subject = format!("credentials of {}", app.app_id);
     let mut credentials = Credentials::new(app.app_id.clone(), app.auth.clone(), 0);
@@ -18,9 +18,7 @@ pub(super) fn of(app: &App) -> Option<Finding> {
                 NoCredentials::Unreadable { .. } => {
                     "make the file readable for the user that the bridge runs as"
                 }
-                NoCredentials::Malformed { .. } => {
-                    "the app is not asked for until this is corrected"
-                }
+                NoCredentials::Malformed { .. } => "correct it; the app isn't polled until then",
             };
             Some(Finding::failed(subject, error, Some(remedy)))
         }

@@ -1,5 +1,5 @@
-//! Starts the daemon of this process: its port, the way to Agora, the journal, the loops, and the
-//! status pages.
+//! Starts the daemon of this process: the HTTP port, the client for Agora, the journal, the loops,
+//! and the status pages.
 
 use std::io;
 use std::io::ErrorKind;
@@ -20,8 +20,8 @@ use crate::observe::health::Trouble;
 use crate::observe::metrics::Metrics;
 use crate::observe::{http, logs, process};
 
-/// Version, commit and librdkafka of this program, as `--version` and the first line of the log show
-/// them.
+/// Version, commit and librdkafka version of this program, as shown by `--version` and in the first
+/// log line.
 pub static VERSION: LazyLock<String> = LazyLock::new(|| {
     let librdkafka = rdkafka::util::get_rdkafka_version().1;
     format!("{} (commit {}, librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"), process::COMMIT)
@@ -30,23 +30,23 @@ pub static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The status pages can't be served.
+    /// The port of the status pages can't be opened.
     #[error("listen on {listen} (http.listen): {cause}{}", remedy(cause))]
     Listen {
         /// `http.listen`.
         listen: SocketAddr,
-        /// Why.
+        /// The cause.
         cause: io::Error,
     },
-    /// Another bridge runs on the same data directory and has the port as well.
+    /// Another bridge uses both the data directory and the port.
     #[error("{journal}; {port}")]
     Runs {
-        /// Who has the data directory.
+        /// The error about the data directory.
         journal: OpenError,
-        /// The port that it has too.
+        /// The error about the port.
         port: Box<LaunchError>,
     },
-    /// Agora can't be asked: certificates or keys can't be read.
+    /// Certificates or keys for Agora can't be read.
     #[error(transparent)]
     Transport(#[from] HttpError),
     /// The journal can't be opened.
@@ -55,17 +55,17 @@ pub enum LaunchError {
 }
 
 impl Daemon {
-    /// Starts the daemon and its status pages, and returns the address of these.
+    /// Starts the daemon and its status pages. Returns the address of the pages.
     ///
     /// # Errors
     ///
-    /// See [`LaunchError`]. Nothing has been asked of Agora by then.
+    /// See [`LaunchError`]. No request has been sent to Agora by then.
     pub async fn launch(
         settings: Settings,
         kafka: Cluster,
     ) -> Result<(Self, SocketAddr), LaunchError> {
-        // Everything that can fail comes before the journal: only the last step of a start changes
-        // anything.
+        // Everything else that can fail comes before the journal is opened: only the last step of a
+        // start may change anything.
         let (listener, listen) = listen(&settings).await?;
         let transport = Http::new(&settings.agora)?;
         let mut metrics = Metrics::new();
@@ -103,8 +103,8 @@ impl Daemon {
     }
 }
 
-/// Takes the port of the status pages. A second bridge that is started by mistake shares data
-/// directory and port with the first; the error names both.
+/// Opens the port of the status pages. If a second bridge is started by mistake, it conflicts with
+/// the first over both data directory and port; the error names both.
 async fn listen(settings: &Settings) -> Result<(TcpListener, SocketAddr), LaunchError> {
     let bound = TcpListener::bind(settings.http.listen).await;
     let bound = bound.and_then(|listener| {
@@ -126,12 +126,14 @@ async fn listen(settings: &Settings) -> Result<(TcpListener, SocketAddr), Launch
 
 fn remedy(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        ErrorKind::AddrInUse => "; another process has the port: end it or use another port",
+        ErrorKind::AddrInUse => {
+            "; another process uses the port: stop it, or configure another port"
+        }
         _ => "",
     }
 }
 
-/// Logs what the daemon is about to do.
+/// Logs the start and its parameters.
 fn announce(settings: &Settings, journal: &Journal, listen: SocketAddr) {
     let hosts: usize =
         settings.apps.iter().flat_map(|app| &app.regions).map(|region| region.hosts.len()).sum();
@@ -152,7 +154,7 @@ fn announce(settings: &Settings, journal: &Journal, listen: SocketAddr) {
     );
 }
 
-/// Certificates for Agora are old, because new ones can't be read.
+/// New certificates can't be read, so the old ones stay in use.
 fn old_certificates(Stale { reason, since }: Stale) -> Trouble {
     let reason = format!("failed to {reason}; the old certificates and keys for Agora stay in use");
     Trouble { reason, since }

@@ -1,4 +1,4 @@
-//! What can be seen of a running daemon, for people, for programs, and for the stop.
+//! The observable state of a running daemon: for people, for programs, and for the stop.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::observe::health::Health;
 use crate::poller::PollerMetrics;
 use crate::publisher::PublisherMetrics;
 
-/// Where a daemon stands. Cheap to clone; clones share.
+/// The state of a daemon. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub struct Report {
     instance: String,
@@ -39,12 +39,13 @@ pub struct Report {
     publisher: PublisherMetrics,
 }
 
-/// What waits between the loops.
+/// The backlogs between the loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Pages and gaps in the journal, not forwarded.
+    /// Pages and gaps in the journal that are not forwarded yet.
     pub in_journal: u64,
-    /// Pages and gaps in the pages topic that this process forwarded, not delivered.
+    /// Pages and gaps in the pages topic that this process forwarded and that are not delivered
+    /// yet.
     pub in_pages_topic: u64,
 }
 
@@ -74,32 +75,32 @@ impl Report {
         }
     }
 
-    /// What the pollers count.
+    /// Metrics of the pollers.
     pub fn poller(&self) -> &PollerMetrics {
         &self.poller
     }
 
-    /// What the forwarders count.
+    /// Metrics of the forwarders.
     pub fn forwarder(&self) -> &ForwarderMetrics {
         &self.forwarder
     }
 
-    /// What the publishers count.
+    /// Metrics of the publishers.
     pub fn publisher(&self) -> &PublisherMetrics {
         &self.publisher
     }
 
-    /// Whether all is well.
+    /// The health of the daemon.
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// What became of the events.
+    /// The accounts of the events.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
     }
 
-    /// What waits.
+    /// The current backlogs.
     pub fn waiting(&self) -> Waiting {
         let behind = (0..self.partitions).map(|partition| self.progress.pages_behind(partition));
         Waiting {
@@ -108,8 +109,8 @@ impl Report {
         }
     }
 
-    /// Ends when what waits has been the same for so long, looked at as often as `every`. Never
-    /// while a page is in memory only: it would be lost.
+    /// Completes once the backlogs haven't changed for `lasts`, checked at the interval `every`.
+    /// Never completes while a page is only in memory, because it would be lost.
     pub(super) async fn stalled(&self, lasts: Duration, every: Duration) {
         let mut known = (self.waiting(), Instant::now());
         while known.1.elapsed() < lasts {
@@ -161,23 +162,19 @@ impl Collector for Report {
         for (name, help, value) in [
             (
                 "journal_entries",
-                "Pages and gaps in the journal, not forwarded.",
+                "Pages and gaps in the journal that are not forwarded yet.",
                 waiting.in_journal,
             ),
             ("journal_size_bytes", "Database, write-ahead log, reserve and reservations.", bytes),
             (
                 "journal_pages_in_memory",
-                "Pages and gaps that are in memory only, because the journal can't store them.",
+                "Pages and gaps that are only in memory, because the journal can't store them.",
                 in_memory,
             ),
-            (
-                "journal_pages_set_aside",
-                "Damaged pages that the journal keeps with their bytes.",
-                set_aside,
-            ),
+            ("journal_pages_set_aside", "Damaged pages whose bytes the journal keeps.", set_aside),
             (
                 "pages_waiting",
-                "Pages and gaps that this process forwarded, not delivered.",
+                "Pages and gaps that this process forwarded and that are not delivered yet.",
                 waiting.in_pages_topic,
             ),
         ] {
@@ -250,7 +247,7 @@ mod tests {
         Report::new(&parts, &Health::new(clock), &Accounts::default(), &Progress::new(8))
     }
 
-    /// What a scrape shows once everything has happened at least once.
+    /// The metrics of a scrape after everything has happened at least once.
     fn shown() -> BTreeSet<String> {
         let report = report();
         let mut metrics = Metrics::new();

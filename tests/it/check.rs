@@ -272,7 +272,7 @@ fn a_data_directory_in_use_is_named_and_the_bridge_does_not_notice() {
     let home = names::folder();
     for _ in 0..2 {
         let checked = check_in(&bridge.data_dir(), home.path(), &config, &[]);
-        checked.assert_failed(&["in use by another process", "a second one needs another"]);
+        checked.assert_failed(&["in use by another process", "a second bridge needs another"]);
     }
     let run_beside = |data_dir: &Path, listen: &str, expected: &[&str]| {
         let second = process::command()
@@ -290,7 +290,7 @@ fn a_data_directory_in_use_is_named_and_the_bridge_does_not_notice() {
     let port = bridge.address().expect("it listens").to_string();
     let own = home.path().join("data");
     run_beside(&bridge.data_dir(), "127.0.0.1:0", &[&holder, "give each its own"]);
-    run_beside(&own, &port, &["(http.listen)", "use another"]);
+    run_beside(&own, &port, &["(http.listen)", "configure another"]);
     // The same configuration, started twice.
     run_beside(&bridge.data_dir(), &port, &[&holder, "give each its own", "(http.listen)"]);
     assert_eq!(bridge.get("/ready").status, 200);

@@ -1,4 +1,4 @@
-//! Topics as data, and what is said about them.
+//! Topics as data, and the findings about them.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
