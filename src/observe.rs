@@ -1,8 +1,8 @@
-//! What a person can see of the bridge: its log, its metrics, its health, its accounts.
+//! Observability of the bridge: its log, metrics, health and accounts.
 //!
-//! The other rooms report here and never ask back: nothing in this room decides anything. It looks
-//! at no event, keeps no secret, and no part of it may slow the way of an event down. A counter is
-//! an atomic, a condition is a short lock, and the HTTP server is bounded in connections and time.
+//! The other rooms report to this one, and nothing here affects what they do. It never looks into
+//! events, keeps no secrets, and must not slow the way of an event down: a counter is an atomic, a
+//! condition is a short lock, and the HTTP server has limited connections and timeouts.
 
 pub mod accounts;
 pub mod health;

@@ -1,17 +1,18 @@
-//! The accounts: what became of every event, per App ID and endpoint.
+//! The accounts: the outcome of every event, per App ID and endpoint.
 //!
-//! An event that was received is delivered, a repeat, a dead letter, set aside, lost, or it waits.
-//! Each event is entered in exactly one of these columns, so that the equation
+//! A received event is delivered, a repeat, a dead letter, set aside, lost, or still waiting. Each
+//! event is counted in exactly one of these columns, so that the equation
 //!
 //! > received = delivered + repeats + repeats in page + dead letters + set aside + lost
 //! > + waiting
 //!
-//! holds at every look. `waiting` is not counted but computed from one snapshot, and every face of
-//! the accounts (metrics, `/status.json`, the log) shows such a snapshot. It can be negative only
-//! if an event was entered twice; that is a defect of the bridge, and it is shown, not hidden.
+//! holds at any time. `waiting` is not counted but computed from one snapshot, and each view of the
+//! accounts (metrics, `/status.json`, the log) shows such a snapshot. It can be negative only if an
+//! event was counted twice; that would be a defect of the bridge, so it is shown and not hidden.
 //!
-//! The columns count since the start of the process. What was received before, by this process or
-//! by another, and is delivered now has to be entered as received again by whoever reads it again.
+//! The columns count from the start of the process. An event that was received earlier, by a former
+//! process for example, and is delivered now, must be counted as received by the code that reads it
+//! again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,22 +42,22 @@ pub struct Account {
     figures: Arc<Figures<AtomicU64>>,
 }
 
-/// One figure of an account.
+/// A column of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
     /// Elements of pages that Agora handed over.
     Received,
     /// Events whose transaction has committed.
     Delivered,
-    /// Events that were delivered before, so that this one was dropped.
+    /// Events dropped because they were delivered before.
     Repeats,
-    /// Events that stood twice in one page, so that this one was dropped.
+    /// Events dropped because they occurred twice in one page.
     RepeatsInPage,
     /// Elements that are not events; their bytes are in the dead-letter topic.
     DeadLetters,
     /// Events of pages that Kafka refuses for good; the pages are kept.
     SetAside,
-    /// Elements of pages that Kafka lost before they were published; gaps tell of them.
+    /// Elements of pages that Kafka lost before they were published; gaps report them.
     Lost,
 }
 
@@ -75,23 +76,23 @@ pub struct Figures<T = u64> {
 /// A snapshot of one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balance {
-    /// Whose account.
+    /// The App ID.
     pub app: AppId,
-    /// Of which endpoint.
+    /// The endpoint.
     pub endpoint: Endpoint,
-    /// What it shows.
+    /// The figures.
     pub figures: Figures,
 }
 
 // === impl Accounts ===
 
 impl Accounts {
-    /// The account of an App ID and endpoint, opened where there is none yet.
+    /// Returns the account of an App ID and endpoint; creates it if there is none.
     pub fn open(&self, app: &AppId, endpoint: Endpoint) -> Account {
         self.lock().entry((app.clone(), endpoint)).or_default().clone()
     }
 
-    /// Every account as it stands, in the order of App IDs and endpoints.
+    /// A snapshot of every account, ordered by App ID and endpoint.
     pub fn snapshot(&self) -> Vec<Balance> {
         self.lock()
             .iter()
@@ -103,18 +104,18 @@ impl Accounts {
             .collect()
     }
 
-    /// All accounts added up. Its `Display` is the one line for the log.
+    /// The sum of all accounts. Its `Display` is the line for the log.
     pub fn total(&self) -> Figures {
         self.snapshot().iter().fold(Figures::default(), |sum, balance| sum.plus(balance.figures))
     }
 
-    /// Shows the accounts in `registry`: a counter for each column, and a gauge of what waits.
+    /// Registers a counter for each column, and a gauge for the events that wait.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(AppId, Endpoint), Account>> {
-        // The map is whole after every step, also after one that panicked.
+        // The map is consistent at any time, even after a panic.
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,7 +133,7 @@ impl Collector for Accounts {
         }
         let mut family = encoder.encode_descriptor(
             "events_waiting",
-            "Received events that are nothing else yet.",
+            "Received events that have no outcome yet.",
             None,
             MetricType::Gauge,
         )?;
@@ -147,19 +148,19 @@ impl Collector for Accounts {
 // === impl Account ===
 
 impl Account {
-    /// Enters `events` more events in a column.
+    /// Adds `events` to a column.
     ///
-    /// An event has to be entered as received before it is entered as anything else.
+    /// An event must be added to [`Column::Received`] before any other column.
     pub fn add(&self, column: Column, events: u64) {
         self.figures.get(column).fetch_add(events, Ordering::AcqRel);
     }
 
-    /// Received, and nothing else yet.
+    /// Events that are received but have no outcome yet.
     pub fn waiting(&self) -> i64 {
         self.snapshot().waiting()
     }
 
-    /// The account as it stands.
+    /// A snapshot of the account.
     pub fn snapshot(&self) -> Figures {
         let read = |column| self.figures.get(column).load(Ordering::Acquire);
         Figures {
@@ -169,8 +170,8 @@ impl Account {
             dead_letters: read(Column::DeadLetters),
             set_aside: read(Column::SetAside),
             lost: read(Column::Lost),
-            // Read last: whatever the others show was received before, so that events which
-            // pass while we look are seen as waiting and never as more than were received.
+            // Read last: every event in the other columns was received before, so events counted
+            // during this call appear as waiting, and outcomes never exceed receptions.
             received: read(Column::Received),
         }
     }
@@ -179,7 +180,7 @@ impl Account {
 // === impl Column ===
 
 impl Column {
-    /// Every column, in the order of the equation.
+    /// All columns, in the order of the equation.
     pub const ALL: [Self; 7] = [
         Self::Received,
         Self::Delivered,
@@ -190,7 +191,7 @@ impl Column {
         Self::Lost,
     ];
 
-    /// Its name in `/status.json`; its metric is called `events_` and this.
+    /// Its name in `/status.json`; the name of its metric is `events_` plus this.
     pub fn name(self) -> &'static str {
         self.metric().0.trim_start_matches("events_")
     }
@@ -199,8 +200,12 @@ impl Column {
         match self {
             Self::Received => ("events_received", "Elements of pages that Agora handed over."),
             Self::Delivered => ("events_delivered", "Events whose transaction has committed."),
-            Self::Repeats => ("events_repeats", "Events dropped: delivered before."),
-            Self::RepeatsInPage => ("events_repeats_in_page", "Events dropped: twice in a page."),
+            Self::Repeats => {
+                ("events_repeats", "Events dropped because they were delivered before.")
+            }
+            Self::RepeatsInPage => {
+                ("events_repeats_in_page", "Events dropped because a page had them twice.")
+            }
             Self::DeadLetters => ("events_dead_letters", "Elements that are not events."),
             Self::SetAside => ("events_set_aside", "Events that Kafka refuses for good; kept."),
             Self::Lost => ("events_lost", "Elements of pages that Kafka lost unpublished."),
@@ -226,7 +231,8 @@ impl<T> Figures<T> {
 }
 
 impl Figures {
-    /// Received, and nothing else yet. Negative only if an event was entered twice.
+    /// Events that are received but have no outcome yet. Negative only if an event was counted
+    /// twice.
     pub fn waiting(&self) -> i64 {
         let Self { received, delivered, repeats, repeats_in_page, dead_letters, .. } = *self;
         let ended = delivered + repeats + repeats_in_page + dead_letters;
@@ -248,7 +254,7 @@ impl Figures {
 }
 
 impl fmt::Display for Figures {
-    /// The equation, in one line.
+    /// The equation, on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { received, delivered, repeats, repeats_in_page, dead_letters, .. } = self;
         let (set_aside, lost) = (self.set_aside, self.lost);
@@ -271,7 +277,7 @@ impl Balance {
 }
 
 impl Serialize for Balance {
-    /// A flat object: `app_id`, `endpoint`, every column by its name, `waiting`.
+    /// A flat object: `app_id`, `endpoint`, each column by name, `waiting`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_map(None)?;
         for (name, value) in self.labels() {
@@ -292,7 +298,7 @@ mod tests {
     use super::*;
     use crate::observe::metrics::Metrics;
 
-    /// Two accounts: one with something in every column, one with only what waits.
+    /// Two accounts: one with a value in every column, one with only waiting events.
     fn accounts() -> Accounts {
         let accounts = Accounts::default();
         let user = accounts.open(&AppId::new("a"), Endpoint::User);
@@ -304,7 +310,7 @@ mod tests {
         accounts
     }
 
-    /// The value of a metric of the account `a`/`endpoint` in a metric text.
+    /// The value of a metric for the account `a`/`endpoint` in the metrics text.
     fn value(text: &str, metric: &str, endpoint: &str) -> i64 {
         let start = format!("agora_rtm_bridge_{metric}{{app_id=\"a\",endpoint=\"{endpoint}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&start));

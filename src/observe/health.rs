@@ -1,15 +1,15 @@
-//! Health: is somebody needed, and for what?
+//! Health: whether a person is needed, and why.
 //!
-//! A room that can get into trouble holds a [`Condition`] and says when it fails and when it is
-//! well again. The bridge is *ready* once polling has begun and while no condition fails. It is
-//! *live* as long as it answers: no condition, not Agora's, not Kafka's, not a full disk's, is ever
-//! a reason to restart it, since its journal goes on holding what was drained.
+//! A component that can fail holds a [`Condition`] and reports when it fails and when it has
+//! recovered. The bridge is *ready* once polling has begun and while no condition fails. It is
+//! *live* as long as it answers: no condition, be it of Agora, Kafka or a full disk, is a reason to
+//! restart it, since the journal keeps the drained pages meanwhile.
 //!
-//! A condition is logged when it changes and not while it lasts. Names are constants and subjects
-//! come from the configuration (a feed, a topic, a path), so that both can be labels of a metric.
+//! A condition is logged when it changes, not while it lasts. Names are constants, and subjects
+//! come from the configuration (a feed, a topic, a path), so both can be labels of a metric.
 //!
-//! Each condition has a lock of its own. Saying that one fails costs the same with one condition
-//! as with 40,000, and waits for nobody who looks at all of them.
+//! Each condition has its own lock. A report costs the same with one condition as with 40,000, and
+//! doesn't wait while another thread reads all of them.
 
 mod condition;
 
@@ -31,19 +31,19 @@ pub use self::condition::Condition;
 use self::condition::{Causes, Slot};
 use crate::model::{Clock, Timestamp};
 
-/// All conditions of this process. Cheap to clone; clones share.
+/// The conditions of this process. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub struct Health {
     clock: Clock,
     state: Arc<State>,
 }
 
-/// What `/ready` says.
+/// The content of `/ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Readiness {
     /// Polling has begun and no condition fails.
     pub ready: bool,
-    /// Why not.
+    /// The reasons if it is not ready.
     pub reasons: Vec<Reason>,
 }
 
@@ -52,11 +52,11 @@ pub struct Readiness {
 pub struct Reason {
     /// The name of the condition.
     pub condition: &'static str,
-    /// Which one of that name; may be empty.
+    /// The subject, if several conditions have this name; may be empty.
     pub subject: String,
-    /// What is wrong, the latest that was said.
+    /// The latest reported reason.
     pub reason: String,
-    /// Since when, as RFC 3339.
+    /// The start of the failure, as RFC 3339.
     #[serde(serialize_with = "as_text")]
     pub since: Timestamp,
 }
@@ -65,7 +65,7 @@ pub struct Reason {
 struct State {
     started_at: Timestamp,
     polling: AtomicBool,
-    /// Taken to add a condition and to look at all of them, not to say how one is.
+    /// Locked to add a condition and to read all of them, not to report on one.
     conditions: Mutex<Conditions>,
     causes: Causes,
 }
@@ -82,25 +82,25 @@ struct Key {
     subject: Arc<str>,
 }
 
-/// A condition that is looked up when it is asked for.
+/// A condition that is evaluated on demand.
 struct Watched {
     name: &'static str,
     look: Box<dyn Fn() -> Option<Trouble> + Send + Sync>,
 }
 
-/// What is wrong with something that [`Health::watch`] looks at.
+/// A failure of a condition added by [`Health::watch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// In words.
+    /// The reason, in words.
     pub reason: String,
-    /// Since when.
+    /// The start of the failure.
     pub since: Timestamp,
 }
 
 // === impl Health ===
 
 impl Health {
-    /// Health of a process that starts now; `clock` stamps the changes.
+    /// The health of a process that starts now. `clock` timestamps the changes.
     pub fn new(clock: Clock) -> Self {
         let state = State {
             started_at: clock.now(),
@@ -111,17 +111,18 @@ impl Health {
         Self { clock, state: Arc::new(state) }
     }
 
-    /// One more holder of the condition of this name and subject; well, where it is new.
+    /// Adds a holder to the condition with this name and subject; creates the condition, without
+    /// failure, if it is new.
     ///
-    /// The condition fails while one of its holders does.
+    /// The condition fails while at least one of its holders fails.
     pub fn condition(&self, name: &'static str, subject: impl Into<String>) -> Condition {
         let key = Key { name, subject: Arc::from(subject.into()) };
         let slot = Arc::clone(self.conditions().reported.entry(key.clone()).or_default());
         Condition::new(self.clone(), key, slot)
     }
 
-    /// Adds a condition that nobody reports: `look` is called whenever somebody asks for it. It
-    /// must not block, nor ask for health itself. Its changes are not logged.
+    /// Adds a condition that is evaluated on demand: `look` is called whenever health is read. It
+    /// must not block or read health itself. Its changes are not logged.
     pub fn watch(
         &self,
         name: &'static str,
@@ -130,12 +131,12 @@ impl Health {
         self.conditions().watched.push(Watched { name, look: Box::new(look) });
     }
 
-    /// Says that the journal is open and feeds are being asked.
+    /// Reports that the journal is open and feeds are polled.
     pub fn polling_begun(&self) {
         self.state.polling.store(true, Ordering::Release);
     }
 
-    /// Whether the bridge is ready, and why not.
+    /// Whether the bridge is ready, with the reasons if not.
     pub fn readiness(&self) -> Readiness {
         let not_begun = (!self.state.polling.load(Ordering::Acquire)).then(|| Reason {
             condition: "polling",
@@ -157,13 +158,13 @@ impl Health {
         Readiness { ready: reasons.is_empty(), reasons }
     }
 
-    /// Shows readiness and every condition in `registry`.
+    /// Registers readiness and all conditions as metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
     }
 
     fn conditions(&self) -> MutexGuard<'_, Conditions> {
-        // The maps are whole after every step, also after one that panicked.
+        // The maps are consistent at any time, even after a panic.
         self.state.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

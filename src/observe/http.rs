@@ -1,10 +1,11 @@
-//! The pages for people, probes and Prometheus.
+//! The HTTP pages for people, probes and Prometheus.
 //!
-//! Read-only and small: what a page shows is prepared by others, and no request changes anything.
-//! It is bounded because it may be reachable by strangers: at most [`MAX_CONNECTIONS`], one request
-//! on each, a second for its head and [`CONNECTION_TIMEOUT`] for the whole. Bodies of requests are
-//! not read. When all places are taken, a new connection evicts the oldest one whose client doesn't read
-//! its answer, or else the oldest one that has sent no head, so slow clients can't block probes.
+//! Read-only and small: others prepare the content, and no request changes anything. Resources are
+//! limited, because strangers may be able to reach it: at most [`MAX_CONNECTIONS`] connections with
+//! one request each, [`HEAD_TIMEOUT`] for its head and [`CONNECTION_TIMEOUT`] in total. Request
+//! bodies are not read. If all places are taken, a new connection evicts the oldest one whose
+//! client doesn't read its answer, or else the oldest one that has not sent its head, so slow
+//! clients can't block probes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -31,41 +32,41 @@ use crate::observe::health::Health;
 use crate::observe::metrics;
 use crate::observe::metrics::Metrics;
 
-/// What the pages show. Cheap to clone.
+/// The content of the pages. Cheap to clone.
 #[derive(Clone)]
 pub struct Pages {
-    /// Behind `/metrics`.
+    /// The content of `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Behind `/ready`.
+    /// The content of `/ready`.
     pub health: Health,
-    /// Behind `/status.json`. It is called on each request and must not block.
+    /// Returns the content of `/status.json`. Called for each request; must not block.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
 const MAX_CONNECTIONS: usize = 64;
 
-/// The largest head of a request, in bytes, and what is buffered for one connection.
+/// Maximum size of a request's head, and of the buffer of a connection, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// From the connection to the end of the request's head, which is a few hundred bytes: one that takes
-/// longer is of no use to a probe.
+/// Maximum time from accepting a connection to the end of the request's head. A head has a few
+/// hundred bytes, and a connection that needs longer is useless for a probe.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// From the connection to the last byte of the answer.
+/// Maximum time from accepting a connection to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A client that hasn't read its answer after this time may be evicted: every answer is ready at once,
-/// and the largest takes a fraction of this to send.
+/// Time after which a client that hasn't read its answer may be evicted. Every answer is ready at
+/// once, and the largest takes a fraction of this to send.
 const UNREAD: Duration = Duration::from_secs(1);
 
-/// How long an answer that has begun may go on after the stop.
+/// Maximum time to finish an answer after the stop.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long to let be after the operating system refused a connection, mostly for want of file
-/// descriptors: it would refuse the next at once.
+/// Pause after the operating system failed to accept a connection, mostly for lack of file
+/// descriptors: the next attempt would fail at once.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// The connections that are open. Cheap to clone; clones share.
+/// The open connections. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 struct Connections {
     places: Arc<Semaphore>,
@@ -74,20 +75,20 @@ struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Grows with each connection, so the oldest comes first.
+    /// Number of the latest connection; the smallest number is the oldest.
     next: u64,
-    /// Ends those whose head has not come.
+    /// Connections whose head has not arrived, with the token that ends them.
     silent: BTreeMap<u64, CancellationToken>,
-    /// Ends those that are being answered, since the time given.
+    /// Connections being answered, with the start of the answer and the token that ends them.
     answered: BTreeMap<u64, (Instant, CancellationToken)>,
 }
 
-/// The place of one connection, given back when this is dropped.
+/// The place of one connection, released on drop.
 #[derive(Debug)]
 struct Seat {
     connections: Connections,
     number: u64,
-    /// Somebody else needs the place.
+    /// Cancelled when another connection needs the place.
     taken: CancellationToken,
     _place: OwnedSemaphorePermit,
 }
@@ -98,13 +99,13 @@ const JSON: &str = "application/json";
 const INDEX: &str = "\
 agora-rtm-bridge
 
-/metrics      everything that is measured, as OpenMetrics
-/ready        200 while all is well, else 503 and the reasons
+/metrics      all metrics, as OpenMetrics
+/ready        200 while the bridge is healthy, else 503 with the reasons
 /live         200 as long as the process answers
 /status.json  accounts and state
 ";
 
-/// Answers on `listener` until `stop`; each connection is a task of `tracker`.
+/// Serves the pages on `listener` until `stop`; each connection is a task of `tracker`.
 pub async fn serve(
     listener: TcpListener,
     pages: Pages,
@@ -124,7 +125,7 @@ pub async fn serve(
                 tracker.spawn(converse(stream, seat, pages.clone(), stop.clone()));
             }
             Err(error) => {
-                warn!(error = %Chain(&error), "connection not accepted");
+                warn!(error = %Chain(&error), "failed to accept an HTTP connection");
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = sleep(ACCEPT_PAUSE) => {}
@@ -158,7 +159,7 @@ async fn converse(stream: TcpStream, seat: Seat, pages: Pages, stop: Cancellatio
     let ended = tokio::select! {
         biased;
         ended = timeout(CONNECTION_TIMEOUT, connection.as_mut()) => ended,
-        () = seat.taken.cancelled() => return debug!("connection given up: others need its place"),
+        () = seat.taken.cancelled() => return debug!("HTTP connection evicted to make room"),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(LAST_WORDS, connection.as_mut()).await
@@ -166,12 +167,12 @@ async fn converse(stream: TcpStream, seat: Seat, pages: Pages, stop: Cancellatio
     };
     match ended {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(error = %Chain(&error), "connection broke"),
-        Err(error) => debug!(error = %Chain(&error), "connection given up"),
+        Ok(Err(error)) => debug!(error = %Chain(&error), "HTTP connection failed"),
+        Err(error) => debug!(error = %Chain(&error), "HTTP connection timed out"),
     }
 }
 
-/// Answers one request. HEAD is answered as GET; hyper leaves the body out.
+/// Answers a request. For HEAD, hyper leaves out the body.
 fn respond(pages: &Pages, method: &Method, path: &str) -> Response<Full<Bytes>> {
     let (status, content_type, body) = match path {
         _ if method != Method::GET && method != Method::HEAD => return method_not_allowed(),
@@ -214,13 +215,13 @@ impl Connections {
         Self { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), open: Arc::default() }
     }
 
-    /// Takes a place; when there is none, evicts a connection.
+    /// Takes a place; if all are taken, evicts a connection.
     async fn seat(&self) -> Seat {
         if self.places.available_permits() == 0 {
             self.lock().evict();
         }
         let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.expect("nobody closes the places");
+        let place = place.expect("the semaphore is never closed");
         let taken = CancellationToken::new();
         let mut open = self.lock();
         open.next += 1;
@@ -238,8 +239,8 @@ impl Connections {
 // === impl Open ===
 
 impl Open {
-    /// Ends the oldest connection whose client doesn't read; if all read, the oldest without a head; if
-    /// all have sent one, the oldest.
+    /// Ends the oldest connection whose client doesn't read its answer; if all do, the oldest
+    /// without a head; if all have sent one, the oldest.
     fn evict(&mut self) {
         let unread = |(since, _): &(Instant, CancellationToken)| since.elapsed() > UNREAD;
         let oldest = self.answered.first_entry().filter(|oldest| unread(oldest.get()));

@@ -1,11 +1,12 @@
-//! Logs: to stderr, one line an event, as text for a person or as JSON for a collector.
+//! Logs to stderr, one line per event, as text for people or as JSON for a collector.
 //!
-//! librdkafka's own lines arrive under the target `librdkafka` and those of its Rust wrapper under
-//! `rdkafka`. At `info` they tell about single sockets what the bridge tells about itself, so that
-//! they start at `warn`; a directive that names them (`info,librdkafka=debug`) is obeyed.
+//! librdkafka's own lines have the target `librdkafka`, those of its Rust wrapper `rdkafka`. At
+//! `info`, they report for single sockets what the bridge reports itself, so their default level is
+//! `warn`; a directive that names them (`info,librdkafka=debug`) overrides it.
 //!
-//! Nothing in this process waits for the reader of stderr but one thread, whose queue is bounded
-//! (`logs/queue.rs`). What a process says beside its log goes the same way, by [`say`].
+//! Only one thread in this process waits for the reader of stderr, and its queue is bounded
+//! (`logs/queue.rs`). Output to stderr that is not part of the log takes the same path, through
+//! [`say`].
 
 mod line;
 mod panics;
@@ -32,7 +33,7 @@ use crate::model::Clock;
 use crate::observe::health::{Health, Trouble};
 use crate::observe::metrics::Metrics;
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `time level message name=value …`
@@ -41,24 +42,24 @@ pub enum Format {
     Json,
 }
 
-/// Why there is no log.
+/// Why logging can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The filter is not one that tracing understands.
+    /// tracing can't parse the filter.
     #[error("read the log filter `{filter}`")]
     Filter {
         /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// The error of the parser.
         #[source]
         cause: ParseError,
     },
 
-    /// Something in this process logs already.
+    /// This process logs already.
     #[error("set up the log a second time")]
     Taken,
 
-    /// There is no thread that could write it.
+    /// The thread that writes the log can't be started.
     #[error("start the thread that writes the log")]
     Thread(#[source] io::Error),
 }
@@ -66,19 +67,19 @@ pub enum InitError {
 /// UTC, RFC 3339, milliseconds.
 struct WallClock;
 
-/// What lines look like in this process.
+/// The appearance of lines in this process.
 #[derive(Clone, Copy, Debug)]
 struct Style {
     format: Format,
     colour: bool,
 }
 
-/// Keeps in memory what is logged.
+/// Collects log output in memory.
 #[derive(Clone, Debug, Default)]
 struct Sink(Arc<Mutex<Vec<u8>>>);
 
-/// At `info` an incident writes 64 KiB in a minute: this is a quarter of an hour, and for errors
-/// alone some 15,000 lines.
+/// An incident writes 64 KiB a minute at `info`, so this is enough for a quarter of an hour; the
+/// extra room for errors holds some 15,000 lines.
 const LIMITS: Limits = Limits {
     room: 1 << 20,
     room_for_errors: 4 << 20,
@@ -86,26 +87,26 @@ const LIMITS: Limits = Limits {
     retry_full: Duration::from_millis(20),
 };
 
-/// A process that ends waits at most this long for the reader of its last lines: a supervisor
-/// expects it to end.
+/// Maximum time that an ending process waits for the reader of its last lines: a supervisor expects
+/// it to end.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The thread that writes to stderr.
+/// Name of the thread that writes to stderr.
 const WRITER: &str = "log";
 
-/// What waits for stderr.
+/// Lines waiting for stderr.
 static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(LIMITS));
 
 /// Set by [`init`].
 static STYLE: OnceLock<Style> = OnceLock::new();
 
-/// Sends every event of this process that passes `filter` to stderr, from now on, and panics too.
+/// From now on, logs every event of this process that passes `filter` to stderr, and panics too.
 ///
-/// Text is coloured where stderr is a terminal and `NO_COLOR` is unset or empty.
+/// Text is coloured if stderr is a terminal and `NO_COLOR` is unset or empty.
 ///
 /// # Errors
 ///
-/// The filter can't be read, the process has a log already, or can't start a thread.
+/// The filter can't be parsed, the process logs already, or no thread can be started.
 pub fn init(format: Format, filter: &str) -> Result<(), InitError> {
     let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colour = io::stderr().is_terminal() && !no_color;
@@ -117,38 +118,38 @@ pub fn init(format: Format, filter: &str) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Writes `text`, whole lines, to stderr as it is, in its place among the lines of the log. At ERROR
-/// it has the room that errors have.
+/// Writes `text` (whole lines) to stderr unchanged, in order with the lines of the log. At ERROR,
+/// it may use the room reserved for errors.
 pub fn say(level: Level, text: &str) {
     match stderr() {
         Ok(queue) => queue.push(level, text.as_bytes()),
-        // Nobody may be reading, and there is no other place to say so.
+        // If writing fails, there is no other place to report it.
         Err(_) => io::stderr().write_all(text.as_bytes()).unwrap_or_default(),
     }
 }
 
-/// Waits until stderr has all lines, for a second at most: its reader may be stalled or gone.
+/// Waits until all lines are written to stderr, for at most one second: its reader may be stalled
+/// or gone.
 ///
-/// It blocks the thread. Meant for the end of a process, and for a command that goes on to write to
-/// stdout.
+/// Blocks the thread. For the end of a process, and for a command that continues on stdout.
 pub fn flush() {
     STDERR.flush(LAST_LINES);
 }
 
-/// Shows how many lines were dropped.
+/// Registers the number of dropped lines as a metric.
 pub fn register(metrics: &mut Metrics) {
     let help = "Lines of the log that were dropped because stderr was blocked";
     metrics.registry().register("log_lines_dropped", help, STDERR.dropped().clone());
 }
 
-/// Adds the condition `logs`, which fails while lines are being dropped.
+/// Adds the condition `logs`, which fails while lines are dropped.
 ///
-/// It is looked up and not reported: a report would be logged, to a log that is full.
+/// It is evaluated on demand, because a report would be logged, to a log that is full.
 pub fn watch(health: &Health) {
     health.watch("logs", || STDERR.missing().map(|missing| trouble(&missing)));
 }
 
-/// The queue in front of stderr, with a thread that writes.
+/// The queue for stderr; starts its writing thread if necessary.
 fn stderr() -> io::Result<&'static Queue> {
     static IS_STARTED: Mutex<bool> = Mutex::new(false);
 
@@ -161,7 +162,7 @@ fn stderr() -> io::Result<&'static Queue> {
     Ok(&STDERR)
 }
 
-/// What `/ready` says while lines are being dropped.
+/// The reason in `/ready` while lines are dropped.
 fn trouble(missing: &Dropped) -> Trouble {
     let Dropped { lines, errors, since } = *missing;
     let reason = format!(
@@ -171,7 +172,7 @@ fn trouble(missing: &Dropped) -> Trouble {
     Trouble { reason, since }
 }
 
-/// The line that stands where lines are missing.
+/// The line that replaces dropped lines.
 fn report(style: Option<&Style>, dropped: Dropped) -> Vec<u8> {
     let Dropped { lines, errors, since } = dropped;
     let style = style.copied().unwrap_or(Style { format: Format::Text, colour: false });
@@ -184,8 +185,8 @@ fn report(style: Option<&Style>, dropped: Dropped) -> Vec<u8> {
             lines,
             errors,
             %lasted,
-            "log lines dropped, errors among them: stderr was blocked; check what reads the log, \
-             and the gaps topic for events that may be lost"
+            "log lines dropped, including errors: stderr was blocked; check what reads the log, and \
+             the gaps topic for events that may be lost"
         ),
     };
     rendered(style, "warn", work).unwrap_or_default()
@@ -199,7 +200,8 @@ where
         .parse(with_kafka_quieted(filter))
         .map_err(|cause| InitError::Filter { filter: filter.to_owned(), cause })?;
     let Style { format, colour } = style;
-    // Told to report a failed write, the layer uses `eprintln!`, which panics when stderr is gone.
+    // If log_internal_errors is true, a failed write is reported with `eprintln!`, which panics
+    // when stderr is gone.
     let layer = fmt::layer().with_writer(writer).with_ansi(colour).log_internal_errors(false);
     let layer = match format {
         Format::Text => layer.event_format(line::Line).fmt_fields(line::Fields).boxed(),
@@ -210,10 +212,10 @@ where
     Ok(Dispatch::new(registry().with(read).with(layer)))
 }
 
-/// Puts `warn` for Kafka's libraries in front of the filter, where a later directive overrides it.
+/// Puts `warn` for Kafka's libraries in front of the filter, where later directives override it.
 ///
-/// A filter that lets no warnings pass in general stays as it is: who asks for `error` or `off`
-/// asks for less, not for librdkafka's warnings.
+/// A filter whose general level is `error` or `off` stays unchanged: its user doesn't want
+/// librdkafka's warnings either.
 fn with_kafka_quieted(filter: &str) -> String {
     let directives = filter.split(',').filter(|directive| !directive.is_empty());
     let general =
@@ -246,7 +248,7 @@ impl io::Write for Sink {
     }
 }
 
-/// What `work` logs on this thread.
+/// Returns what `work` logs on this thread.
 fn rendered(style: Style, filter: &str, work: impl FnOnce()) -> Result<Vec<u8>, InitError> {
     let sink = Sink::default();
     let writer = sink.clone();
@@ -256,7 +258,7 @@ fn rendered(style: Style, filter: &str, work: impl FnOnce()) -> Result<Vec<u8>, 
     Ok(mem::take(&mut *bytes))
 }
 
-/// What `work` logs on this thread, without colour.
+/// Returns what `work` logs on this thread, without colour.
 #[cfg(test)]
 pub(crate) fn captured(format: Format, filter: &str, work: impl FnOnce()) -> String {
     capture(Style { format, colour: false }, filter, work)
@@ -266,9 +268,9 @@ pub(crate) fn captured(format: Format, filter: &str, work: impl FnOnce()) -> Str
 fn capture(style: Style, filter: &str, work: impl FnOnce()) -> String {
     use tracing::subscriber::NoSubscriber;
 
-    // While there is one subscriber only, tracing asks the thread that reaches a log line first
-    // whether anybody listens, and remembers the answer: the thread of another test would silence
-    // the line for this one. With two it asks all subscribers.
+    // While there is only one subscriber, tracing asks the thread that reaches a log statement
+    // first whether it is enabled, and caches the answer. So the thread of another test could
+    // silence the statement for this one. With two subscribers, it asks all of them.
     static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
 
     LazyLock::force(&SECOND);

@@ -1,28 +1,29 @@
 //! The registry behind `/metrics`.
 //!
-//! Each room brings a struct of its own metrics with `register(&self, registry: &mut Registry)` and
-//! gets [`Metrics::registry`], where every name starts with `agora_rtm_bridge_`. Only the metrics of
-//! the process keep the names that all Prometheus clients give them. `docs/metrics.md` lists all.
+//! Each room has a struct with its metrics and a method `register(&self, registry: &mut Registry)`,
+//! called with [`Metrics::registry`], where every name gets the prefix `agora_rtm_bridge_`. Only
+//! the metrics of the process keep the names that are usual in all Prometheus clients.
+//! `docs/metrics.md` lists all metrics.
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::registry::Registry;
 
 use crate::model::Feed;
 
-/// What every name starts with, and an underscore.
+/// Prefix of all names, without the underscore that follows it.
 pub const PREFIX: &str = "agora_rtm_bridge";
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Everything that can be measured.
+/// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
     process: Registry,
     bridge: Registry,
 }
 
-/// Labels of what is counted for each feed.
+/// Labels of metrics per feed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FeedLabels {
     /// App ID.
@@ -36,22 +37,22 @@ pub struct FeedLabels {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Metrics without any metric yet.
+    /// Without any metrics.
     pub fn new() -> Self {
         Self { process: Registry::default(), bridge: Registry::with_prefix(PREFIX) }
     }
 
-    /// Where a room registers its metrics, named without the prefix.
+    /// The registry for the metrics of a room; it adds the prefix.
     pub fn registry(&mut self) -> &mut Registry {
         &mut self.bridge
     }
 
-    /// Where the names stay as they are.
+    /// The registry that leaves names unchanged.
     pub(super) fn process_registry(&mut self) -> &mut Registry {
         &mut self.process
     }
 
-    /// All values now, as OpenMetrics text.
+    /// The current values, as OpenMetrics text.
     pub fn text(&self) -> String {
         let mut text = String::new();
         text::encode_registry(&mut text, &self.process)
@@ -71,7 +72,7 @@ impl Default for Metrics {
 // === impl FeedLabels ===
 
 impl FeedLabels {
-    /// Those of this feed.
+    /// The labels of this feed.
     pub fn of(feed: &Feed) -> Self {
         Self {
             app_id: feed.app.to_string(),

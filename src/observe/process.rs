@@ -1,8 +1,8 @@
-//! What the operating system says about this process, and which build it is.
+//! Metrics of this process from the operating system, and the build information.
 //!
-//! Everything comes from `/proc` at the moment of asking; these are reads of memory, not of a disk.
-//! Where there is no `/proc` the metrics of the process are absent, and nothing else changes. The
-//! fields of `/proc/self/stat` are described in proc_pid_stat(5).
+//! All values are read from `/proc` on each scrape; these reads never access a disk. Where there is
+//! no `/proc`, the metrics of the process are absent, and nothing else changes. proc_pid_stat(5)
+//! describes the fields of `/proc/self/stat`.
 
 use std::{fmt, fs};
 
@@ -17,34 +17,34 @@ use rustix::param;
 
 use crate::observe::metrics::Metrics;
 
-/// Asks the operating system on each scrape.
+/// Queries the operating system on each scrape.
 #[derive(Debug)]
 struct Process;
 
-/// What is shown of `/proc/self/stat`.
+/// The relevant fields of `/proc/self/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
-    /// Time on a processor in user mode and in the kernel, in ticks.
+    /// CPU time in user mode and in the kernel, in ticks.
     cpu: u64,
     threads: u64,
-    /// When the process started, in ticks after the start of the machine.
+    /// When the process started, in ticks since boot.
     started: u64,
-    /// Memory that is not swapped out, in pages.
+    /// Resident memory, in pages.
     resident: u64,
 }
 
-/// The commit that this program was built from, as far as the build knew it.
+/// The commit that this program was built from, if the build knew it.
 pub const COMMIT: &str = env!("AGORA_RTM_BRIDGE_BUILT_FROM");
 
-/// Shows this process and this build.
+/// Registers the metrics of this process and the build information.
 ///
-/// `librdkafka` is the version of the library as it names itself.
+/// `librdkafka` is the version that the library reports.
 pub fn register(metrics: &mut Metrics, librdkafka: &str) {
     let labels =
         [("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT), ("librdkafka", librdkafka)]
             .map(|(name, value)| (name, value.to_owned()));
     let build = Info::new(labels);
-    metrics.registry().register("build", "What this program was built from", build);
+    metrics.registry().register("build", "Build information", build);
     metrics.process_registry().register_collector(Box::new(Process));
 }
 
@@ -58,20 +58,20 @@ impl Collector for Process {
         let stat = fs::read_to_string("/proc/self/stat").ok();
         let Some(stat) = stat.as_deref().and_then(Stat::parse) else { return Ok(()) };
 
-        let help = "Time on a processor, in user mode and in the kernel.";
+        let help = "CPU time in user mode and in the kernel.";
         let unit = Some(&Unit::Seconds);
         let cpu = encoder.encode_descriptor("process_cpu", help, unit, MetricType::Counter)?;
         ConstCounter::new(seconds(stat.cpu)).encode(cpu)?;
 
         gauge(&mut encoder, "process_threads", "Threads.", None, stat.threads)?;
 
-        let help = "Memory that is not swapped out.";
+        let help = "Resident memory.";
         let bytes = stat.resident.saturating_mul(param::page_size() as u64);
         gauge(&mut encoder, "process_resident_memory", help, Some(Unit::Bytes), bytes)?;
 
         let boot = fs::read_to_string("/proc/stat").ok();
         let Some(boot) = boot.as_deref().and_then(boot_time) else { return Ok(()) };
-        let help = "When the process started, counted from 1970.";
+        let help = "When the process started, in seconds since 1970.";
         let start = boot as f64 + seconds(stat.started);
         gauge(&mut encoder, "process_start_time", help, Some(Unit::Seconds), start)
     }
@@ -96,13 +96,13 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / param::clock_ticks_per_second() as f64
 }
 
-/// Open file descriptors, without the one that lists them.
+/// Number of open file descriptors, without the one used for listing them.
 fn open_files() -> Option<u64> {
     let listed = fs::read_dir("/proc/self/fd").ok()?.count();
     Some((listed as u64).saturating_sub(1))
 }
 
-/// When the machine started, in seconds since 1970.
+/// When the machine booted, in seconds since 1970.
 fn boot_time(proc_stat: &str) -> Option<u64> {
     proc_stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
@@ -111,8 +111,9 @@ fn boot_time(proc_stat: &str) -> Option<u64> {
 
 impl Stat {
     fn parse(line: &str) -> Option<Self> {
-        // The second field is the name of the program, in parentheses, and may itself hold spaces
-        // and parentheses. The field after it is the third.
+        // The second field is the program's name in parentheses, and may itself contain spaces and
+        // parentheses. So fields are counted from the last parenthesis, after which the third field
+        // begins.
         let (_, rest) = line.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

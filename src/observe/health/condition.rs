@@ -1,8 +1,9 @@
-//! One thing that can be well or fail, and those who say how it is.
+//! A condition, and its holders, which report on it.
 //!
-//! Several may hold a condition of one name and subject, as every app holds the one of the journal.
-//! Each of them speaks for itself: it knows whether it got what it needed, and nothing of the others.
-//! So the condition fails while one holder fails, and one that is well ends nobody else's trouble.
+//! Several holders may share the condition of one name and subject; each app, for example, holds
+//! the journal's. Each holder reports only on itself: it knows whether it got what it needed, and
+//! nothing about the others. So the condition fails while at least one holder fails, and the
+//! recovery of one doesn't end the failure of another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -15,11 +16,11 @@ use super::{Health, Key};
 use crate::error::shortened;
 use crate::model::Timestamp;
 
-/// A holder of one thing that can be well or fail. Cheap to clone; clones are one holder.
+/// A holder of a condition. Cheap to clone; clones are one holder.
 ///
-/// What a holder said last outlives it: dropped while failing, the condition goes on failing, since
-/// the end of a task heals nothing. It ends when another holder of the same condition says that all
-/// is well.
+/// Its last report outlives it: if it is dropped while failing, the condition keeps failing,
+/// because the end of a task repairs nothing. The failure ends when another holder of the same
+/// condition reports [`Self::ok`].
 #[derive(Clone, Debug)]
 pub struct Condition {
     holder: Arc<Holder>,
@@ -30,34 +31,33 @@ struct Holder {
     health: Health,
     key: Key,
     slot: Arc<Slot>,
-    /// Where its failure is among [`Said::failures`]; [`WELL`] where there is none. Written under
-    /// the lock of the slot, read without it: a thousand apps say after each answer that they are
-    /// well.
+    /// Key of its failure in [`Said::failures`], or [`WELL`]. Written under the lock of the slot
+    /// and read without it, because a thousand apps report success after each answer.
     place: AtomicU64,
 }
 
-/// What all holders of one name and subject say.
+/// The reports of all holders of one name and subject.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     said: Mutex<Said>,
-    /// Whether there is a failure, for a look without the lock. Written under it.
+    /// Whether there is a failure, readable without the lock. Written under the lock.
     fails: AtomicBool,
-    /// Whether there is a failure without a holder, in the same way.
+    /// Whether there is a failure without a holder, likewise.
     is_orphaned: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Said {
-    /// A failure of each holder that fails, in the order in which they were said.
+    /// The failure of each failing holder, in the order of the reports.
     failures: BTreeMap<u64, Failure>,
-    /// The place of the latest.
+    /// The key of the latest.
     latest: u64,
-    /// How many of them are more than pending.
+    /// The number of failures that are not pending.
     failed: usize,
-    /// When the first of them began.
+    /// The start of the first failure.
     since: Timestamp,
-    /// The one whose holder is gone. One is kept, the latest, so that holders that come and go
-    /// leave no more than that behind.
+    /// The failure whose holder was dropped. Only the latest is kept, so that short-lived holders
+    /// don't accumulate failures.
     orphan: Option<u64>,
 }
 
@@ -67,36 +67,36 @@ struct Failure {
     kind: Kind,
 }
 
-/// What kind of failure.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Nothing failed: something has to come about first.
+    /// Nothing failed: the holder waits for something to happen first.
     Pending,
-    /// It failed.
+    /// A failure.
     Own,
-    /// One cause makes many fail, and the reason names it.
+    /// A failure whose cause affects many conditions and is named in the reason.
     Alike,
 }
 
-/// How many fail for one reason, of those that fail [`Kind::Alike`].
+/// The number of [`Kind::Alike`] failures by reason.
 #[derive(Debug, Default)]
 pub(super) struct Causes {
     counts: Mutex<HashMap<Arc<str>, usize>>,
 }
 
-/// What of a failure is news.
+/// Whether a report is new.
 #[derive(Clone, Copy, Debug)]
 struct News {
-    /// Nothing was failing before.
+    /// No holder was failing before.
     begins: bool,
-    /// Another condition fails alike.
+    /// Another condition fails for the same reason.
     told: bool,
 }
 
-/// No place among the failures: those begin at one.
+/// Stands for no failure: keys begin at one.
 const WELL: u64 = 0;
 
-/// The longest reason that is kept, in bytes: several errors, each with what it quotes.
+/// Maximum length of a reason, in bytes: enough for several errors with their quotations.
 const LONGEST_REASON: usize = 4_000;
 
 // === impl Condition ===
@@ -106,7 +106,7 @@ impl Condition {
         Self { holder: Arc::new(Holder { health, key, slot, place: AtomicU64::new(WELL) }) }
     }
 
-    /// Says that all is well.
+    /// Reports success.
     pub fn ok(&self) {
         let Holder { health, key, slot, place } = &*self.holder;
         if place.load(Ordering::Acquire) == WELL && !slot.is_orphaned.load(Ordering::Acquire) {
@@ -122,7 +122,7 @@ impl Condition {
             slot.show(&said);
             (before > 0 && said.failed == 0).then_some(said.since)
         };
-        // Logged after the lock is given back: others report too.
+        // Logged after the lock is released, because other holders report too.
         if let Some(since) = ended {
             let lasted = health.clock.now().since(since);
             let Key { name, subject } = key;
@@ -131,12 +131,13 @@ impl Condition {
         }
     }
 
-    /// Says what has to come about before all is well, as a start does. Not logged: nothing failed.
+    /// Reports what has to happen before the holder can succeed, as at a start. Not logged, because
+    /// nothing failed.
     pub fn pending(&self, reason: impl Display) {
         self.say(&told(reason), Kind::Pending);
     }
 
-    /// Says what is wrong. Said again while it lasts, only the reason is replaced.
+    /// Reports a failure. Later reports during the same failure only replace the reason.
     pub fn failing(&self, reason: impl Display) {
         let reason = told(reason);
         if self.say(&reason, Kind::Own).begins {
@@ -144,7 +145,8 @@ impl Condition {
         }
     }
 
-    /// The same where one cause makes many fail and the reason names it: one of them logs it.
+    /// Like [`Self::failing`], for a cause that affects many conditions and is named in the reason:
+    /// only one of them logs it.
     pub fn failing_alike(&self, reason: impl Display) {
         let reason = told(reason);
         if matches!(self.say(&reason, Kind::Alike), News { begins: true, told: false }) {
@@ -173,7 +175,7 @@ impl Condition {
     }
 }
 
-/// A reason as it is kept: it may quote what others wrote.
+/// Shortens a reason, since it may quote text from elsewhere.
 fn told(reason: impl Display) -> Arc<str> {
     Arc::from(shortened(&reason.to_string(), LONGEST_REASON))
 }
@@ -202,7 +204,7 @@ impl Slot {
         self.fails.load(Ordering::Acquire)
     }
 
-    /// What is wrong, the latest that was said of what lasts, and since when.
+    /// The latest reason, and the start of the failure.
     pub(super) fn trouble(&self) -> Option<(Arc<str>, Timestamp)> {
         if !self.fails() {
             return None;
@@ -218,7 +220,7 @@ impl Slot {
     }
 
     fn lock(&self) -> MutexGuard<'_, Said> {
-        // It is whole after every step, also after one that panicked.
+        // It is consistent at any time, even after a panic.
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -245,7 +247,7 @@ impl Said {
 // === impl Causes ===
 
 impl Causes {
-    /// One more fails for this reason. Whether it is not the only one.
+    /// Adds a failure with this reason. Returns whether there are others.
     fn add(&self, reason: &Arc<str>) -> bool {
         let mut counts = self.lock();
         let count = counts.entry(Arc::clone(reason)).or_default();
@@ -253,7 +255,7 @@ impl Causes {
         *count > 1
     }
 
-    /// One of them fails for this reason no more.
+    /// Removes a failure with this reason.
     fn remove(&self, reason: &Arc<str>) {
         let mut counts = self.lock();
         let Some(count) = counts.get_mut(reason) else { return };

@@ -7,10 +7,10 @@ use super::*;
 use crate::model::{AppId, Clock, Endpoint};
 use crate::observe::accounts::{Accounts, Column};
 
-/// More than fits the buffers of a socket.
+/// Size of an answer that exceeds the buffers of a socket.
 const LARGE: usize = 16 << 20;
 
-/// A server on a free port, with something behind each page.
+/// Starts a server on a free port, with content on each page.
 struct Server {
     address: SocketAddr,
     health: Health,
@@ -37,7 +37,7 @@ impl Server {
         Self { address, health, stop, tracker }
     }
 
-    /// Sends a request, or the beginning of one, as written.
+    /// Sends a request, or the beginning of one, as given.
     async fn begin(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -138,8 +138,8 @@ async fn nothing_but_get_and_head_is_allowed_and_nothing_unlisted_is_found() {
     }
 }
 
-// In the tests below the clock is paused: time passes only when nothing else is left to do, and then
-// at once.
+// In the tests below the clock is paused: time advances only when all tasks are idle, and then at
+// once.
 
 #[tokio::test(start_paused = true)]
 async fn silent_clients_cannot_lock_others_out() {
@@ -153,7 +153,7 @@ async fn silent_clients_cannot_lock_others_out() {
     assert!(asked.elapsed() < CONNECTION_TIMEOUT, "{:?}", asked.elapsed());
 }
 
-/// The clock is paused, so that an answer which had to wait for anything shows.
+/// The clock is paused, so an answer that had to wait for anything is detected.
 #[tokio::test(start_paused = true)]
 async fn a_probe_is_answered_at_once_however_many_slow_connections_there_are() {
     let server = Server::start().await;
@@ -166,7 +166,7 @@ async fn a_probe_is_answered_at_once_however_many_slow_connections_there_are() {
             assert!(asked.elapsed() < HEAD_TIMEOUT / 2, "{:?}", asked.elapsed());
         }
     }
-    // The oldest of them had to go, and the youngest are still there.
+    // The oldest of them was evicted, and the youngest are still open.
     let mut rest = Vec::new();
     slow.remove(0).read_to_end(&mut rest).await.unwrap_or_default();
     assert_eq!(rest, b"");

@@ -1,8 +1,8 @@
 //! One event as one line: `time level message name=value …`.
 //!
-//! A value with a space, a quote or a control character in it is quoted and escaped as in Rust, so
-//! that a line is one line whatever Agora or a broker put into an error, and so that it can be
-//! split again. Lines of other crates name their target.
+//! A value that contains a space, a quote or a control character is quoted and escaped as in Rust.
+//! So an event stays on one line, whatever text Agora or a broker put into an error, and the line
+//! can be parsed. Lines of other crates name their target.
 
 use std::fmt;
 use std::fmt::Debug;
@@ -16,10 +16,10 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::model::Clock;
 
-/// The whole line.
+/// Formats the line.
 pub(super) struct Line;
 
-/// Message and fields of an event, or the fields of a span.
+/// Formats the message and fields of an event, or the fields of a span.
 pub(super) struct Fields;
 
 struct FieldWriter<'w> {
@@ -118,7 +118,8 @@ impl Visit for FieldWriter<'_> {
     }
 }
 
-/// Writes a message: a sentence needs no quotes, but it may quote a stranger.
+/// Writes a message. It is not quoted, but it may contain foreign text, so control characters are
+/// escaped.
 fn escape(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
     text.chars().try_for_each(|c| {
         if c.is_control() { write!(writer, "{}", c.escape_default()) } else { writer.write_char(c) }

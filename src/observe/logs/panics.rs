@@ -1,8 +1,9 @@
-//! Panics: a defect of ours, or of a library.
+//! Panics: defects of the bridge or of a library.
 //!
-//! Nothing watches tasks and threads. A daemon in which one of them has panicked would answer probes
-//! and feed the watchdog, and do only a part of its work. So [`abort_at_panic`] ends the process: the
-//! next start goes on with what is durable, and publishes a gap for each answer that was in flight.
+//! Nothing monitors single tasks and threads. If one of them panicked, the daemon would answer
+//! probes and the watchdog but do only a part of its work. So [`abort_at_panic`] ends the process:
+//! the next start continues with what is durable, and publishes a gap for each answer that was in
+//! flight.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write as _;
@@ -15,11 +16,12 @@ use tracing::{Level, error};
 
 use super::{Format, LAST_LINES, STYLE, Style, WRITER, flush, rendered, say};
 
-/// Ends the process at the first panic of any thread or task, from now on, with one line in the log.
+/// From now on, ends the process at the first panic of any thread or task, with one line in the
+/// log.
 ///
-/// The line is in the format of the log, whatever its filter. Its reader has a second: the process
-/// ends after that even if stderr is blocked. No core file is written: it would hold events and
-/// secrets.
+/// The line has the format of the log and ignores its filter. The process waits at most one second
+/// for its reader, so it ends even if stderr is blocked. It writes no core file, which would
+/// contain events and secrets.
 pub fn abort_at_panic() {
     static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -28,12 +30,13 @@ pub fn abort_at_panic() {
 
     panic::set_hook(Box::new(|panic| {
         if IS_ENDING.swap(true, Ordering::SeqCst) {
-            // Another thread has said why.
+            // Another thread is already reporting its panic.
             loop {
                 thread::park();
             }
         }
-        // Whatever the panic has left behind, a lock that is held for instance.
+        // Ends the process even if writing the line blocks, for example on a lock held by the
+        // panicking code.
         let end_in_time = || {
             thread::sleep(LAST_LINES);
             process::abort()
@@ -41,7 +44,7 @@ pub fn abort_at_panic() {
         drop(thread::Builder::new().name("abort".to_owned()).spawn(end_in_time));
         let line = line(panic);
         if thread::current().name() == Some(WRITER) {
-            // Nobody else would write it.
+            // This thread is the only one that would write it.
             io::stderr().write_all(line.as_bytes()).unwrap_or_default();
         } else {
             say(Level::ERROR, &line);
@@ -51,7 +54,7 @@ pub fn abort_at_panic() {
     }));
 }
 
-/// Logs a panic: the standard hook would wait for the reader of stderr.
+/// Logs a panic. The standard hook would wait for the reader of stderr.
 pub(super) fn log(panic: &PanicHookInfo<'_>) {
     log_with(panic, &Backtrace::capture());
 }
@@ -67,18 +70,19 @@ fn log_with(panic: &PanicHookInfo<'_>, backtrace: &Backtrace) {
     if backtrace.status() == BacktraceStatus::Captured {
         error!(thread, location, %backtrace, "panicked: {message}");
     } else {
-        error!(thread, location, "panicked: {message}; this is a defect, please report it");
+        error!(thread, location, "panicked: {message}; this is a bug, please report it");
     }
 }
 
 fn line(panic: &PanicHookInfo<'_>) -> String {
     let style = STYLE.get().copied();
     let style = style.unwrap_or(Style { format: Format::Text, colour: false });
-    // The names in a backtrace would take longer than there is time: seconds in a large binary.
+    // Resolving the names of a backtrace takes seconds in a large binary, longer than the time
+    // limit.
     let work = || log_with(panic, &Backtrace::disabled());
     let line = rendered(style, "error", work).unwrap_or_default();
     let line = String::from_utf8_lossy(&line).into_owned();
-    // Where it was the log that panicked, it takes nothing in.
+    // Empty if the logging code itself panicked.
     match line.is_empty() {
         true => format!("agora-rtm-bridge: {}\n", panic.to_string().replace('\n', " ")),
         false => line,

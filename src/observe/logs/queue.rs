@@ -1,15 +1,15 @@
-//! Lines on their way to a reader that may be slow, stalled or gone.
+//! The queue of lines for a reader that may be slow, stalled or gone.
 //!
-//! Whoever logs puts a whole line into the queue and never waits; one thread writes, and it alone
-//! waits for the reader. Memory is bounded: a line that finds no room is dropped and counted. From
-//! the first that is dropped on, all lines but errors are, until the queue has been written out;
-//! then one line says how many are missing where it stands. So lines keep their order, and a reader
-//! that is slow but reads gets long pieces without a hole instead of every second line.
+//! Logging adds a whole line to the queue and never waits; one thread writes, and only that thread
+//! waits for the reader. Memory is bounded: a line that finds no room is dropped and counted. Once
+//! a line is dropped, all further lines except errors are dropped until the queue has been written
+//! out. Then one line reports, in their place, how many are missing. So lines stay in order, and a
+//! slow reader gets long contiguous pieces instead of every second line.
 //!
-//! Errors have room of their own, since README promises one for each possible loss.
+//! Errors have extra room, since the README promises an ERROR line for each possible loss.
 //!
-//! tracing-appender's `non_blocking` bounds lines and not bytes, has no room for errors alone, and
-//! tells nobody where lines are missing.
+//! tracing-appender's `non_blocking` limits lines and not bytes, reserves no room for errors, and
+//! doesn't report where lines are missing.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -24,42 +24,42 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::error::may_panic;
 use crate::model::{Clock, Timestamp};
 
-/// The most that one write takes, in bytes, but for a line that is longer. A pipe takes this much
-/// whole or not at all (`PIPE_BUF`), so that processes that share one tear no line of the other.
+/// Maximum size of a write in bytes, except for a longer line. A pipe accepts this much atomically
+/// (`PIPE_BUF`), so processes that share one don't split each other's lines.
 const LARGEST_WRITE: usize = 4_096;
 
-/// Lines that wait for the reader of stderr. Cheap to clone; clones share.
+/// Lines waiting for the reader of stderr. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
 }
 
-/// How much may wait, and how long to let be after a write that failed.
+/// Limits on the queued lines, and the pauses after a failed write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Room for lines of every level, in bytes.
+    /// Room for lines of all levels, in bytes.
     pub(super) room: usize,
-    /// Room beyond that for errors, in bytes.
+    /// Additional room for errors, in bytes.
     pub(super) room_for_errors: usize,
-    /// Between two attempts where the reader is gone, or the disk is full.
+    /// Pause between attempts while the reader is gone or the disk is full.
     pub(super) retry: Duration,
-    /// Between two attempts where the reader is slow: a process that shares stderr made it
-    /// non-blocking.
+    /// Pause between attempts while the reader is slow and stderr is non-blocking, because a
+    /// process that shares it made it so.
     pub(super) retry_full: Duration,
 }
 
-/// Lines that were dropped in one piece.
+/// A contiguous sequence of dropped lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dropped {
-    /// How many.
+    /// Their number.
     pub(super) lines: u64,
-    /// How many of them at ERROR.
+    /// The number of ERROR lines among them.
     pub(super) errors: u64,
-    /// When the first of them was.
+    /// When the first of them was dropped.
     pub(super) since: Timestamp,
 }
 
-/// One line to be written, for `tracing_subscriber`.
+/// Writes one line for `tracing_subscriber`.
 #[derive(Debug)]
 pub(super) struct Entry<'q> {
     queue: &'q Queue,
@@ -71,28 +71,28 @@ struct Shared {
     limits: Limits,
     dropped: Counter,
     state: Mutex<State>,
-    /// There is something to write.
+    /// Notified when there is something to write.
     filled: Condvar,
-    /// Something was written, or can't be.
+    /// Notified when something was written or a write failed.
     written: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Box<[u8]>>,
-    /// Bytes of all lines that are not written yet.
+    /// Total size of the lines that are not written yet, in bytes.
     bytes: usize,
-    /// What was dropped, and no line says so yet.
+    /// Dropped lines that are not reported yet.
     dropped: Dropped,
-    /// What the line says that is being written.
+    /// Dropped lines in the report that is being written.
     reported: Dropped,
     is_writing: bool,
-    /// The last write failed, and not because the reader is slow.
+    /// Whether the last write failed for another reason than a slow reader.
     is_broken: bool,
     is_closed: bool,
 }
 
-/// What is written at once.
+/// The content of one write.
 enum Batch {
     Lines(Vec<u8>),
     Report(Dropped),
@@ -112,7 +112,7 @@ impl Queue {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Takes a whole line, or drops it. Never waits for the reader.
+    /// Adds a whole line, or drops it. Never waits for the reader.
     pub(super) fn push(&self, level: Level, line: &[u8]) {
         let Limits { room, room_for_errors, .. } = self.shared.limits;
         let line = Box::from(line);
@@ -135,10 +135,10 @@ impl Queue {
         }
     }
 
-    /// Writes to `out` until the queue is closed; `report` makes the line about those dropped.
+    /// Writes to `out` until the queue is closed; `report` formats the line about dropped lines.
     ///
-    /// What a failed write left is tried again: a disk has room again one day, and the other end of
-    /// a named pipe is opened again.
+    /// After a failed write, the rest is tried again: a disk may have room again later, and a named
+    /// pipe may get another reader.
     pub(super) fn write_to(&self, mut out: impl io::Write, report: impl Fn(Dropped) -> Vec<u8>) {
         while let Some(batch) = self.next() {
             may_panic("log");
@@ -161,33 +161,33 @@ impl Queue {
         }
     }
 
-    /// Waits until everything is written, for `limit` at most; not at all where writing fails.
+    /// Waits until everything is written, for at most `limit`; doesn't wait while writing fails.
     pub(super) fn flush(&self, limit: Duration) {
         let is_open = |state: &mut State| !state.is_broken && !state.is_written();
-        // Whether in time or not: there is nothing more to be done.
+        // Complete or not, there is nothing more to do.
         drop(self.shared.written.wait_timeout_while(self.lock(), limit, is_open));
     }
 
-    /// What was dropped and is in no line that was written; `None` where nothing was.
+    /// Dropped lines that no written line has reported; `None` if there are none.
     pub(super) fn missing(&self) -> Option<Dropped> {
         let state = self.lock();
         let missing = state.reported.and(state.dropped);
         (missing.lines > 0).then_some(missing)
     }
 
-    /// How many lines were dropped since the start.
+    /// The number of lines dropped since the start.
     pub(super) fn dropped(&self) -> &Counter {
         &self.shared.dropped
     }
 
-    /// Lets the writer end when it has written everything.
+    /// Lets the writer return once everything is written.
     #[cfg(test)]
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.shared.filled.notify_all();
     }
 
-    /// Waits for something to write.
+    /// Waits for something to write; `None` once the queue is closed.
     fn next(&self) -> Option<Batch> {
         let mut state = self.lock();
         loop {
@@ -203,7 +203,7 @@ impl Queue {
         }
     }
 
-    /// Writes all of it; whether it could, before the queue was closed.
+    /// Writes all of it. Returns false if the queue was closed first.
     fn write(&self, out: &mut impl io::Write, mut bytes: &[u8]) -> bool {
         let Limits { retry, retry_full, .. } = self.shared.limits;
         while !bytes.is_empty() {
@@ -226,7 +226,7 @@ impl Queue {
         true
     }
 
-    /// Lets `time` pass after a failed write; `false` where the queue is closed.
+    /// Waits for `time` after a failed write. Returns false if the queue was closed.
     fn pause(&self, time: Duration, is_broken: bool) -> bool {
         let mut state = self.lock();
         state.is_broken = is_broken;
@@ -238,7 +238,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole after every step, also after one that panicked.
+        // The state is consistent at any time, even after a panic.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -258,7 +258,7 @@ impl<'q> MakeWriter<'q> for Queue {
 // === impl Entry ===
 
 impl io::Write for Entry<'_> {
-    /// The layer hands over whole lines.
+    /// Expects whole lines, as the layer writes them.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.queue.push(self.level, line);
         Ok(line.len())
@@ -276,7 +276,7 @@ impl State {
         self.bytes.saturating_add(line.len()) <= room
     }
 
-    /// Takes as many lines as one write may have, and one at least.
+    /// Takes as many lines as fit into one write, but at least one.
     fn lines_at_once(&mut self) -> Option<Vec<u8>> {
         let mut bytes = self.lines.pop_front()?.into_vec();
         while let Some(next) = self.lines.front()
@@ -288,7 +288,7 @@ impl State {
         Some(bytes)
     }
 
-    /// What a line has to say now that everything is written that came before what was dropped.
+    /// Takes the dropped lines to report, now that all lines before them are written.
     fn begin_report(&mut self) -> Option<Dropped> {
         if self.dropped.lines == 0 {
             return None;

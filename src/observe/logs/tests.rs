@@ -2,7 +2,7 @@ use tracing::{debug, info, info_span, warn};
 
 use super::*;
 
-/// A line without its time, which is checked for its form.
+/// A line without its time, whose format is checked.
 fn untimed(line: &str) -> &str {
     let (time, rest) = line.split_once(' ').unwrap();
     assert_eq!(time.len(), "2020-01-03T04:56:58.981Z".len(), "{line}");

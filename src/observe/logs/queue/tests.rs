@@ -4,14 +4,14 @@ use std::thread::JoinHandle;
 
 use super::*;
 
-/// A reader that takes one write after each `open`, and all of them once `open` is gone.
+/// A reader that takes one write after each `open`, and all writes once `open` is dropped.
 struct Gate {
     entered: mpsc::Sender<()>,
     open: mpsc::Receiver<()>,
     written: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
-/// A queue whose writer waits at a gate.
+/// A queue whose writer waits for the test's permission.
 struct Stage {
     queue: Queue,
     entered: mpsc::Receiver<()>,
@@ -20,7 +20,7 @@ struct Stage {
     writer: JoinHandle<()>,
 }
 
-/// Long enough for anything that comes at all.
+/// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(600);
 
 /// Room for five lines of ten bytes, and for two errors.
@@ -29,7 +29,7 @@ const LIMITS: Limits =
 
 impl io::Write for Gate {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // One who tests something else doesn't look.
+        // A test of something else doesn't check it.
         self.entered.send(()).ok();
         self.open.recv().ok();
         self.written.lock().unwrap().push(bytes.to_vec());
@@ -42,7 +42,7 @@ impl io::Write for Gate {
 }
 
 impl Stage {
-    /// The writer holds the line `held 0000`, and its reader has stalled.
+    /// Makes the writer hold the line `held 0000` with a stalled reader.
     fn stalled(limits: Limits) -> Self {
         let queue = Queue::new(limits);
         let (enter, entered) = mpsc::channel();
@@ -61,7 +61,7 @@ impl Stage {
         self.queue.push(level, format!("{word} {number:04}\n").as_bytes());
     }
 
-    /// What was written when the reader reads everything, a write each.
+    /// Returns what was written once the reader reads everything, one entry per write.
     fn end(self) -> Vec<String> {
         drop(self.open);
         self.queue.close();
@@ -92,7 +92,8 @@ fn a_full_queue_drops_and_counts_keeps_errors_and_order_and_says_what_is_missing
     let missing = stage.queue.missing().unwrap();
     assert_eq!((missing.lines, missing.errors), (3, 1));
 
-    // The held line leaves, then what waits. While the report waits for the reader, there is room.
+    // The held line is written first, then the waiting ones. While the report waits for the reader,
+    // there is room.
     for _ in 0..2 {
         stage.open.send(()).unwrap();
         stage.entered.recv().unwrap();
@@ -117,7 +118,7 @@ fn once_a_line_is_dropped_no_later_one_takes_its_place_before_the_report() {
     for number in 1..=5 {
         stage.push(Level::INFO, number);
     }
-    // There is room again, but the lines in front of the hole are not written.
+    // There is room again, but the lines before the dropped ones are not written yet.
     stage.open.send(()).unwrap();
     stage.entered.recv().unwrap();
     stage.push(Level::INFO, 6);
@@ -176,7 +177,7 @@ fn a_failed_write_is_tried_again_and_tears_no_line() {
     let writer = spawn(&queue, Failing(Arc::clone(&written), 0));
     queue.push(Level::INFO, b"line 0001\n");
     queue.push(Level::INFO, b"line 0002\n");
-    // Not by `flush`, which gives up where writing fails.
+    // Don't wait with `flush`, which returns while writing fails.
     while !queue.lock().is_written() {
         thread::yield_now();
     }
