@@ -1,30 +1,31 @@
-//! The journal: where a page is durable before anybody looks into it.
+//! The journal: makes a page durable before anything reads it.
 //!
-//! Agora forgets what it hands over, so from the arrival of an answer to its commit here no other
-//! copy exists. The journal promises:
+//! Agora deletes what it hands over, so from the arrival of an answer until its commit here, no
+//! other copy exists. The journal promises:
 //!
-//! * a ticket is on record before its request leaves, so that a process which dies with requests
-//!   out finds them at its next start and publishes the gap;
+//! * a ticket is on record before its request leaves, so that if the process dies with requests in
+//!   flight, the next start finds them and publishes the gaps;
 //! * room is reserved before a request leaves, so that its answer can be kept;
-//! * when [`Reservation::settle`] returns `Ok`, what it was given survives a loss of power;
-//! * a page that can't be stored is kept in memory, is read by the forwarder all the same, and no
-//!   further request gets a reservation before it is stored;
-//! * an entry that was held ([`Reservation::hold`]) is as durable as one that was settled, and is
-//!   read by nobody before it is released; entries are read in the order of settling and release,
+//! * when [`Reservation::settle`] returns `Ok`, its content survives a power loss;
+//! * a page that can't be stored is kept in memory and can still be forwarded, and no further
+//!   request gets a reservation until it is stored;
+//! * a held entry ([`Reservation::hold`]) is as durable as a settled one and invisible to readers
+//!   until it is released; entries are read in the order of settling and release, also by the next
+//!   process.
 //!   by the next process too.
 //!
-//! It is SQLite (WAL): trusted with data, exact in its errors, and open to the tools of an
-//! operator. All commands go through one queue to one thread, which takes whatever is waiting into
-//! one transaction (the end of a request that brought nothing waits a moment for others); it syncs
-//! only where the transaction holds a page or a gap. Tickets, deletions and releases need no sync:
-//! after a loss of power a page that comes back is recognised by its [`PageId`] (or is held once
-//! more: [`Recovered::held`]), and the next start draws a new [`Incarnation`] anyway. Tickets that
-//! were lost with the power are told as such ([`Recovered::in_doubt`]), by each start until the gaps
+//! It is SQLite in WAL mode: reliable, precise in its errors, and accessible with an operator's
+//! tools. All commands go through one queue to one thread, which combines all waiting commands into
+//! one transaction; the ends of requests that brought nothing wait a moment for other commands. It
+//! syncs only transactions that contain a page or a gap. Tickets, deletions and releases need no
+//! sync: a page that reappears after a power loss is recognised by its [`PageId`], or is held again
+//! ([`Recovered::held`]), and the next start draws a new [`Incarnation`] anyway. Tickets that a
+//! power loss may have taken are reported ([`Recovered::in_doubt`]) by every start until the gaps
 //! for them are stored.
 //!
-//! No file is trusted longer than it deserves ([`database`]): one that is broken, gone or failed to
-//! sync is replaced by a new one with everything that can be read ([`salvage`]) and that memory
-//! holds. `docs/journal.md` tells the one on call what each kind of damage means.
+//! A damaged file is not used any further ([`database`]): if it is corrupt, missing, or failed to
+//! sync, a new file replaces it, with everything that is readable in the old one ([`salvage`]) or
+//! known in memory. `docs/journal.md` explains each kind of damage to the operator.
 
 mod ballast;
 mod database;
@@ -56,21 +57,23 @@ use crate::model::{
     AppId, Content, Entry, Feed, Gap, Incarnation, Pace, Page, PageId, Ticket, Timestamp,
 };
 
-/// Room that is reserved for the answer to a request: four times the largest usual page. With more
-/// requests out than a few apps have, further ones get what answers take ([`store`]).
+/// Disk space reserved for the answer to a request, in bytes: four times the largest usual page. If
+/// more requests are in flight than a few apps would have, the others get less, depending on the
+/// size of recent answers ([`store`]).
 pub const RESERVED_BYTES: u64 = 1024 * 1024;
 
-/// Commands that wait for the journal's thread at most; more senders wait.
+/// Capacity of the queue to the journal's thread, in commands; senders wait while it is full.
 const QUEUE: usize = 1_024;
 
-/// Commands that share a transaction at most.
+/// Maximum number of commands per transaction.
 const GROUP: usize = 256;
 
-/// How long the ends of requests that brought nothing wait for something else to write. With many
-/// apps that saves nearly half of the transactions; with one, an empty feed is in no hurry.
+/// Time that the ends of requests that brought nothing wait for other commands to share a
+/// transaction with. With many apps, this saves nearly half of the transactions; with one app,
+/// there is no urgency about an empty feed.
 const COMPANY: Duration = Duration::from_millis(2);
 
-/// A journal that is open. Cheap to clone; clones share.
+/// An open journal. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub struct Journal {
     incarnation: Incarnation,
@@ -78,45 +81,47 @@ pub struct Journal {
     stored: watch::Receiver<Backlog>,
 }
 
-/// What an earlier process left behind.
+/// The state that an earlier process left.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// Requests that were out when a process ended; each is a gap now.
+    /// Number of requests that were in flight when a process ended; each is a gap now.
     pub killed_in_flight: u64,
-    /// When the last ten requests of each app were about to leave, in no order.
+    /// When the last ten requests of each app were about to leave, in no particular order.
     pub last_requests: HashMap<AppId, Vec<Timestamp>>,
-    /// When each feed was last known to hold nothing.
+    /// When each feed was last known to be empty.
     pub empty_at: HashMap<Feed, Timestamp>,
-    /// How fast each feed filled, and when that was known.
+    /// The pace of each feed, and when it was recorded.
     pub paces: HashMap<Feed, (Pace, Timestamp)>,
-    /// Pages that nobody released, of all feeds, in the order of settling. Each has to be released,
-    /// its feed polled or not, before a page of its feed is settled: nobody else will.
+    /// Pages of all feeds that were held and not released, in the order of settling. The caller
+    /// must release each of them, whether or not its feed is polled, before another page of the
+    /// feed is settled; nothing else releases them.
     pub held: Vec<(Held, Page)>,
-    /// Records of requests that left before this moment may be missing: the power was lost, or a
-    /// file. Each feed may lack an answer that nobody knows of. The next start finds the same, until
-    /// [`Journal::settle_doubt`].
+    /// Set if records of requests sent before this time may be missing, because of a power loss or
+    /// a lost file. An answer of any feed may be missing without a record. The next start reports
+    /// the same, until [`Journal::settle_doubt`].
     pub in_doubt: Option<Timestamp>,
 }
 
-/// What waits in the journal.
+/// The journal's backlog.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Pages and gaps that are not forwarded yet, held ones included.
+    /// Pages and gaps that are not forwarded yet, including held ones.
     pub entries: u64,
-    /// Bytes in use: of the database and its write-ahead log, the ballast, reservations.
+    /// Space in use, in bytes: database, write-ahead log, reserve file, and reservations.
     pub bytes: u64,
-    /// Number of the newest entry that can be read; grows with each.
+    /// Number of the newest readable entry; grows with each entry.
     pub newest: Sequence,
-    /// Entries that are in memory only, because they could not be stored.
+    /// Entries that are only in memory, because they could not be stored.
     pub in_memory: u64,
-    /// Damaged pages that are kept with their bytes, and not processed.
+    /// Damaged pages that are kept but not processed.
     pub set_aside: u64,
 }
 
-/// A ticket on record, and the room for its answer.
+/// A ticket on record, with the room for its answer.
 ///
-/// Without one no request may leave. Dropped without [`Self::settle`] or [`Self::hold`] the ticket
-/// stays open, and the next start takes it for a request that was out.
+/// A request must not leave without one. If it is dropped without [`Self::settle`], [`Self::hold`]
+/// or [`Self::close`], the ticket stays open, and the next start treats it as a request that was in
+/// flight.
 #[derive(Debug)]
 #[must_use = "a ticket that is not settled becomes a gap at the next start"]
 pub struct Reservation {
@@ -124,9 +129,9 @@ pub struct Reservation {
     place: Place,
 }
 
-/// An entry that is durable and that nobody reads before [`Journal::release`].
+/// A durable entry that is invisible to readers until [`Journal::release`].
 ///
-/// Dropped, it is held until the next start.
+/// If it is dropped, the entry stays held until the next start.
 #[derive(Debug)]
 #[must_use = "an entry that is not released is not forwarded"]
 pub struct Held {
@@ -134,7 +139,7 @@ pub struct Held {
     id: PageId,
 }
 
-/// The place of an entry in the journal; grows in the order of settling and release.
+/// The place of an entry in the reading order, which is the order of settling and release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sequence(i64);
 
@@ -143,13 +148,13 @@ pub struct Sequence(i64);
 pub struct Waiting {
     /// Its place.
     pub sequence: Sequence,
-    /// What it is.
+    /// The entry.
     pub entry: Entry,
-    /// Every ticket up to this one, of its incarnation and partition, is settled and forwarded.
+    /// All tickets of its incarnation and partition up to this one are settled and forwarded.
     pub settled: Ticket,
 }
 
-/// Where a ticket belongs.
+/// Identifies a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Place {
     incarnation: Incarnation,
@@ -157,93 +162,93 @@ struct Place {
     ticket: Ticket,
 }
 
-/// The row of an entry, and whether it is stored.
+/// The row of an entry, and whether it was stored.
 type Settled = (Sequence, Result<(), JournalError>);
 
-/// Why the journal can't do what it was asked.
+/// Why the journal can't carry out a command.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
-    /// It holds as much as it may; it has room again when something was forwarded.
+    /// The journal is full. It has room again once entries are forwarded.
     #[error("the journal is full: {bytes} of at most {max_size} bytes (journal.max_size){}", because_of_log(*.in_log, *.max_size))]
     Full {
-        /// Bytes in use.
+        /// Space in use, in bytes.
         bytes: u64,
-        /// The bound.
+        /// The limit, in bytes.
         max_size: u64,
-        /// Bytes of these that are in the write-ahead log.
+        /// The part of it in the write-ahead log, in bytes.
         in_log: u64,
     },
-    /// The disk holds as much as it can; requests that are out already have its last room.
+    /// The disk is full; its remaining space is reserved for requests in flight.
     #[error(
-        "the disk of the data directory is full: {available} bytes are left, {needed} are needed for answers, and the reserve has to be there; make room on it"
+        "the disk of the data directory is full: {available} bytes are free, and answers need {needed} bytes on top of the reserve; free some space"
     )]
     DiskFull {
-        /// Bytes that can be written.
+        /// Free disk space, in bytes.
         available: u64,
-        /// Bytes that have to be there.
+        /// Required disk space, in bytes.
         needed: u64,
     },
-    /// The database refuses.
+    /// An error of the database.
     #[error("{operation} in the journal")]
     Database {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         cause: Arc<rusqlite::Error>,
     },
-    /// Pages wait in memory because they could not be stored.
-    #[error("{pages} pages are kept in memory until the journal can store them")]
+    /// Pages are only in memory, because they could not be stored.
+    #[error("{pages} pages are only in memory until the journal can store them")]
     PagesInMemory {
-        /// How many.
+        /// Their number.
         pages: usize,
     },
-    /// There is no such entry, or it is damaged.
-    #[error("the journal has no sound entry in this place")]
+    /// The entry doesn't exist, or is damaged.
+    #[error("the journal has no intact entry at this place")]
     NotThere,
 }
 
 /// Why a journal can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process uses the data directory.
     #[error("data directory `{}` is in use by {}; give each its own data_dir", .data_dir.display(), in_words(.holder.as_ref()))]
     InUse {
-        /// Which.
+        /// The data directory.
         data_dir: PathBuf,
-        /// By whom, where that is known.
+        /// The process, if known.
         holder: Option<Holder>,
     },
-    /// A file can't be made or opened.
+    /// A file can't be created or opened.
     #[error("{operation} `{}`", .path.display())]
     File {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
     /// The database can't be opened.
     #[error("open the journal `{}`", .path.display())]
     Database {
-        /// Which.
+        /// The database.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         cause: rusqlite::Error,
     },
-    /// The disk is full, and the room that is kept for this day is used up.
-    #[error("open the journal `{}`: the disk is full and its reserve is used up; make room on it", .path.display())]
+    /// The disk is full, and the reserve is used up.
+    #[error("open the journal `{}`: the disk is full, and the journal's reserve is used up; free some space", .path.display())]
     DiskFull {
-        /// Which.
+        /// The database.
         path: PathBuf,
     },
     /// A newer version of this program wrote it.
     #[error("journal `{}` has version {version}, newer than this program reads ({}); run at least the version that wrote it", .path.display(), schema::VERSION)]
     Newer {
-        /// Which.
+        /// The database.
         path: PathBuf,
         /// Its version.
         version: i64,
@@ -252,9 +257,10 @@ pub enum OpenError {
 
 #[derive(Clone, Debug)]
 enum Queue {
-    /// A thread of its own takes commands in groups.
+    /// Sends commands to a separate thread, which executes them in groups.
     Thread(mpsc::Sender<Command>),
-    /// The caller's thread, at once: under a paused clock nothing must happen beside it.
+    /// Executes commands at once on the caller's thread, because under a paused clock nothing may
+    /// run concurrently.
     Inline(Arc<Mutex<Store>>),
 }
 
@@ -319,10 +325,10 @@ enum Command {
 // === impl Journal ===
 
 impl Journal {
-    /// Opens the journal of a data directory, and makes both where they are missing.
+    /// Opens the journal of a data directory; creates both if they are missing.
     ///
-    /// `incarnation` has to be drawn at random for each opening. What was out when the last process
-    /// ended becomes gaps that end at `now`.
+    /// `incarnation` must be drawn at random for each opening. Requests that were in flight when
+    /// the last process ended become gaps that end at `now`.
     pub fn open(
         data_dir: &Path,
         max_size: u64,
@@ -357,7 +363,8 @@ impl Journal {
         Ok((Self { incarnation, queue: Queue::Thread(sender), stored }, recovered))
     }
 
-    /// A journal for simulated time: the same code on `connection`, run on the caller's thread.
+    /// A journal for simulated time: the same code on `connection`, executed on the caller's
+    /// thread.
     pub fn simulated(
         connection: rusqlite::Connection,
         max_size: u64,
@@ -379,7 +386,7 @@ impl Journal {
 
     /// Puts the next ticket on record and reserves room for its answer.
     ///
-    /// `since` is when the feed was last known to hold nothing, where that is known.
+    /// `since` is when the feed was last known to be empty, if known.
     pub async fn reserve(
         &self,
         feed: &Feed,
@@ -392,31 +399,32 @@ impl Journal {
         Ok(Reservation { journal: self.clone(), place })
     }
 
-    /// Lets held entries be read, in the given order and behind all that can be read already. Can't
-    /// fail: what can't be written is remembered, as with [`Self::forget`].
+    /// Makes held entries readable, in the given order and after all entries that are readable
+    /// already. Infallible: if it can't be written, it stays in memory until it can, as with
+    /// [`Self::forget`].
     pub async fn release(&self, held: Vec<Held>) {
         self.send(Command::Release { held }).await;
     }
 
-    /// Publishes a gap that belongs to no request, under a ticket of its own. On an error it is
-    /// kept in memory and goes on from there. Nothing was reserved for it: it is a few bytes, and a
-    /// full journal takes it too.
+    /// Publishes a gap that belongs to no request, under its own ticket. On an error, it is kept in
+    /// memory and forwarded from there. It needs no reservation: it takes a few bytes, and even a
+    /// full journal accepts it.
     pub async fn note_gap(&self, partition: i32, gap: Gap) -> Result<(), JournalError> {
         self.ask(|reply| Command::Note { partition, gap, reply }).await.1
     }
 
-    /// Publishes the gaps of [`Recovered::in_doubt`], each with its partition, in one transaction.
-    /// From then on there is no doubt. On an error they are kept in memory and go on from there.
+    /// Publishes the gaps for [`Recovered::in_doubt`], each with its partition, in one transaction
+    /// that also settles the doubt. On an error, they are kept in memory and forwarded from there.
     pub async fn settle_doubt(&self, gaps: Vec<(i32, Gap)>) -> Result<(), JournalError> {
         self.ask(|reply| Command::SettleDoubt { gaps, reply }).await
     }
 
-    /// Keeps how fast a feed fills, for [`Recovered::paces`]. Waits for something else to write.
+    /// Records the pace of a feed for [`Recovered::paces`], together with the next write.
     pub async fn keep_pace(&self, feed: &Feed, pace: Pace, now: Timestamp) {
         self.send(Command::KeepPace { feed: feed.clone(), pace, now }).await;
     }
 
-    /// The entries of a partition behind `after`, oldest first, at most `limit`.
+    /// The entries of a partition after `after`, oldest first, at most `limit`.
     pub async fn read(
         &self,
         partition: i32,
@@ -426,7 +434,7 @@ impl Journal {
         self.ask(|reply| Command::Read { partition, after, limit, reply }).await
     }
 
-    /// The entry in this place, where there is one.
+    /// The entry at this place, if there is one.
     pub async fn read_one(
         &self,
         partition: i32,
@@ -436,11 +444,11 @@ impl Journal {
         Ok(next.filter(|it| it.sequence == sequence))
     }
 
-    /// Gives an entry a new ticket, of this incarnation, and the last place, in one transaction. On
-    /// an error it stays where it is and keeps its ticket.
+    /// Gives an entry a new ticket of this incarnation and moves it to the last place, in one
+    /// transaction. On an error, it keeps its place and ticket.
     ///
-    /// Nothing is reserved for it, so a full journal does it too. A full disk does not: what room it
-    /// has left belongs to the answers that are out.
+    /// Needs no reservation, so it works in a full journal. It fails on a full disk, whose
+    /// remaining space is reserved for the answers in flight.
     pub async fn move_behind(
         &self,
         partition: i32,
@@ -449,17 +457,17 @@ impl Journal {
         self.ask(|reply| Command::MoveBehind { partition, sequence, reply }).await
     }
 
-    /// Writes down what was only noted: forwarded entries to delete, releases, paces.
+    /// Writes pending changes: deletions of forwarded entries, releases, paces.
     pub async fn flush(&self) {
         self.ask(|reply| Command::Flush { reply }).await;
     }
 
-    /// Forgets entries: they are forwarded.
+    /// Deletes entries that have been forwarded.
     pub async fn forget(&self, sequences: Vec<Sequence>) {
         self.send(Command::Forget { sequences }).await;
     }
 
-    /// What waits, and its changes.
+    /// The backlog, and its changes.
     pub fn backlog(&self) -> watch::Receiver<Backlog> {
         self.stored.clone()
     }
@@ -490,21 +498,22 @@ impl Reservation {
         self.place.ticket
     }
 
-    /// Records the page that came, or the gap that is left of it. On an error it is kept in memory
-    /// and goes on from there.
+    /// Records the page that arrived, or the gap in its place. On an error, it is kept in memory
+    /// and forwarded from there.
     pub async fn settle(self, content: Content) -> Result<(), JournalError> {
         let Self { journal, place } = self;
         journal.ask(|reply| Command::Settle { place, content, reply }).await.1
     }
 
-    /// Nothing was handed over. Can't fail: what can't be written is a gap to the next process.
+    /// Closes the ticket of a request that brought nothing. Infallible: if it can't be written, the
+    /// next process publishes a gap.
     pub async fn close(self) {
         let Self { journal, place } = self;
         journal.send(Command::Close { place }).await;
     }
 
-    /// Records a page or gap that has to wait for others: durable as with [`Self::settle`], also
-    /// kept in memory on an error, and read by nobody before its release.
+    /// Records a page or gap that must wait for others: as durable as with [`Self::settle`], kept
+    /// in memory on an error, and invisible to readers until its release.
     pub async fn hold(self, content: Content) -> (Held, Result<(), JournalError>) {
         let Self { journal, place } = self;
         let (row, stored) = journal.ask(|reply| Command::Hold { place, content, reply }).await;
@@ -524,10 +533,10 @@ impl Held {
 // === impl Sequence ===
 
 impl Sequence {
-    /// Before every entry.
+    /// The place before all entries.
     pub const START: Self = Self(0);
 
-    /// The place of this number.
+    /// The place with this number.
     #[cfg(test)]
     pub(crate) fn from_number(number: i64) -> Self {
         Self(number)
@@ -546,13 +555,13 @@ impl Place {
     }
 }
 
-/// What fills a journal in which hardly anything waits.
+/// Explains a full journal in which hardly anything waits.
 fn because_of_log(in_log: u64, max_size: u64) -> String {
     if in_log < max_size / 4 {
         return String::new();
     }
     format!(
-        "; {in_log} bytes are in its write-ahead log, because a program is reading the journal: end it"
+        "; {in_log} bytes are in its write-ahead log, because another program is reading the journal: stop it"
     )
 }
 

@@ -1,9 +1,9 @@
-//! Room that is kept for the day when the disk is full.
+//! Disk space reserved for the case that the disk becomes full.
 //!
-//! On a full file system even a deletion fails, since the log of the database has to grow for it. So
-//! a file of 32 MiB is allocated beside the database and given up when the disk refuses: what is on
-//! its way from Agora is stored, what is forwarded is deleted, and no further request leaves before
-//! the file is there again.
+//! On a full file system even a deletion fails, because the database's log has to grow for it. So a
+//! file of 32 MiB is allocated next to the database, and deleted when the disk is full. In that
+//! space, answers that are on their way are stored and forwarded entries are deleted; no further
+//! request leaves until the file is allocated again.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -15,10 +15,10 @@ use rustix::io::Errno;
 
 use super::files;
 
-/// Its size.
+/// Size of the reserve file, in bytes.
 pub(super) const BALLAST_BYTES: u64 = 32 * 1024 * 1024;
 
-/// The file and whether it is there.
+/// The reserve file, and whether it is allocated.
 #[derive(Debug)]
 pub(super) struct Ballast {
     path: PathBuf,
@@ -28,29 +28,30 @@ pub(super) struct Ballast {
 // === impl Ballast ===
 
 impl Ballast {
-    /// The ballast of a data directory. It is taken if there is room.
+    /// The reserve of a data directory. Allocates the file if there is room.
     pub(super) fn new(data_dir: &Path) -> Self {
         let mut ballast = Self { path: data_dir.join("ballast"), there: false };
         ballast.take();
         ballast
     }
 
-    /// Whether it is there.
+    /// Whether the file is allocated.
     pub(super) fn is_there(&self) -> bool {
         self.there
     }
 
-    /// Gives its room to the database. `false` where there was nothing to give.
+    /// Deletes the file, so that the database can use its space. Returns false if there was no
+    /// file.
     pub(super) fn give_up(&mut self) -> bool {
         std::mem::take(&mut self.there) && fs::remove_file(&self.path).is_ok()
     }
 
-    /// Takes it (back), if there is room.
+    /// Allocates the file if it is not there and there is room.
     pub(super) fn take(&mut self) -> bool {
         if !self.there {
             self.there = allocate(&self.path).is_ok();
             if !self.there {
-                // What was allocated of it would be missed by the database.
+                // Release the part that was allocated: the database needs it.
                 fs::remove_file(&self.path).ok();
             }
         }
@@ -66,7 +67,7 @@ fn allocate(path: &Path) -> io::Result<()> {
     }
 }
 
-/// For file systems that can't allocate without writing.
+/// For file systems that can't allocate space without writing.
 fn fill(file: &mut File) -> io::Result<()> {
     let block = vec![0; 1024 * 1024];
     for _ in 0..BALLAST_BYTES / block.len() as u64 {

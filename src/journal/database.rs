@@ -1,12 +1,12 @@
-//! The file of the journal: whether it can be trusted, and what to do where it can't.
+//! The journal's database file: whether it can be trusted, and its replacement if it can't.
 //!
-//! A database whose structure is broken, whose file is gone, or which failed to sync proves nothing
-//! any more: after a failed sync the kernel may have dropped what was written, and says so once. Then
-//! a new file is made, what can be read and what memory still holds goes there, and it takes the
-//! place of the old one. Where that fails it is tried again; until then memory keeps what comes, and
-//! nobody gets a reservation.
+//! A database that is corrupt, whose file is missing, or that failed to sync can't be trusted any
+//! more: after a failed sync, the kernel may have dropped written data, and it reports that only
+//! once. Then a new file is created, filled with everything that is readable in the old one or
+//! still in memory, and put in its place. If that fails, it is tried again; until it succeeds, new
+//! pages stay in memory and no request gets a reservation.
 //!
-//! On a full disk the file is sound. It needs the room of the [`Ballast`].
+//! A full disk is no reason for distrust. Then the database needs the room of the [`Ballast`].
 
 mod log;
 mod trust;
@@ -33,27 +33,27 @@ use super::{OpenError, doubt, files, image, salvage, schema};
 use crate::error::Chain;
 use crate::model::Timestamp;
 
-/// The wait between two attempts to make a new file; doubled by each failure.
+/// Pause after the first failed attempt to create a new file; each further failure doubles it.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 
-/// The wait between two looks whether the reserve finds room again.
+/// Interval at which the reserve file is tried again.
 const BALLAST_WAIT: Duration = Duration::from_secs(1);
 
-/// The longest wait between two attempts.
+/// Maximum pause between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// A write that takes longer is worth a line in the log.
+/// Duration from which a write is logged as slow.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// So often at most.
+/// Minimum time between two such log lines.
 const SAY_SLOW_EVERY: Duration = Duration::from_secs(60);
 
-/// Pages are counted after each transaction that stores entries, and else so often: to ask SQLite
-/// takes as long as a small write.
+/// Maximum age of the page counts. They are also counted after each transaction that stores
+/// entries. Counting takes SQLite as long as a small write.
 const COUNT_EVERY: Duration = Duration::from_millis(100);
 
-/// Databases that were replaced and are kept: enough to see what goes on, and not all that a failing
-/// disk brings about.
+/// Number of replaced databases that are kept: enough to investigate, without keeping everything
+/// that a failing disk produces.
 const KEPT_FILES: usize = 8;
 
 /// A database, and whether it can be trusted.
@@ -64,21 +64,21 @@ pub(super) struct Database {
     /// `None` in simulated time.
     files: Option<Files>,
     syncing: bool,
-    /// Bytes in use: of the database and its log.
+    /// Size of the used part of the database and its log, in bytes.
     bytes: u64,
-    /// What of that SQLite told lately.
+    /// The parts of that size, as last counted by SQLite.
     pages: Option<Pages>,
     distrust: Option<Distrust>,
-    /// A new file that is whole and has not taken its place yet.
+    /// A new file that is complete but has not replaced the old one yet.
     declared: Option<Declared>,
     said_slow: Option<Instant>,
-    /// A log with more bytes in use than this is worth a look.
+    /// Size of the log in use, in bytes, above which it is examined.
     look_at_log: u64,
-    /// When it could not be emptied last, for another reason than that somebody reads it.
+    /// When emptying it last failed for another reason than a reader.
     log_failed: Option<Instant>,
 }
 
-/// Where a database lies.
+/// The files of a database.
 #[derive(Debug)]
 struct Files {
     data_dir: PathBuf,
@@ -87,14 +87,15 @@ struct Files {
     lock: Lock,
     ballast: Ballast,
     ballast_asked: Option<Instant>,
-    /// Device and number of both files: another one of the same name is not ours.
+    /// Device and inode of both files, to detect that another file has the name.
     identity: Option<(u64, u64)>,
     log_identity: Option<(u64, u64)>,
-    /// Bytes that can still be written.
+    /// Free disk space, in bytes.
     available: u64,
 }
 
-/// Bytes of the pages of a database, of those that are free, and of page images in its log.
+/// Sizes of all pages of a database, of its free pages, and of the page images in its log, in
+/// bytes.
 #[derive(Clone, Copy, Debug)]
 struct Pages {
     all: u64,
@@ -131,8 +132,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Opens the database of a data directory, and makes both where they are missing. A damaged one
-    /// is replaced.
+    /// Opens the database of a data directory; creates both if they are missing. Replaces a damaged
+    /// one.
     pub(super) fn open(data_dir: &Path, now: Timestamp) -> Result<Self, OpenError> {
         let mut lock = files::lock(data_dir, now)?;
         let path = data_dir.join(files::DATABASE);
@@ -141,7 +142,7 @@ impl Database {
             move |cause| OpenError::File { operation, path, cause }
         };
         if let Some(kept) = files::replace(data_dir, true, now).map_err(failed("replace"))? {
-            warn!(kept = %kept.display(), "the change to a new journal is complete");
+            warn!(kept = %kept.display(), "completed the replacement of the journal by a new file");
         }
         let log = files::log_of(&path);
         let in_doubt = requests_in_doubt(&lock, &path, &log);
@@ -182,7 +183,7 @@ impl Database {
         Ok(database)
     }
 
-    /// No database.
+    /// Without a database.
     pub(super) fn none() -> Self {
         Self::new(None)
     }
@@ -202,7 +203,7 @@ impl Database {
         }
     }
 
-    /// The database, for reading. Errors of what is read there go to [`Self::met`].
+    /// The connection, for reading. Errors while reading from it must be passed to [`Self::met`].
     pub(super) fn connection(&self) -> rusqlite::Result<&Connection> {
         self.connection.as_ref().ok_or_else(|| {
             let cause =
@@ -211,13 +212,14 @@ impl Database {
         })
     }
 
-    /// Bytes of the database, its log and the ballast.
+    /// Size of the database, its log and the reserve file, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let ballast = self.files.as_ref().is_some_and(|files| files.ballast.is_there());
         self.bytes + if ballast { BALLAST_BYTES } else { 0 }
     }
 
-    /// Whether the disk has room for so many more bytes, and its ballast. If not, what is left.
+    /// Checks that the disk has room for this many more bytes and for the reserve file. If not,
+    /// returns the free space.
     pub(super) fn has_room_for(&mut self, bytes: u64) -> Result<(), u64> {
         let Some(files) = &mut self.files else { return Ok(()) };
         let due = files.ballast_asked.is_none_or(|asked| asked.elapsed() >= BALLAST_WAIT);
@@ -228,9 +230,7 @@ impl Database {
                 if files.available < bytes {
                     files.ballast.give_up();
                 } else {
-                    info!(
-                        "the disk has room again: the reserve is taken back, and polling goes on"
-                    );
+                    info!("the disk has room again: allocated the reserve, resuming polling");
                 }
             }
         }
@@ -244,7 +244,7 @@ impl Database {
         Err(files.available)
     }
 
-    /// Carries out `work` in a transaction.
+    /// Executes `work` in a transaction.
     pub(super) fn transact(
         &mut self,
         sync: bool,
@@ -287,25 +287,25 @@ impl Database {
         transaction.commit()
     }
 
-    /// Looks at an error: whether the file can be trusted any more.
+    /// Examines an error, which may mean that the file can't be trusted any more.
     pub(super) fn met(&mut self, cause: &rusqlite::Error) {
         if let (Some(_), Some(code)) = (&self.files, proves_nothing(cause)) {
             self.lose_trust(code, Chain(cause).to_string());
         }
     }
 
-    /// Whether a new file is due.
+    /// Whether it is time to create a new file.
     pub(super) fn is_to_be_renewed(&self) -> bool {
         self.distrust.as_ref().is_some_and(|it| it.next_attempt <= Instant::now())
     }
 
-    /// Whether it can't be trusted.
+    /// Whether the file can't be trusted.
     pub(super) fn is_distrusted(&self) -> bool {
         self.distrust.is_some()
     }
 
-    /// Makes a new file of what can be read and of what `more` writes behind it, in one transaction,
-    /// and goes on with that.
+    /// Creates a new file with everything readable plus what `more` writes after it, in one
+    /// transaction, and continues with that file.
     pub(super) fn renew(
         &mut self,
         known: Option<&Known>,
@@ -316,7 +316,7 @@ impl Database {
         if let (Err(cause), Some(distrust)) = (&outcome, &mut self.distrust) {
             error!(
                 error = %Chain(cause), again_in = ?distrust.wait,
-                "no new file for the journal can be made; what comes stays in memory, and polling \
+                "failed to create a new file for the journal; pages stay in memory, and polling \
                  pauses"
             );
             distrust.next_attempt = Instant::now() + distrust.wait;
@@ -339,7 +339,7 @@ impl Database {
             self.declared = Some(made?);
         }
         if let Some(old) = self.connection.take() {
-            // As it is: whoever looks into it later shall see what we saw.
+            // Keep the file as it is, so that a later investigation sees what we saw.
             old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok();
         }
         let files = self.files.as_ref().expect("only files are distrusted");
@@ -353,18 +353,18 @@ impl Database {
         warn!(
             entries = carried.rows.len(),
             kept = kept.map(|it| tracing::field::display(it.display().to_string())),
-            "the journal goes on in a new file with everything that could be read"
+            "replaced the journal by a new file with everything that was readable"
         );
         if !carried.whole && known.is_none() {
             error!(
-                "parts of the old file could not be read: pages and records of requests may be \
+                "parts of the old file were unreadable: pages and records of requests may be \
                  missing, and a gap is published for each feed"
             );
         }
         Ok(carried)
     }
 
-    /// Makes the new file, up to its name.
+    /// Creates the new file, complete except for its name.
     fn make(
         &self,
         known: Option<&Known>,
@@ -375,13 +375,13 @@ impl Database {
         files::remove(&path).map_err(|it| file_error(&it))?;
         files::make_private(&path).map_err(|it| file_error(&it))?;
         let new = open_no_link(&path)?;
-        // It is thrown away if it does not become whole.
+        // It is discarded if it does not become complete.
         new.pragma_update(None, "journal_mode", "MEMORY")?;
         schema::prepare(&new)?;
         let reopened;
         let old = match &self.connection {
             Some(connection) => Some(connection),
-            // SQLite would remove the log of an empty database.
+            // SQLite would delete the log of an empty database.
             None if length(&files.path) == 0 => None,
             None => {
                 reopened = open_untouched(&files.path).ok();
@@ -395,7 +395,7 @@ impl Database {
         new.close().map_err(|(_, cause)| cause)?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(|it| file_error(&it))?;
         files::declare_whole(&files.data_dir).map_err(|it| file_error(&it))?;
-        // A file that only failed to sync has nothing that the new one has not.
+        // A file that only failed to sync contains nothing that the new one lacks.
         let failed =
             self.distrust.as_ref().is_some_and(|it| it.cause.code == ErrorCode::SystemIoFailure);
         Ok(Declared { keep: !(failed && carried.whole), carried })
@@ -404,8 +404,8 @@ impl Database {
     fn connect(&mut self) -> Result<(), Unusable> {
         let files = self.files.as_mut().expect("there is something to connect to");
         if length(&files.path) == 0 && length(&files.log) > 0 {
-            // SQLite would take such a log for a leftover and remove it.
-            return Err(Unusable::Damaged("the database is empty and its log is not".to_owned()));
+            // SQLite would take such a log for a leftover and delete it.
+            return Err(Unusable::Damaged("the database is empty, but its log is not".to_owned()));
         }
         let log_is_sound = image::is_sound_to_its_end(&files.log);
         if !log_is_sound.map_err(|cause| Unusable::Refused(file_error(&cause)))? {
@@ -418,7 +418,7 @@ impl Database {
             let read = schema::version(&connection).map_err(Unusable::of)?;
             let read_mark = schema::mark(&connection).map_err(Unusable::of)?;
             if read < version || mark != 0 && read_mark != mark {
-                return Err(Unusable::Damaged("its log is one of another database".to_owned()));
+                return Err(Unusable::Damaged("its log belongs to another database".to_owned()));
             }
         }
         usable(&connection)?;
@@ -436,7 +436,10 @@ impl Database {
 
     fn lose_trust(&mut self, cause: ffi::Error, reason: String) {
         if self.distrust.is_none() {
-            error!(reason, "the journal's file can't be trusted any more; a new one is made");
+            error!(
+                reason,
+                "the journal's file can't be trusted any more; replacing it by a new one"
+            );
             let next_attempt = Instant::now();
             let distrust = Distrust { cause, reason, wait: SHORTEST_WAIT, next_attempt };
             self.distrust = Some(distrust);
@@ -447,14 +450,14 @@ impl Database {
         let gave = self.files.as_mut().is_some_and(|files| files.ballast.give_up());
         if gave {
             warn!(
-                "the disk is full: the reserve beside the journal is given up, and polling pauses \
-                 until there is room for it again"
+                "the disk is full: released the journal's reserve; polling pauses until there is \
+                 room for it again"
             );
         }
         gave
     }
 
-    /// Looks how large the database and its log are now, and whether they are still there.
+    /// Measures the database and its log, and checks that the files are still there.
     pub(super) fn weigh(&mut self) {
         let Some(connection) = &self.connection else { return };
         let known = self.pages.filter(|it| it.counted_at.elapsed() < COUNT_EVERY);
@@ -464,7 +467,7 @@ impl Database {
         let Some(files) = &mut self.files else { return };
         let log = fs::metadata(&files.log).ok();
         let log_bytes = log.as_ref().map_or(0, |file| file.len());
-        // What it was longer once is written over, as free pages are.
+        // SQLite reuses the rest of a longer log, as it does free pages.
         let in_log = pages.log.min(log_bytes);
         self.bytes += in_log;
         files.available = available(&files.data_dir) + pages.free + (log_bytes - in_log);
@@ -474,7 +477,7 @@ impl Database {
         files.log_identity = log;
         if gone {
             let moved = ffi::Error::new(ffi::SQLITE_READONLY_DBMOVED);
-            self.lose_trust(moved, "the file was removed, moved or replaced".to_owned());
+            self.lose_trust(moved, "the file was deleted, moved or replaced".to_owned());
         } else {
             self.look_at_log(in_log);
         }
@@ -484,24 +487,24 @@ impl Database {
         let quiet = self.said_slow.is_some_and(|said| said.elapsed() < SAY_SLOW_EVERY);
         if took >= SLOW && !quiet {
             self.said_slow = Some(Instant::now());
-            warn!(?took, "the journal's disk is slow; polling waits for it");
+            warn!(?took, "the journal's disk is slow and delays polling");
         }
     }
 
-    /// Closes the file. `everything` that was to be kept is in it.
+    /// Closes the file. `everything` says whether all that had to be kept is in it.
     pub(super) fn close(&mut self, everything: bool) {
         let closed = self.connection.take().is_some_and(|it| it.close().is_ok());
         self.set_stopped(closed && everything && !self.is_distrusted());
     }
 
-    /// From here on this process answers for what is missing.
+    /// From now on, this process is responsible for missing records.
     pub(super) fn begin(&mut self) {
         if let Some(files) = &mut self.files {
             files.lock.begin();
         }
     }
 
-    /// Notes whether everything that is known is in the file.
+    /// Records whether everything known is in the file.
     pub(super) fn set_stopped(&mut self, stopped: bool) {
         if let Some(files) = &mut self.files {
             files.lock.set_stopped(stopped);
@@ -536,7 +539,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Bytes that can still be written to the file system of a directory.
+/// Free space of a directory's file system, in bytes.
 fn available(directory: &Path) -> u64 {
     rustix::fs::statvfs(directory)
         .map_or(0, |file_system| file_system.f_bavail.saturating_mul(file_system.f_frsize))

@@ -185,8 +185,8 @@ fn report(style: Option<&Style>, dropped: Dropped) -> Vec<u8> {
             lines,
             errors,
             %lasted,
-            "log lines dropped, including errors: stderr was blocked; check what reads the log, and \
-             the gaps topic for events that may be lost"
+            "log lines dropped, including errors: stderr was blocked; check what reads the log, \
+             and the gaps topic for events that may be lost"
         ),
     };
     rendered(style, "warn", work).unwrap_or_default()

@@ -1,9 +1,9 @@
-//! The write-ahead log: how much of it is in use, and how its file becomes short again.
+//! The write-ahead log: how much of it is in use, and how its file is shortened.
 //!
-//! SQLite writes a log from its beginning again once everything in it is in the database and no
-//! reader needs it. Until then it grows, with every transaction, for as long as one reader lingers.
-//! So what counts is how many page images are in use, not how long the file once became; and where
-//! that leaves no room, the log is emptied as soon as nobody reads it any more.
+//! SQLite restarts a log from its beginning once the whole log is copied into the database and no
+//! reader needs it. Until then, every transaction makes it grow, as long as a single reader has an
+//! open transaction. So the size that counts is that of the page images in use, not the length of
+//! the file. If that leaves no room, the log is emptied as soon as it has no reader.
 
 use std::time::Duration;
 
@@ -14,31 +14,31 @@ use tracing::warn;
 use super::{Database, is_full};
 use crate::error::Chain;
 
-/// A log with more bytes in use than this is not copied into the database as it should be.
+/// Size in use, in bytes, above which the log isn't copied into the database as it should be.
 pub(super) const LARGE: u64 = 64 * 1024 * 1024;
 
-/// A log with fewer bytes in use is not worth being emptied.
+/// Size in use, in bytes, below which emptying the log is not worthwhile.
 const SMALL: u64 = 1024 * 1024;
 
-/// A full disk refuses again and again: the log is left in peace for so long after each time.
+/// Pause after the log could not be emptied: a full disk would make every attempt fail.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
-/// How long SQLite waits for a lock that another process holds. Its own default in this binding.
+/// Time that SQLite waits for a lock held by another process; the default of rusqlite.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Bytes in front of each page image.
+/// Size of the header of each page image, in bytes.
 const FRAME_HEADER: u64 = 24;
 
 // === impl Database ===
 
 impl Database {
-    /// Bytes of the log that are in use, as counted last.
+    /// Size of the log in use, in bytes, as last counted.
     pub(in crate::journal) fn bytes_in_log(&self) -> u64 {
         self.pages.map_or(0, |pages| pages.log)
     }
 
-    /// Empties the log, at once or not at all: a reader that lingers is not waited for. Whether it
-    /// is shorter now.
+    /// Empties the log if that is possible at once; doesn't wait for readers. Returns whether it is
+    /// shorter now.
     pub(in crate::journal) fn shorten_log(&mut self) -> bool {
         let failed = self.log_failed.is_some_and(|failed| failed.elapsed() < AFTER_FAILURE);
         let is_small = self.bytes_in_log() < SMALL;
@@ -61,7 +61,7 @@ impl Database {
         self.bytes_in_log() < before
     }
 
-    /// SQLite copies its log into the database by itself, and is silent where that fails.
+    /// SQLite copies its log into the database on its own, but reports no failure.
     pub(super) fn look_at_log(&mut self, in_use: u64) {
         if in_use <= self.look_at_log {
             if in_use <= LARGE {
@@ -79,7 +79,7 @@ impl Database {
     }
 
     fn not_copied(&mut self, cause: &rusqlite::Error) {
-        warn!(error = %Chain(cause), "the journal's log can't be copied into the database");
+        warn!(error = %Chain(cause), "failed to copy the journal's log into the database");
         if is_full(cause) {
             self.give_up_ballast();
         }
@@ -87,12 +87,12 @@ impl Database {
     }
 }
 
-/// Bytes of the log that are in use: what is behind them is left over from a longer one. Pages of
-/// the database have `page_size` bytes.
+/// Size of the log in use, in bytes; anything behind it is left over from a longer log. The pages
+/// of the database have `page_size` bytes.
 pub(super) fn bytes_in_use(connection: &Connection, page_size: u64) -> u64 {
     let frames = connection
         .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get::<_, i64>(1))
-        // Without a log it is -1.
+        // Without a log, it is -1.
         .map_or(0, |frames| u64::try_from(frames).unwrap_or(0));
     frames * (page_size + FRAME_HEADER)
 }

@@ -12,8 +12,8 @@ use crate::error::Chain;
 use crate::journal::files::Lock;
 use crate::journal::schema;
 
-/// A database up to this size is checked as a whole before it is used: about a second. In a larger
-/// one damage is found when it is met.
+/// Maximum size of a database that is checked completely before it is used, in bytes; that takes
+/// about a second. In a larger one, damage is detected when it is read.
 const CHECKED_AT_START: u64 = 256 * 1024 * 1024;
 
 /// Why a file can't be used as it is.
@@ -55,32 +55,32 @@ impl Unusable {
     }
 }
 
-/// Whether records of requests of the process before may be missing, and says why.
+/// Whether records of requests by the previous process may be missing; logs the reason.
 pub(super) fn requests_in_doubt(lock: &Lock, path: &Path, log: &Path) -> bool {
     let Some(before) = &lock.before else { return false };
     if before.in_doubt {
-        warn!(%before, "the last start failed before the journal took down what it found missing");
+        warn!(%before, "the last start failed before it recorded that requests may be missing");
         return true;
     }
     // A start that failed may have left an empty file.
     let is_empty = |path: &Path| fs::metadata(path).map_or(0, |file| file.len()) == 0;
     if is_empty(path) && is_empty(log) {
         if before.stopped {
-            warn!(%before, "the journal is gone; a new one is made");
+            warn!(%before, "the journal is missing; creating a new one");
         } else {
             error!(
                 %before,
-                "the journal is gone, and the last process did not stop in order: pages that it had \
-                 not forwarded are lost"
+                "the journal is missing after an unclean shutdown: pages that were not forwarded \
+                 are lost"
             );
         }
         return !before.stopped;
     }
-    // SQLite removes its log only where it closes in order.
+    // SQLite deletes its log only at a clean close.
     if !before.stopped && !log.exists() {
         error!(
             %before,
-            "the last process did not stop in order, and the journal's log is gone: pages that were \
+            "the journal's write-ahead log is missing after an unclean shutdown: pages that were \
              only there are lost"
         );
         return true;
@@ -88,15 +88,15 @@ pub(super) fn requests_in_doubt(lock: &Lock, path: &Path, log: &Path) -> bool {
     if lock.power_was_lost() {
         warn!(
             %before,
-            "the last process did not stop in order, and this is another start of the machine: the \
-             last records of requests may be missing"
+            "unclean shutdown, and the machine has rebooted since: the last records of requests \
+             may be missing"
         );
         return true;
     }
     false
 }
 
-/// Opens a database so that closing it changes nothing.
+/// Opens a database such that closing it changes nothing.
 pub(super) fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     let connection = open_no_link(path)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -104,7 +104,7 @@ pub(super) fn open_untouched(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Makes a database ours, if it is sound.
+/// Configures and migrates a database, if it is intact.
 pub(super) fn usable(connection: &Connection) -> Result<(), Unusable> {
     let version = schema::version(connection).map_err(Unusable::of)?;
     if version > schema::VERSION {
@@ -128,15 +128,15 @@ fn check(connection: &Connection) -> Result<(), Unusable> {
     if found == "ok" { Ok(()) } else { Err(Unusable::Damaged(found)) }
 }
 
-/// Whether the disk is full.
+/// Whether the error means that the disk is full.
 pub(super) fn is_full(cause: &rusqlite::Error) -> bool {
     cause.sqlite_error().is_some_and(|code| {
-        // SQLite has a code of its own where the index of its log can't grow; it holds no data.
+        // SQLite has another code if the index of its log can't grow; the index contains no data.
         code.code == ErrorCode::DiskFull || code.extended_code == ffi::SQLITE_IOERR_SHMSIZE
     })
 }
 
-/// The code of an error after which a file proves nothing.
+/// The code of an error after which the file can't be trusted.
 pub(super) fn proves_nothing(cause: &rusqlite::Error) -> Option<ffi::Error> {
     let code = *cause.sqlite_error().filter(|_| !is_full(cause))?;
     let is_fatal = matches!(
@@ -146,7 +146,7 @@ pub(super) fn proves_nothing(cause: &rusqlite::Error) -> Option<ffi::Error> {
     is_fatal.then_some(code)
 }
 
-/// An error of a file in the words of the database.
+/// Converts an I/O error to a database error.
 pub(super) fn file_error(cause: &io::Error) -> rusqlite::Error {
     let code = match cause.kind() {
         io::ErrorKind::StorageFull => ffi::SQLITE_FULL,
@@ -155,8 +155,9 @@ pub(super) fn file_error(cause: &io::Error) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(cause.to_string()))
 }
 
-/// Opens a database, or makes it. Its directory may be reached by a link; itself it may not be one,
-/// so that whoever can put a name there can't have us write elsewhere.
+/// Opens a database; creates it if it is missing. The path to its directory may contain a link, but
+/// the file itself must not be one, so that nobody who can create names there can redirect our
+/// writes.
 pub(super) fn open_no_link(path: &Path) -> rusqlite::Result<Connection> {
     let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
     let real = folder.zip(path.file_name()).map(|(folder, name)| folder.join(name));

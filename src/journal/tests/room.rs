@@ -54,7 +54,7 @@ async fn a_reader_that_lingers_fills_the_journal_for_as_long_as_it_reads_and_no_
         let refused = fill_the_log(&journal).await;
         assert!(matches!(refused, JournalError::Full { .. }), "{refused}");
         let why = refused.to_string();
-        assert!(why.contains("because a program is reading the journal: end it"), "{why}");
+        assert!(why.contains("because another program is reading the journal: stop it"), "{why}");
         assert!(read(&journal).await.is_empty(), "nothing waits");
         let again = journal.reserve(&feed(Endpoint::User), 3, None, at(1)).await;
         assert!(again.is_err(), "the reader is still there");
