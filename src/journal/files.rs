@@ -1,4 +1,4 @@
-//! The files of a data directory: who holds it, their names, their rights.
+//! The files of a data directory: their lock, names and permissions.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -15,62 +15,62 @@ use crate::model::Timestamp;
 /// The database.
 pub(super) const DATABASE: &str = "journal.sqlite";
 
-/// A database that takes the place of [`DATABASE`] and is not whole yet.
+/// A new database that is not complete yet.
 pub(super) const MAKING: &str = "journal.sqlite.making";
 
-/// The same, whole: from the moment it has this name it is the journal.
+/// A complete new database: from the moment it has this name, it is the journal.
 pub(super) const NEW: &str = "journal.sqlite.new";
 
-/// Databases that were replaced begin with this.
+/// Prefix of replaced databases.
 pub(super) const ASIDE: &str = "damaged-";
 
-/// Pages are personal data: nobody but the owner reads them.
+/// Mode of our files: pages are personal data, which only the owner may read.
 const FILE_MODE: u32 = 0o600;
 
-/// As [`FILE_MODE`], for the directory.
+/// Mode of the directory, for the same reason.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// A file of ours is never a link: whoever can put a name into the directory can't have us write
-/// elsewhere.
+/// Our files must not be links, so that nobody who can create names in the directory can redirect
+/// our writes.
 const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 const LOCK: &str = "lock";
 
-/// One who only asks who has a data directory has its lock for less.
+/// Maximum time for which a process that only queries the lock holds it.
 const ONE_WHO_ASKS: Duration = Duration::from_millis(50);
 
-/// What SQLite puts beside a database.
+/// Suffixes of the files that SQLite adds to a database.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
-/// A data directory that is ours until this is dropped.
+/// The lock on a data directory, released on drop.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
     this: Holder,
-    /// Which start of the machine this is.
+    /// Identifies the machine's current boot.
     boot: String,
-    /// Who had it before, where that is known.
+    /// The previous holder, if known.
     pub(super) before: Option<Holder>,
 }
 
-/// The process that has a data directory, or had it last.
+/// The process that holds a data directory, or held it last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its number.
+    /// Its process id.
     pub pid: u32,
-    /// The machine that it runs on.
+    /// The host name of its machine.
     pub host: String,
     /// When it opened the journal.
     pub since: Timestamp,
-    /// It has stopped in order: everything that it knew is in the journal.
+    /// Whether it shut down cleanly: everything that it knew is in the journal.
     pub stopped: bool,
-    /// Records of requests may be missing, and the journal does not say so yet.
+    /// Whether records of requests may be missing, which the journal has not recorded yet.
     pub(super) in_doubt: bool,
-    /// Which start of the machine it belongs to.
+    /// Identifies the boot of the machine in which it ran.
     boot: String,
 }
 
-/// Makes the directory where it is missing, and locks it.
+/// Creates the directory if it is missing, and locks it.
 pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
     let failed =
         |operation, path: &Path, cause| OpenError::File { operation, path: path.to_owned(), cause };
@@ -78,10 +78,10 @@ pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
         .recursive(true)
         .mode(DIRECTORY_MODE)
         .create(data_dir)
-        .map_err(|cause| failed("make the data directory", data_dir, cause))?;
+        .map_err(|cause| failed("create the data directory", data_dir, cause))?;
     let path = data_dir.join(LOCK);
     let file = open_private(&path).map_err(|cause| failed("open", &path, cause))?;
-    // One who only asks who has it holds the lock for an instant.
+    // A process that only queries the lock holds it for an instant.
     let locked = file.try_lock().or_else(|_| {
         thread::sleep(ONE_WHO_ASKS);
         file.try_lock()
@@ -91,8 +91,8 @@ pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
         Ok(()) => {
             let this = Holder::this(now);
             let boot = this.boot.clone();
-            // Until the journal is open nothing of ours can be missing, and what the process before
-            // left behind is as it was: a start that fails has to leave the same to the next one.
+            // Until the journal is open, this process can't lose anything, and the state that its
+            // predecessor left is unchanged: a start that fails must pass it on to the next one.
             let this = match before.clone() {
                 Some(Holder { stopped, in_doubt, boot, .. }) => {
                     Holder { stopped, in_doubt, boot, ..this }
@@ -110,11 +110,11 @@ pub(super) fn lock(data_dir: &Path, now: Timestamp) -> Result<Lock, OpenError> {
     }
 }
 
-/// Whether a process has the data directory. Looking takes the lock for a moment.
+/// Whether a process holds the data directory. The query takes the lock for a moment.
 ///
 /// # Errors
 ///
-/// The lock can't be opened; as `NotFound` where nobody has ever had the directory.
+/// The lock file can't be opened; the error is `NotFound` if the directory was never used.
 pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
     let file = open_existing(&data_dir.join(LOCK))?;
     match file.try_lock_shared() {
@@ -124,8 +124,8 @@ pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// Why others may read what is in a data directory, or put something there: its mode, or its owner.
-/// `None` where it is ours alone, or not there.
+/// Why other users can read or modify the contents of a data directory: its mode or its owner.
+/// `None` if only this user can, or if it doesn't exist.
 pub fn exposure(data_dir: &Path) -> Option<String> {
     let folder = fs::metadata(data_dir).ok()?;
     let (owner, us) = (folder.uid(), rustix::process::geteuid().as_raw());
@@ -133,19 +133,19 @@ pub fn exposure(data_dir: &Path) -> Option<String> {
     let directory = data_dir.display();
     if owner != us {
         return Some(format!(
-            "data directory `{directory}` belongs to user {owner}, and this process runs as user \
+            "data directory `{directory}` belongs to user {owner}, but this process runs as user \
              {us}: run it as that user, or chown -R {us} {directory}"
         ));
     }
     (mode & !DIRECTORY_MODE != 0).then(|| {
         format!(
-            "data directory `{directory}` has mode {mode:04o}, so that other users can look into \
-             it; what waits there is personal data: chmod 700 {directory}"
+            "data directory `{directory}` has mode {mode:04o}, so other users can access \
+             it; its pages are personal data: chmod 700 {directory}"
         )
     })
 }
 
-/// Who has a data directory now, if anybody has.
+/// The process that holds a data directory now, if there is one.
 pub fn holder(data_dir: &Path) -> Option<Holder> {
     is_in_use(data_dir).is_ok_and(|it| it).then(|| last_holder(data_dir)).flatten()
 }
@@ -154,13 +154,13 @@ fn last_holder(data_dir: &Path) -> Option<Holder> {
     io::read_to_string(open_existing(&data_dir.join(LOCK)).ok()?).ok()?.parse().ok()
 }
 
-/// Makes sure that the database and what SQLite puts beside it is made with our rights: SQLite
-/// gives its other files those of the database.
+/// Creates the database with our mode, if it is missing. SQLite gives its other files the mode of
+/// the database.
 pub(super) fn make_private(database: &Path) -> io::Result<()> {
     open_private(database).map(drop)
 }
 
-/// Opens a file for writing, and makes it where it is missing.
+/// Opens a file for writing; creates it if it is missing.
 pub(super) fn open_private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(FILE_MODE).custom_flags(NO_LINK);
@@ -176,12 +176,12 @@ pub(super) fn log_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Completes the change to a new database, where one is whole. Begun, it can be completed at any
-/// time: [`NEW`] holds all that is known, and only when nothing of the old one has its name any
-/// more does it get it.
+/// Completes the replacement of the database, if a complete new one exists. Once begun, the
+/// replacement can be completed at any time: [`NEW`] contains everything known, and gets the name
+/// of the database only when no file of the old one has its name any more.
 ///
-/// What it replaces is kept under a name that tells, or removed if it is not `keep`. Gives the name
-/// of what was kept.
+/// With `keep`, the old database is kept under a name that contains the time; otherwise it is
+/// deleted. Returns the name of the kept database.
 pub(super) fn replace(data_dir: &Path, keep: bool, now: Timestamp) -> io::Result<Option<PathBuf>> {
     remove(&data_dir.join(MAKING))?;
     let [old, new] = [DATABASE, NEW].map(|name| data_dir.join(name));
@@ -190,7 +190,7 @@ pub(super) fn replace(data_dir: &Path, keep: bool, now: Timestamp) -> io::Result
     }
     let aside = name_aside(data_dir, now);
     let mut kept = None;
-    // The log before the database: without its database it is nothing that SQLite would read.
+    // The log before the database: SQLite ignores a log without its database.
     for (suffix, worth_keeping) in [("-shm", false), ("-wal", true), ("", true)] {
         let file = beside(&old, suffix);
         if !file.exists() {
@@ -209,13 +209,13 @@ pub(super) fn replace(data_dir: &Path, keep: bool, now: Timestamp) -> io::Result
     Ok(kept)
 }
 
-/// Declares [`MAKING`] whole. From here on it is the journal, whatever happens.
+/// Declares [`MAKING`] complete. From now on it is the journal, whatever happens.
 pub(super) fn declare_whole(data_dir: &Path) -> io::Result<()> {
     fs::rename(data_dir.join(MAKING), data_dir.join(NEW))?;
     sync(data_dir)
 }
 
-/// Removes a database and what belongs to it.
+/// Deletes a database and its other files.
 pub(super) fn remove(database: &Path) -> io::Result<()> {
     for suffix in [""].into_iter().chain(BESIDE) {
         match fs::remove_file(beside(database, suffix)) {
@@ -226,7 +226,7 @@ pub(super) fn remove(database: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Databases that were replaced and are kept, the oldest first.
+/// The replaced databases that are kept, oldest first.
 pub fn kept(data_dir: &Path) -> Vec<PathBuf> {
     let is_kept = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -238,34 +238,33 @@ pub fn kept(data_dir: &Path) -> Vec<PathBuf> {
     kept
 }
 
-/// Removes databases that were replaced, the oldest first, until so many are left.
+/// Deletes replaced databases, oldest first, until `most` are left.
 pub(super) fn remove_old(data_dir: &Path, most: usize) {
     let kept = kept(data_dir);
     for old in kept.iter().take(kept.len().saturating_sub(most)) {
         if remove(old).is_ok() {
             warn!(
                 file = %old.display(),
-                "an old database that was replaced is removed; the last {most} are kept"
+                "deleted an old replaced database; the last {most} are kept"
             );
         }
     }
 }
 
-/// Removes the oldest database that was replaced: the disk needs its room. `false` where there is
-/// none.
+/// Deletes the oldest replaced database to free disk space. Returns false if there is none.
 pub(super) fn remove_oldest(data_dir: &Path) -> bool {
     let Some(oldest) = kept(data_dir).into_iter().next() else { return false };
     let removed = remove(&oldest).is_ok();
     if removed {
         warn!(
             file = %oldest.display(),
-            "the disk is full: a database that was replaced is removed, so that polling can go on"
+            "the disk is full: deleted a replaced database, so that polling can continue"
         );
     }
     removed
 }
 
-/// A name that is free, and tells when.
+/// An unused name that contains the time.
 fn name_aside(data_dir: &Path, now: Timestamp) -> PathBuf {
     let moment = now.to_string().replace(':', "-");
     let name = |number: u32| match number {
@@ -273,7 +272,7 @@ fn name_aside(data_dir: &Path, now: Timestamp) -> PathBuf {
         _ => format!("{ASIDE}{moment}-{number}.sqlite"),
     };
     let mut names = (1..).map(|number| data_dir.join(name(number)));
-    names.find(|path| !path.exists()).expect("there are numbers enough")
+    names.find(|path| !path.exists()).expect("there are enough numbers")
 }
 
 fn beside(database: &Path, suffix: &str) -> PathBuf {
@@ -282,7 +281,7 @@ fn beside(database: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// A file whose name is not synced can vanish with the power.
+/// A file whose name is not synced can vanish in a power loss.
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
@@ -290,13 +289,13 @@ fn sync(directory: &Path) -> io::Result<()> {
 // === impl Lock ===
 
 impl Lock {
-    /// Whether the process before ended in a way that may have taken unsynced records along: it did
-    /// not stop in order, and the machine was started anew since then (or it is another one).
+    /// Whether the previous process may have lost unsynced records: its shutdown was unclean, and
+    /// the machine has rebooted since, or is another one.
     pub(super) fn power_was_lost(&self) -> bool {
         self.before.as_ref().is_some_and(|it| !it.stopped && it.boot != self.boot)
     }
 
-    /// Writes down that records of requests may be missing, until the journal says so itself.
+    /// Records that requests may be missing, until the journal has recorded it.
     pub(super) fn set_in_doubt(&mut self) {
         if !self.this.in_doubt {
             self.this.in_doubt = true;
@@ -304,16 +303,16 @@ impl Lock {
         }
     }
 
-    /// The journal is open and says itself what is in doubt. From here on this process answers for
-    /// what is missing.
+    /// Called once the journal is open and has recorded any doubt. From now on, this process is
+    /// responsible for missing records.
     pub(super) fn begin(&mut self) {
         let boot = self.boot.clone();
         self.this = Holder { stopped: false, in_doubt: false, boot, ..self.this.clone() };
         self.sign().ok();
     }
 
-    /// Writes down whether everything has its end. Failing is no harm: the next start publishes
-    /// gaps that nobody needs, at worst.
+    /// Records whether everything is settled and stored. A failure is harmless: at worst, the next
+    /// start publishes unnecessary gaps.
     pub(super) fn set_stopped(&mut self, stopped: bool) {
         if self.this.stopped != stopped {
             self.this.stopped = stopped;
@@ -323,7 +322,7 @@ impl Lock {
 
     fn sign(&self) -> io::Result<()> {
         let text = self.this.line();
-        // Over what stands there: a full disk may have no room for it once that is gone.
+        // Overwrite in place: after a truncation, a full disk might have no room for it.
         self.file.write_all_at(text.as_bytes(), 0)?;
         self.file.set_len(text.len() as u64)?;
         self.file.sync_data()
@@ -340,7 +339,7 @@ impl Holder {
         Self { pid: process::id(), host, since: now, stopped: false, in_doubt: false, boot }
     }
 
-    /// What stands in the lock file: for a person too.
+    /// The line in the lock file; people read it too.
     fn line(&self) -> String {
         let Self { pid, host, since, stopped, in_doubt, boot } = self;
         let state = if *stopped { "stopped" } else { "running" };
@@ -359,7 +358,7 @@ impl std::str::FromStr for Holder {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        // What is behind the line is the rest of a longer one.
+        // Anything after the line is left over from a longer one.
         let mut words = text.lines().next().unwrap_or_default().split_whitespace();
         let stopped = match words.next() {
             Some("stopped") => true,
@@ -423,7 +422,7 @@ mod tests {
         }
     }
 
-    /// Files that are made or written never lead elsewhere; the directory may.
+    /// We never create or write files through a link; the directory may be one.
     #[test]
     fn a_link_in_the_place_of_a_file_is_refused_and_a_link_to_the_directory_is_followed() {
         let home = tempfile::tempdir().unwrap();
@@ -446,7 +445,7 @@ mod tests {
 
     #[test]
     fn the_change_to_a_new_database_can_be_completed_from_wherever_it_stopped() {
-        // For each moment: which files are there, by what they hold.
+        // For each moment, the files that exist, and their contents.
         let moments: [&[(&str, &str)]; 4] = [
             &[(NEW, "new"), (DATABASE, "old"), ("journal.sqlite-wal", "log")],
             &[(NEW, "new"), (DATABASE, "old"), (MAKING, "left"), ("journal.sqlite-shm", "x")],

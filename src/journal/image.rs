@@ -1,9 +1,9 @@
-//! Records as they lie in the files of a database that SQLite refuses to read.
+//! Reads records directly from the files of a database that SQLite refuses to read.
 //!
-//! Whatever the structure above them looks like: each page of the file, and each page image in its
-//! write-ahead log, is taken for a leaf of a table and tried. Every entry of the journal carries a
-//! checksum, so that what is found in this way is either what was written or not taken. A page that
-//! was deleted may be found once more; it is forwarded again, and the publisher recognises it.
+//! It ignores the structure above the leaves: it tries to parse each page of the file, and each
+//! page image in its write-ahead log, as a leaf of a table. Each entry of the journal has a
+//! checksum, so a record that is found is accepted only if it is exactly as written. A deleted page
+//! may be found again; it is then forwarded again, and the publisher recognises it.
 //!
 //! The format: <https://www.sqlite.org/fileformat2.html>.
 
@@ -13,26 +13,26 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-/// The size of a page where the header of the database can't tell; ours have no other.
+/// Size of a page in bytes if the database's header is unreadable; our databases have no other.
 const PAGE_SIZE: u32 = 4_096;
 
-/// What stands at the beginning of a database.
+/// The first bytes of a database.
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
-/// Bytes of a database's header, on its first page.
+/// Size of a database's header on its first page, in bytes.
 const HEADER: usize = 100;
 
-/// What a log begins with, but for the order of bytes.
+/// The first bytes of a log, except for the bit of the byte order.
 const LOG_MAGIC: u32 = 0x377f_0682;
 
-/// Bytes of a log's header, and of the header of each page image in it.
+/// Sizes of a log's header and of the header of each page image in it, in bytes.
 const LOG_HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
 
-/// No record of ours is longer; a length beyond is damage.
+/// Maximum size of a record in bytes: ours are shorter, so a larger size means damage.
 const LONGEST_RECORD: u64 = 1 << 30;
 
-/// What a leaf of a table begins with.
+/// First byte of a leaf of a table.
 const TABLE_LEAF: u8 = 0x0d;
 
 /// The files of a database: page images, the newest last.
@@ -41,15 +41,15 @@ pub(super) struct Image {
     database: File,
     log: Option<File>,
     page_size: u32,
-    /// Pages of the database.
+    /// Number of pages in the database.
     pages: u32,
-    /// Page images in the log: page, and the transaction that it belongs to.
+    /// Page images in the log: the page number, and the transaction.
     frames: Vec<(u32, u32)>,
     /// The frames of each page, oldest first.
     frames_of: BTreeMap<u32, Vec<u32>>,
 }
 
-/// A row as it lies in a leaf.
+/// A row as stored in a leaf.
 #[derive(Debug)]
 pub(super) struct Record {
     /// Its row id.
@@ -58,7 +58,7 @@ pub(super) struct Record {
     pub(super) values: Vec<Value>,
 }
 
-/// What a column holds.
+/// The value of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -68,18 +68,18 @@ pub(super) enum Value {
     Blob(Vec<u8>),
 }
 
-/// Which of its images a page is looked up in.
+/// Which image of a page to look up.
 #[derive(Clone, Copy)]
 enum AsOf {
     Database,
-    /// The database, covered by the log up to this transaction.
+    /// The database with the log up to this transaction.
     Transaction(u32),
 }
 
 // === impl Image ===
 
 impl Image {
-    /// Looks at the files of a database.
+    /// Opens the files of a database.
     pub(super) fn open(database: &Path, log: &Path) -> io::Result<Self> {
         let database = File::open(database)?;
         let log = match File::open(log) {
@@ -107,8 +107,8 @@ impl Image {
         Ok(image)
     }
 
-    /// Every record of every leaf, the log's newest first. Of a record that was written several
-    /// times all are given.
+    /// Calls `take` with the records of all leaves, those of the log first, newest first. A record
+    /// that was written several times is passed each time.
     pub(super) fn each_record(&self, mut take: impl FnMut(Record)) {
         for (frame, (_, transaction)) in self.frames.iter().enumerate().rev() {
             if let Some(page) = self.frame(frame) {
@@ -122,7 +122,7 @@ impl Image {
         }
     }
 
-    /// Which pages the log has, and where its transactions end.
+    /// Indexes the pages in the log and the ends of its transactions.
     fn look_into_log(&mut self) -> io::Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         let size = FRAME_HEADER as u64 + u64::from(self.page_size);
@@ -134,7 +134,7 @@ impl Image {
             let page = be32(&header, 0).unwrap_or(0);
             self.frames.push((page, transaction));
             self.frames_of.entry(page).or_default().push(frame);
-            // The last page of a transaction tells the size of the database.
+            // The last page of a transaction has the size of the database in its header.
             if be32(&header, 4) != Some(0) {
                 transaction += 1;
             }
@@ -152,7 +152,7 @@ impl Image {
         self.read(self.log.as_ref()?, (LOG_HEADER + FRAME_HEADER) as u64 + frame as u64 * size)
     }
 
-    /// A page, filled with zeros where the file ends before it does.
+    /// Reads a page; fills it with zeros if the file ends within it.
     fn read(&self, file: &File, at: u64) -> Option<Vec<u8>> {
         let mut page = vec![0; self.page_size as usize];
         let mut filled = 0;
@@ -193,7 +193,7 @@ impl Image {
         }
     }
 
-    /// The record that begins at a place of a leaf, its overflow pages included.
+    /// Reads the record at an offset of a leaf, including its overflow pages.
     fn record(&self, page: &[u8], at: usize, as_of: AsOf) -> Option<Record> {
         let mut rest = page.get(at..)?;
         let length = varint(&mut rest)?;
@@ -215,9 +215,9 @@ impl Image {
     }
 }
 
-/// Whether SQLite reads a log to its end. It passes over what follows a damaged page image, and says
-/// nothing: what was committed there is missing then. A log that only ends within a transaction is
-/// sound.
+/// Whether SQLite would read a log to its end. It silently skips everything after a damaged page
+/// image, so committed transactions would be missing. A log that merely ends within a transaction
+/// is intact.
 pub(super) fn is_sound_to_its_end(log: &Path) -> io::Result<bool> {
     let file = match File::open(log) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -241,7 +241,7 @@ pub(super) fn is_sound_to_its_end(log: &Path) -> io::Result<bool> {
     let mut at = LOG_HEADER as u64;
     while file.read_exact_at(&mut frame, at).is_ok() {
         at += frame.len() as u64;
-        // What an earlier turn of the log left behind has another salt.
+        // Page images left from before the log's restart have another salt.
         if frame.get(8..16) != Some(salt) {
             valid = false;
             continue;
@@ -275,7 +275,7 @@ impl Sum {
     }
 }
 
-/// What the first page of a database says of itself, whatever its log says: version and mark.
+/// Version and mark from the first page of a database, without its log.
 pub(super) fn version_and_mark(database: &Path) -> io::Result<Option<(i64, i64)>> {
     let mut header = [0; HEADER];
     if File::open(database)?.read_exact_at(&mut header, 0).is_err() || !header.starts_with(MAGIC) {
@@ -285,7 +285,7 @@ pub(super) fn version_and_mark(database: &Path) -> io::Result<Option<(i64, i64)>
     Ok(Some((word(60), word(68))))
 }
 
-/// How many bytes of a record lie in the leaf itself.
+/// Number of bytes of a record that are stored in the leaf itself.
 fn local_bytes(length: usize, usable: usize) -> usize {
     let most = usable - 35;
     if length <= most {
@@ -296,7 +296,7 @@ fn local_bytes(length: usize, usable: usize) -> usize {
     if wanted <= most { wanted } else { least }
 }
 
-/// Takes a record apart.
+/// Parses a record.
 fn columns(payload: &[u8]) -> Option<Vec<Value>> {
     let mut types = payload;
     let header = usize::try_from(varint(&mut types)?).ok()?;
@@ -329,13 +329,13 @@ fn columns(payload: &[u8]) -> Option<Vec<Value>> {
     Some(values)
 }
 
-/// Two's complement, most significant byte first.
+/// Parses a two's complement number, most significant byte first.
 fn integer(bytes: &[u8]) -> i64 {
     let negative = bytes.first().is_some_and(|first| first & 0x80 != 0);
     bytes.iter().fold(if negative { -1 } else { 0 }, |sum, byte| (sum << 8) | i64::from(*byte))
 }
 
-/// Takes a number of variable length: seven bits a byte, eight in the ninth.
+/// Parses a varint: seven bits per byte, eight in the ninth.
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for place in 0..9 {
@@ -367,7 +367,7 @@ mod tests {
 
     use super::*;
 
-    /// Every row that SQLite has is found, wherever it lies: the file, the log, overflow pages.
+    /// Every row that SQLite has is found, be it in the file, the log or overflow pages.
     #[test]
     fn what_sqlite_wrote_is_found_without_it() {
         let directory = tempfile::tempdir().unwrap();

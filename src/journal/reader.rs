@@ -1,8 +1,8 @@
-//! A journal for one who only looks: beside the process that has it, or after its end.
+//! Read-only access to a journal, while a process uses it or after that process has ended.
 //!
-//! Nothing is written, nothing is locked, and the process that has the journal notices nothing: a
-//! transaction of a reader keeps its log from becoming shorter, so each is over before anybody waits
-//! for what was read to be taken. Between two of them entries come, move and go.
+//! It writes nothing and takes no lock that the process using the journal would notice. A reader's
+//! open transaction would prevent SQLite from shortening the log, so each transaction ends before
+//! the caller consumes what was read. Between two of them, entries may appear, move and disappear.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -14,16 +14,16 @@ use super::rows::{COLUMNS, Raw};
 use super::{Recovered, files, image, schema, tickets};
 use crate::model::{Entry, Feed, Pace, PageId, Timestamp};
 
-/// Findings of SQLite about a broken structure that are told at most.
+/// Maximum number of findings about a corrupt structure.
 const FINDINGS: usize = 20;
 
-/// Entries that are read in one transaction at most …
+/// Maximum number of entries per transaction …
 const BATCH: usize = 256;
 
-/// … and bytes of their bodies, but for the last.
+/// … and of bytes of their bodies, which the last one may exceed.
 const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
-/// A journal that is open for reading.
+/// A journal opened for reading.
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
@@ -32,82 +32,82 @@ pub struct Reader {
     version: i64,
 }
 
-/// An entry as it lies in the journal.
+/// An entry in the journal.
 #[derive(Debug)]
 pub struct Seen {
-    /// What becomes of it.
+    /// Its state.
     pub state: State,
-    /// Its name, as far as it can be read.
+    /// Its name, as far as it is readable.
     pub name: String,
-    /// The size of its body.
+    /// Size of its body, in bytes.
     pub bytes: u64,
-    /// What it says, where its checksum holds.
+    /// The entry, if its checksum is correct.
     pub entry: Option<Entry>,
 }
 
-/// What becomes of an entry.
+/// The state of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It waits to be forwarded.
+    /// Waits to be forwarded.
     Waiting,
-    /// It waits for earlier pages of its feed.
+    /// Waits for earlier pages of its feed.
     Held,
-    /// Its checksum does not hold, and nobody has met it yet.
+    /// Its checksum is wrong, and the bridge has not read it yet.
     Damaged,
-    /// Its checksum does not hold; it is kept and not processed.
+    /// Its checksum is wrong; it is kept but not processed.
     SetAside,
 }
 
-/// A request that is out, or was when its process ended.
+/// A request that is in flight, or was when its process ended.
 #[derive(Debug)]
 pub struct Out {
     /// The name that its page will have.
     pub id: PageId,
-    /// Who is asked.
+    /// The feed that is polled.
     pub feed: Feed,
-    /// Since when.
+    /// When it was sent.
     pub asked_at: Timestamp,
 }
 
-/// What became of a verification.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// What SQLite finds wrong.
+    /// Errors that SQLite reports.
     pub structure: Vec<String>,
-    /// Names of entries whose checksum does not hold.
+    /// Names of entries whose checksum is wrong.
     pub damaged: Vec<String>,
     /// Names that several entries have.
     pub twice: Vec<String>,
-    /// Requests that have a page already and are still out.
+    /// Requests that are in flight although they have a page.
     pub settled: Vec<String>,
-    /// Entries that are as they were written.
+    /// Number of intact entries.
     pub sound: u64,
-    /// Requests that are out.
+    /// Number of requests in flight.
     pub out: u64,
-    /// Entries that were found damaged earlier.
+    /// Number of entries that were set aside earlier, because they were damaged.
     pub set_aside: u64,
 }
 
 /// Why a journal can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is none.
-    #[error("there is no journal in `{}`; name its data directory with --data-dir, or the configuration with --config", .0.display())]
+    /// There is no journal.
+    #[error("there is no journal in `{}`; specify the data directory with --data-dir, or the configuration with --config", .0.display())]
     Missing(PathBuf),
     /// A newer version of this program wrote it.
     #[error("journal `{}` has version {version}, newer than this program reads ({}); use at least the version that wrote it", .path.display(), schema::VERSION)]
     Newer {
-        /// Which.
+        /// The database.
         path: PathBuf,
         /// Its version.
         version: i64,
     },
-    /// It can't be read.
+    /// An error of the database.
     #[error("read the journal `{}`", .path.display())]
     Database {
-        /// Which.
+        /// The database.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: rusqlite::Error,
     },
@@ -131,8 +131,8 @@ impl Reader {
         Ok(Self { connection, data_dir: data_dir.to_owned(), path, version })
     }
 
-    /// Gives every entry, in the order in which they are forwarded; what is held and what is set
-    /// aside comes last. What is released meanwhile may be passed over.
+    /// Calls `take` with each entry, in the order in which they are forwarded; held entries and
+    /// those set aside come last. An entry that is released meanwhile may be missed.
     pub fn each(&self, mut take: impl FnMut(Seen) -> ControlFlow<()>) -> Result<(), ReadError> {
         for (place, condition, state) in [
             ("sequence", "FROM entries WHERE sequence > ? ORDER BY sequence", State::Waiting),
@@ -156,7 +156,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Entries behind `last`, which becomes the place of the last one: as many as a moment allows.
+    /// Reads entries after `last`, as many as one transaction may have, and updates `last`.
     fn batch(&self, select: &str, last: &mut i64, state: State) -> Result<Vec<Seen>, ReadError> {
         let mut statement = self.connection.prepare_cached(select).map_err(self.failed())?;
         let mut rows = statement.query([*last]).map_err(self.failed())?;
@@ -173,8 +173,8 @@ impl Reader {
         Ok(batch)
     }
 
-    /// The entry of this name, and its body; where it is damaged, the page and not the gap in its
-    /// place.
+    /// Finds the entry with this name, and its body. If it is damaged, returns the page and not the
+    /// gap that replaced it.
     pub fn find(&self, id: PageId) -> Result<Option<(Seen, Vec<u8>)>, ReadError> {
         let name = (id.incarnation.to_string(), id.ticket.0.cast_signed());
         let mut found = None;
@@ -193,7 +193,7 @@ impl Reader {
         Ok(found)
     }
 
-    /// Requests that are out, oldest first.
+    /// The requests in flight, oldest first.
     pub fn out(&self) -> Result<Vec<Out>, ReadError> {
         let open = tickets::open(&self.connection).map_err(self.failed())?;
         let out =
@@ -201,10 +201,10 @@ impl Reader {
         Ok(open.into_iter().map(out).collect())
     }
 
-    /// How fast feeds fill, and when that was known, in the order of their names.
+    /// The pace of each feed and when it was recorded, ordered by feed.
     pub fn paces(&self) -> Result<Vec<(Feed, Pace, Timestamp)>, ReadError> {
         let mut recovered = Recovered::default();
-        // Version 1 knew of no paces.
+        // Version 1 had no paces.
         if self.version > 1 {
             tickets::recall(&self.connection, &mut recovered).map_err(self.failed())?;
         }
@@ -214,25 +214,25 @@ impl Reader {
         Ok(paces)
     }
 
-    /// How many entries there are, those set aside included.
+    /// Number of entries, including those set aside.
     pub fn count(&self) -> Result<u64, ReadError> {
         let count = "SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM damaged)";
         let count = self.connection.query_row(count, [], |row| row.get::<_, i64>(0));
         count.map(i64::unsigned_abs).map_err(self.failed())
     }
 
-    /// Its version, and bytes of its files.
+    /// The version, and the size of the files in bytes.
     pub fn version_and_bytes(&self) -> (i64, u64) {
         let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
         (self.version, length(&self.path) + length(&files::log_of(&self.path)))
     }
 
-    /// Databases that were replaced and are kept beside it.
+    /// The replaced databases that are kept in the same directory.
     pub fn kept(&self) -> Vec<PathBuf> {
         files::kept(&self.data_dir)
     }
 
-    /// Checks everything. `step` is called for each entry.
+    /// Verifies everything. Calls `step` for each entry.
     pub fn verify(&self, mut step: impl FnMut()) -> Result<Verdict, ReadError> {
         let mut verdict = Verdict { structure: self.structure()?, ..Verdict::default() };
         let mut names = std::collections::HashSet::new();
@@ -263,11 +263,13 @@ impl Reader {
 
     fn structure(&self) -> Result<Vec<String>, ReadError> {
         let mut found = Vec::new();
-        // While somebody writes, its end is in motion.
+        // While a process writes, the end of the log changes.
         if files::holder(&self.data_dir).is_none()
             && !image::is_sound_to_its_end(&files::log_of(&self.path)).unwrap_or(false)
         {
-            found.push("the write-ahead log is damaged: what follows is not read".to_owned());
+            found.push(
+                "the write-ahead log is damaged: SQLite ignores everything after that".to_owned(),
+            );
         }
         let check = format!("PRAGMA integrity_check({FINDINGS})");
         let mut statement = self.connection.prepare(&check).map_err(self.failed())?;
@@ -307,7 +309,7 @@ impl Reader {
 // === impl State ===
 
 impl State {
-    /// In a word.
+    /// The state as a word.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -321,7 +323,7 @@ impl State {
 // === impl Verdict ===
 
 impl Verdict {
-    /// Whether nothing is damaged but what is set aside already.
+    /// Whether nothing is damaged except what is already set aside.
     pub fn is_sound(&self) -> bool {
         self.structure.is_empty()
             && self.damaged.is_empty()
@@ -330,8 +332,8 @@ impl Verdict {
     }
 }
 
-/// Without a log, and a process that may write one, nothing has to be made beside the database, which
-/// may be somebody else's or on a medium that can't be written to.
+/// If there is no log, and no process that may write one, SQLite must not create files next to the
+/// database, which may belong to another user or be on a read-only medium.
 fn connect(data_dir: &Path, path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_log = fs::metadata(files::log_of(path)).is_ok_and(|log| log.len() > 0);

@@ -1,4 +1,4 @@
-//! Entries as rows: what the columns hold, and the checksum over them.
+//! Entries as rows: the contents of the columns, and their checksum.
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -10,7 +10,7 @@ use crate::model::{
     Ticket, Timestamp, Wholeness,
 };
 
-/// Everything about an entry but its identity and its body, readable for a person with `sqlite3`.
+/// Everything about an entry except its identity and body, readable with `sqlite3`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Head {
@@ -34,19 +34,19 @@ pub(super) enum Head {
     },
 }
 
-/// A row whose content is not what was written.
+/// A row that differs from what was written.
 #[derive(Debug)]
 pub(super) struct Damaged {
     pub(super) row: Sequence,
 }
 
-/// Where an entry belongs and its feed, as far as its row tells.
+/// The place of an entry, and its feed if the row contains a valid one.
 pub(super) type Found = (Place, Option<Feed>);
 
 /// An entry and its row.
 pub(super) type Stored = Result<(Sequence, Entry), Damaged>;
 
-/// A row as it lies there: of the right types, and nobody knows yet whether it is sound.
+/// A row with columns of the right types, whose checksum is not verified yet.
 #[derive(Debug)]
 pub(super) struct Raw {
     pub(super) row: Sequence,
@@ -90,7 +90,7 @@ pub(super) fn insert(
     raw.insert(connection, body)
 }
 
-/// The entries of a partition behind a place, oldest first.
+/// The entries of a partition after a sequence, oldest first.
 pub(super) fn select(
     connection: &Connection,
     partition: i32,
@@ -105,7 +105,7 @@ pub(super) fn select(
     statement.query_map(params![partition, after.0, limit], stored)?.collect()
 }
 
-/// The entry of a row, where there is one.
+/// The entry in a row, if there is one.
 pub(super) fn one(connection: &Connection, row: Sequence) -> rusqlite::Result<Option<Stored>> {
     connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM entries WHERE sequence = ?"))?
@@ -113,7 +113,7 @@ pub(super) fn one(connection: &Connection, row: Sequence) -> rusqlite::Result<Op
         .optional()
 }
 
-/// The entries that are held, in the order of settling.
+/// The held entries, in the order of settling.
 pub(super) fn held(connection: &Connection) -> rusqlite::Result<Vec<Stored>> {
     let query = format!("SELECT {COLUMNS} FROM entries WHERE sequence < 0 ORDER BY sequence DESC");
     connection.prepare(&query)?.query_map([], stored)?.collect()
@@ -127,8 +127,8 @@ pub(super) fn shift(connection: &Connection, from: Sequence, to: Sequence) -> ru
         .map(drop)
 }
 
-/// Gives an entry another row and another name. `None` where there is no sound one: then nothing is
-/// changed.
+/// Moves an entry to another row under another name. Returns `None` and changes nothing if there is
+/// no intact entry.
 pub(super) fn rename(
     connection: &Connection,
     from: Sequence,
@@ -147,7 +147,7 @@ pub(super) fn delete(connection: &Connection, row: Sequence) -> rusqlite::Result
     connection.prepare_cached("DELETE FROM entries WHERE sequence = ?")?.execute([row.0]).map(drop)
 }
 
-/// Keeps a damaged entry, with its bytes, out of the way of the others. `gap` takes its place.
+/// Moves a damaged entry with its bytes to the table of damaged ones. `gap` takes its place.
 pub(super) fn set_aside(
     connection: &Connection,
     row: Sequence,
@@ -161,8 +161,8 @@ pub(super) fn set_aside(
     }
 }
 
-/// Deletes the oldest of the damaged entries, so that those that stay have at most so many bytes.
-/// How many went.
+/// Deletes the oldest damaged entries, so that the rest takes at most `bytes`. Returns the number
+/// of deleted entries.
 pub(super) fn limit_set_aside(connection: &Connection, bytes: u64) -> rusqlite::Result<usize> {
     let statement = "DELETE FROM damaged WHERE rowid IN (
              SELECT place FROM (
@@ -173,7 +173,8 @@ pub(super) fn limit_set_aside(connection: &Connection, bytes: u64) -> rusqlite::
     connection.execute(statement, [i64::try_from(bytes).unwrap_or(i64::MAX)])
 }
 
-/// What a damaged row still tells of its feed and times. A feed counts where its app was asked.
+/// Builds a gap from the feed and times in a damaged row. The feed is trusted only if its app was
+/// polled.
 pub(super) fn gap_for(
     connection: &Connection,
     row: Sequence,
@@ -208,13 +209,13 @@ pub(super) fn gap_for(
     }))
 }
 
-/// How many entries are set aside.
+/// Number of entries that are set aside.
 pub(super) fn count_set_aside(connection: &Connection) -> rusqlite::Result<u64> {
     let count: i64 = connection.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0))?;
     Ok(count.unsigned_abs())
 }
 
-/// Version 2 had checksums that did not cover the partition.
+/// Recomputes the checksums of version 2, which didn't cover the partition.
 pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
     let mut statement = connection.prepare("SELECT sequence FROM entries")?;
     let rows: Vec<i64> =
@@ -232,8 +233,8 @@ pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The places of all entries and their feeds, without looking further into them. A damaged place is
-/// left out: its row is found when it is read.
+/// The places and feeds of all entries, without reading the rest. A damaged place is `None`; the
+/// row is examined when it is read.
 pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Option<Found>)>> {
     let mut statement = connection.prepare(
         "SELECT sequence, partition, incarnation, ticket, app, region, endpoint FROM entries",
@@ -292,14 +293,14 @@ fn head_and_body(content: &Content) -> (String, &[u8]) {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Covers {
     Everything,
-    /// In version 2.
+    /// As in version 2.
     AllButThePartition,
 }
 
 // === impl Raw ===
 
 impl Raw {
-    /// Takes a row as it lies there; `None` where a column is not of its type.
+    /// Reads a row; `None` if a column has the wrong type.
     pub(super) fn read(row: &Row<'_>) -> Option<Self> {
         Some(Self {
             row: Sequence(row.get("sequence").ok()?),
@@ -315,17 +316,17 @@ impl Raw {
         })
     }
 
-    /// Whether it is what was written.
+    /// Whether the row is as it was written.
     pub(super) fn is_sound(&self) -> bool {
         self.sum(Covers::Everything, &self.body) == self.checksum
     }
 
-    /// Whether it is what version 2 (or 1) wrote.
+    /// Whether the row is as version 1 or 2 wrote it.
     pub(super) fn is_sound_in_version_2(&self) -> bool {
         self.sum(Covers::AllButThePartition, &self.body) == self.checksum
     }
 
-    /// Takes over what an earlier version wrote.
+    /// Converts a row of an earlier version.
     pub(super) fn of_this_version(mut self) -> Self {
         if self.is_sound_in_version_2() {
             self.checksum = self.sum(Covers::Everything, &self.body);
@@ -333,18 +334,18 @@ impl Raw {
         self
     }
 
-    /// Its name.
+    /// The identity of the entry.
     pub(super) fn id(&self) -> Option<PageId> {
         let ticket = Ticket(self.ticket.cast_unsigned());
         Some(PageId { incarnation: self.incarnation.parse().ok()?, ticket })
     }
 
-    /// Writes it as it is.
+    /// Writes the row unchanged.
     pub(super) fn store(&self, connection: &Connection) -> rusqlite::Result<()> {
         self.insert(connection, &self.body)
     }
 
-    /// What it says.
+    /// The entry.
     pub(super) fn entry(self) -> Option<Entry> {
         let id = self.id()?;
         let feed = Feed {

@@ -1,9 +1,9 @@
-//! Carries what can be read of a database into a new one.
+//! Copies everything readable from a database into a new one.
 //!
-//! First everything that SQLite reads. Then, unless that was all that is known to be there, records
-//! of entries are looked for in the bytes of the files ([`Image`]). An entry that is carried twice is
-//! an entry that is forwarded twice, and recognised; an entry that is not carried is lost. So what
-//! is in doubt is carried.
+//! First it copies everything that SQLite reads. Then, unless that is known to be complete, it
+//! searches the bytes of the files for entries ([`Image`]). An entry that is copied twice is
+//! forwarded twice, and recognised as a repeat; an entry that is not copied is lost. So in case of
+//! doubt, it copies.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -17,29 +17,30 @@ use super::rows::Raw;
 use super::{Sequence, rows};
 use crate::model::{Feed, PageId};
 
-/// What memory knows of a database that it used until now.
+/// What memory knows about a database that was in use until now.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// Rows that are still wanted, with the names of their entries.
+    /// Rows that are still needed, with the names of their entries.
     pub(super) rows: BTreeMap<Sequence, PageId>,
-    /// The rows of these names.
+    /// The rows by name.
     pub(super) by_id: HashMap<PageId, Sequence>,
 }
 
-/// What was carried.
+/// The result of copying.
 #[derive(Debug)]
 pub(super) struct Carried {
-    /// Rows of the new database.
+    /// Rows in the new database.
     pub(super) rows: BTreeSet<Sequence>,
-    /// Everything in the old one could be read. If not, records of requests may be missing, too.
+    /// Whether everything in the old database was readable. If not, records of requests may be
+    /// missing, too.
     pub(super) whole: bool,
-    /// Entries that memory knows and that could not be read, by feed: a gap has taken their place.
+    /// Number of entries per feed that memory knows but that were unreadable; gaps replace them.
     pub(super) lost: BTreeMap<Arc<Feed>, u64>,
-    /// The same, where the feed is not known: no gap can be told.
+    /// Unreadable entries whose feed is unknown, so that they can't be replaced by a gap.
     pub(super) nameless: Vec<Sequence>,
 }
 
-/// Where it is carried to.
+/// Copies entries into the new database.
 struct Carrier<'a> {
     new: &'a Connection,
     known: Option<&'a Known>,
@@ -47,7 +48,7 @@ struct Carrier<'a> {
     carried: Carried,
 }
 
-/// Carries everything, or what is wanted of it where that is known. Errors are those of `new`.
+/// Copies everything, or if `known` is given, what is needed. Errors are those of `new`.
 pub(super) fn carry(
     old: Option<&Connection>,
     (database, log): (&Path, &Path),
@@ -62,7 +63,8 @@ pub(super) fn carry(
         None => false,
     };
     carrier.carried.whole &= entries_are_whole;
-    // At a start nobody knows what should be there, and a damaged file may hide it from SQLite.
+    // At a start, the expected contents are unknown, and a damaged file may hide entries from
+    // SQLite.
     if (!entries_are_whole || known.is_none())
         && let Ok(image) = Image::open(database, log)
     {
@@ -74,7 +76,7 @@ pub(super) fn carry(
 // === impl Carrier ===
 
 impl Carrier<'_> {
-    /// Takes what SQLite reads; whether that was all entries.
+    /// Copies what SQLite reads. Returns whether it could read all entries.
     fn read_all(&mut self, old: &Connection) -> rusqlite::Result<bool> {
         let new = self.new;
         let entries =
@@ -83,7 +85,7 @@ impl Carrier<'_> {
         let mut others_are_whole =
             each_row(old, "SELECT * FROM damaged", |row| set_aside(new, row))?;
         for table in ["open_tickets", "requests", "feeds"] {
-            // Which requests are out, a process that used the file knows better.
+            // The process that used the file knows better which requests are in flight.
             if table == "open_tickets" && self.known.is_some() {
                 continue;
             }
@@ -99,7 +101,7 @@ impl Carrier<'_> {
         let raw = raw.of_this_version();
         if let Some(known) = self.known {
             let Some(id) = known.rows.get(&raw.row) else { return Ok(()) };
-            // What was written there before, of a page that the disk never took.
+            // The row's earlier content: the disk never stored the page that replaced it.
             if raw.is_sound() && raw.id() != Some(*id) {
                 return set_aside(self.new, row);
             }
@@ -110,13 +112,13 @@ impl Carrier<'_> {
                 self.carried.rows.insert(raw.row);
                 Ok(())
             }
-            // Two rows of one number: the structure above them is broken.
+            // Two rows with the same number: the structure is corrupt.
             Err(error) if is_constraint(&error) => set_aside(self.new, row),
             Err(error) => Err(error),
         }
     }
 
-    /// Looks for entries in the bytes.
+    /// Searches the bytes for entries.
     fn search(&mut self, image: &Image) -> rusqlite::Result<()> {
         let mut outcome = Ok(());
         image.each_record(|record| {
@@ -129,13 +131,13 @@ impl Carrier<'_> {
         outcome
     }
 
-    /// Takes an entry that was found in the bytes, unless it is here already.
+    /// Copies an entry found in the bytes, unless it was copied already.
     fn found(&mut self, mut raw: Raw) -> rusqlite::Result<()> {
         let Some(id) = raw.id().filter(|id| !self.ids.contains(id)) else { return Ok(()) };
         if let Some(known) = self.known {
             let Some(row) = known.by_id.get(&id) else { return Ok(()) };
             raw.row = *row;
-            // What SQLite read there has another name: it is damaged, and this is not.
+            // SQLite read an entry with another name there: that one is damaged, this one is not.
             rows::delete(self.new, raw.row)?;
         } else if self.carried.rows.contains(&raw.row) {
             let last = self.carried.rows.last().map_or(0, |last| last.0.max(0));
@@ -148,7 +150,7 @@ impl Carrier<'_> {
     }
 }
 
-/// Calls `take` for each row that can be read; whether it came to the end.
+/// Calls `take` for each readable row. Returns whether all rows were readable.
 fn each_row(
     old: &Connection,
     select: &str,
@@ -165,7 +167,7 @@ fn each_row(
     }
 }
 
-/// Copies a row of a table whose columns are the same. One that the table refuses is left out.
+/// Copies a row to a table with the same columns. Skips it if the table refuses it.
 fn copy(new: &Connection, table: &str, row: &Row<'_>) -> rusqlite::Result<()> {
     let names = row.as_ref().column_names().join(", ");
     let values = values_of(row)?;
@@ -177,12 +179,12 @@ fn copy(new: &Connection, table: &str, row: &Row<'_>) -> rusqlite::Result<()> {
     }
 }
 
-/// Keeps a row as it is, where nobody reads forward.
+/// Copies a row unchanged to the table of damaged entries, which is not forwarded.
 fn set_aside(new: &Connection, row: &Row<'_>) -> rusqlite::Result<()> {
     copy(new, "damaged", row)
 }
 
-/// All columns, whatever they hold. Text that is none becomes bytes.
+/// The values of all columns. Invalid UTF-8 text becomes a blob.
 fn values_of(row: &Row<'_>) -> rusqlite::Result<Vec<rusqlite::types::Value>> {
     let columns = row.as_ref().column_count();
     (0..columns)
@@ -202,11 +204,11 @@ fn values_of(row: &Row<'_>) -> rusqlite::Result<Vec<rusqlite::types::Value>> {
         .collect()
 }
 
-/// The entry that a record is, if it is one and sound.
+/// Converts a record to an entry, if it is an intact one.
 fn entry_of(record: Record) -> Option<Raw> {
     let columns: [Value; 10] = record.values.try_into().ok()?;
     let [
-        // The row id stands for the first column.
+        // The row id replaces the first column.
         Value::Null,
         Value::Integer(partition),
         Value::Text(incarnation),

@@ -1,28 +1,28 @@
-//! The tables of the journal, and how those of an older version become them.
+//! The tables of the journal, and the migration from older versions.
 //!
-//! Whoever changes them raises [`VERSION`], adds the step from the version before to [`prepare`], and
-//! keeps a dump of a journal that the version before wrote as
-//! `tests/fixtures/journal-version-N.sql`: with a page that waits, a request that was out, and what
-//! is known of feeds. A test opens each of them.
+//! If you change the tables, raise [`VERSION`], add the migration from the previous version to
+//! [`prepare`], and add a dump of a journal written by the previous version as
+//! `tests/fixtures/journal-version-N.sql`, with a waiting page, a request that was in flight, and
+//! recorded feeds. A test opens each of them.
 //!
-//! | version | what changed |
+//! | version | change |
 //! |---|---|
 //! | 2 | a feed has a pace, a page may be held |
 //! | 3 | the checksum of an entry covers its partition, too |
-//! | 4 | a doubt stays on record until its gaps are; a page may be encoded |
+//! | 4 | a doubt stays on record until the gaps for it are stored; a page may be encoded |
 
 use rusqlite::Connection;
 
 use super::rows;
 
-/// The version of the tables; `PRAGMA user_version`.
+/// The version of the tables; stored as `PRAGMA user_version`.
 pub(super) const VERSION: i64 = 4;
 
-/// The log's file is cut to this length in bytes when it begins anew: twice what it grows to where
-/// nobody hinders its copying into the database.
+/// Length in bytes to which the log's file is cut when SQLite restarts it: twice its length when
+/// nothing delays copying it into the database.
 const LONG_LOG: i64 = 32 * 1024 * 1024;
 
-/// A held entry has a sequence below zero until it is released: nobody who reads forward finds it.
+/// A held entry has a negative sequence until it is released, so readers don't find it.
 const TABLES: &str = "
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY, partition INTEGER NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE requests (
 CREATE TABLE damaged AS SELECT * FROM entries WHERE false;
 ";
 
-/// One row where records of requests may be missing: of requests that left before its moment.
+/// One row if records of requests sent before its time may be missing.
 const DOUBT: &str = "CREATE TABLE doubt (until INTEGER NOT NULL) STRICT;";
 
 /// From version 1: a feed may have a pace before it was ever seen empty.
@@ -65,28 +65,28 @@ INSERT INTO feeds (app, region, endpoint, empty_at)
 DROP TABLE feeds_1;
 ";
 
-/// Says how the database is to be used. Has to be said on each connection that writes.
+/// Configures a connection. Required for each connection that writes.
 pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // 16 MiB of log before it is copied into the database.
+    // The log grows to 16 MiB before it is copied into the database.
     connection.pragma_update(None, "wal_autocheckpoint", 4_096)?;
-    // A log that grew while somebody read it is cut when it begins anew.
+    // A log that grew because of a reader is cut when SQLite restarts it.
     connection.pragma_update(None, "journal_size_limit", LONG_LOG)
 }
 
-/// The version of the tables; 0 where there are none.
+/// The version of the tables; 0 if there are none.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// What tells the database from every other one; 0 where it was never marked.
+/// A random number that distinguishes the database from others; 0 if it was never set.
 pub(super) fn mark(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "application_id", |row| row.get(0))
 }
 
-/// Makes the tables, or makes those of an older version ours, in one transaction. A newer version
-/// must not come here.
+/// Creates the tables, or migrates those of an older version, in one transaction. Must not be
+/// called for a newer version.
 pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     let version = version(connection)?;
     if version == VERSION {
@@ -103,8 +103,9 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     }
     transaction.execute_batch(DOUBT)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
-    // A log of another database shows by its mark: SQLite would not know. One that is there stays:
-    // until this is copied into the file, the file has the old one.
+    // The mark identifies a log of another database, which SQLite would not notice. An existing
+    // mark stays: until this transaction is copied from the log into the file, the file contains
+    // the old one.
     if mark(&transaction)? == 0 {
         transaction.pragma_update(None, "application_id", rand::random::<i32>())?;
     }

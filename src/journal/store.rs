@@ -1,10 +1,10 @@
-//! The database behind the journal, and the numbers that are kept beside it in memory.
+//! The database of the journal, and the state that is kept for it in memory.
 //!
-//! A *row* is where an entry lies, a *sequence* where it stands in the line. They are the same but
-//! for an entry that was held: it lies below zero, where nobody who reads forward finds it. Its
-//! release gives it the next sequence in memory, at once; the row moves there before a later entry
-//! becomes durable, so that no crash lets that one overtake it. By then it is usually forwarded and
-//! forgotten, and its body is not written a second time.
+//! A *row* is where an entry is stored, its *sequence* is its place in the reading order. They are
+//! equal except for entries that were held: a held entry has a negative row, which readers don't
+//! find. Its release gives it the next sequence in memory at once. The row is moved there before a
+//! later entry becomes durable, so that no crash can change the order. By then the entry has
+//! usually been forwarded and forgotten, so its body isn't written a second time.
 
 mod admission;
 mod mending;
@@ -30,50 +30,51 @@ use super::{
 };
 use crate::model::{AppId, Content, Entry, Feed, Gap, Incarnation, Pace, Ticket, Timestamp};
 
-/// So many forwarded entries are deleted without waiting for something else to write.
+/// Number of forwarded entries from which they are deleted without waiting for another write.
 const FORGET_AT_ONCE: usize = 64;
 
-/// So many released entries move with whatever is written.
+/// Number of released entries from which their rows are moved by any write, not only by one that
+/// stores entries.
 const MOVE_AT_ONCE: usize = 64;
 
-/// The database and what is derived from it.
+/// The database, and the state derived from it.
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
     incarnation: Incarnation,
     max_size: u64,
-    /// The newest moment that anybody named.
+    /// The latest time in any command.
     now: Timestamp,
     next_sequence: i64,
-    /// Below zero, and going down.
+    /// Negative and decreasing.
     next_held: i64,
     next_ticket: u64,
-    /// Numbers the requests of each app, over all processes.
+    /// The number of the next request of each app, counted over all processes.
     next_request: HashMap<AppId, i64>,
-    /// Requests that are out.
+    /// Requests in flight.
     open: HashMap<Place, Request>,
-    /// Bytes that are reserved for their answers.
+    /// Space reserved for their answers, in bytes.
     reserved: u64,
     room: Room,
     feeds: Feeds,
-    /// Tickets that are open, or whose entry waits: all below the first of them is settled.
+    /// Tickets that are open or whose entry waits. All tickets below the first of them are settled.
     unsettled: HashMap<(Incarnation, i32), BTreeSet<u64>>,
-    /// All entries; one that is held stands at its row.
+    /// All entries; held ones under their row.
     places: BTreeMap<Sequence, Standing>,
-    /// Rows of released entries that have not moved yet, by the sequence that they move to.
+    /// Rows of released entries that are not moved yet, by their new sequence.
     released: BTreeMap<Sequence, Sequence>,
-    /// Rows that are forwarded and still stored: they go with the next transaction. A restart
-    /// before that forwards them again, and the publisher recognises them.
+    /// Rows that are forwarded but still stored; the next transaction deletes them. After a restart
+    /// before that, they are forwarded again, and the publisher recognises them.
     forgotten: Vec<Sequence>,
-    /// The pace of feeds, to be written with the next transaction.
+    /// Paces to be written in the next transaction.
     paces: BTreeMap<Feed, (Pace, Timestamp)>,
     /// Entries that could not be stored.
     in_memory: BTreeMap<Sequence, (i32, Entry)>,
-    /// Damaged entries that are kept in a table of their own.
+    /// Number of damaged entries, which are kept in their own table.
     set_aside: u64,
-    /// Requests up to this moment may be missing on record, and the file says so.
+    /// Records of requests up to this time may be missing, as recorded in the file.
     doubt: Option<Timestamp>,
-    /// The gaps for that are taken in: once all of them are stored the file need not say it.
+    /// Whether the gaps for that are accepted. Once all of them are stored, the record is removed.
     doubt_is_told: bool,
     backlog: watch::Sender<Backlog>,
 }
@@ -81,7 +82,7 @@ pub(super) struct Store {
 // === impl Store ===
 
 impl Store {
-    /// Opens the journal of a data directory, or makes it.
+    /// Opens the journal of a data directory; creates it if it is missing.
     pub(super) fn open(
         data_dir: &Path,
         max_size: u64,
@@ -96,7 +97,7 @@ impl Store {
         Ok((store, recovered))
     }
 
-    /// Goes on with what is in a database.
+    /// Continues with the contents of a database.
     pub(super) fn on(
         database: Database,
         max_size: u64,
@@ -143,12 +144,12 @@ impl Store {
         }
     }
 
-    /// What waits, and its changes.
+    /// The backlog, and its changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<Backlog> {
         self.backlog.subscribe()
     }
 
-    /// Executes commands in one transaction and answers them.
+    /// Executes commands in one transaction and replies to them.
     pub(super) fn execute(&mut self, commands: impl IntoIterator<Item = Command>) {
         let mut reads = Vec::new();
         let mut moves = Vec::new();
@@ -206,7 +207,7 @@ impl Store {
             drop(reply.send(self.move_behind(partition, sequence)));
         }
         for (partition, after, limit, reply) in reads {
-            // A caller that is gone wants no answer.
+            // A caller that is gone needs no reply.
             drop(reply.send(self.read(partition, after, limit)));
         }
         if !flushes.is_empty() {
@@ -221,7 +222,7 @@ impl Store {
     fn write(&mut self, mut group: Group) {
         self.mend();
         self.store_what_waits_in_memory();
-        // That may have been the one to find out.
+        // Storing may have revealed that the file can't be trusted.
         self.mend();
         let opened = self.admit(std::mem::take(&mut group.opened));
         if !opened.is_empty() {
@@ -257,7 +258,7 @@ impl Store {
         }
         let settled: Vec<_> =
             group.settled.into_iter().map(|it| self.take_in(it, written.is_ok())).collect();
-        // What memory holds now may find its place in a new file at once.
+        // The entries in memory can be stored at once if a new file is due.
         self.mend();
         for (row, reply) in settled {
             let is_stored = !self.in_memory.contains_key(&row);
@@ -269,7 +270,7 @@ impl Store {
         }
     }
 
-    /// Takes in an entry, stored or not.
+    /// Adds an entry, stored or not, to the state in memory.
     fn take_in(
         &mut self,
         settling: Settling,
@@ -289,7 +290,7 @@ impl Store {
         (row, reply)
     }
 
-    /// A gap that belongs to no request.
+    /// Creates the entry for a gap that belongs to no request.
     fn noting(
         &mut self,
         partition: i32,
@@ -328,7 +329,7 @@ impl Store {
         place
     }
 
-    /// Puts a held entry at the end of the line.
+    /// Moves a held entry to the end of the reading order.
     fn release(&mut self, held: Held) {
         let row = held.row;
         let sequence = self.next_sequence();
@@ -341,8 +342,8 @@ impl Store {
         }
     }
 
-    /// What was noted and can be written now. Released entries move before a later one becomes
-    /// durable; else they may wait.
+    /// Takes the pending changes that can be written now. Released entries must be moved before a
+    /// later one becomes durable; otherwise they may wait.
     fn take_noted(&mut self, moving: bool) -> Noted {
         let moving = moving || self.released.len() >= MOVE_AT_ONCE;
         Noted {
@@ -371,7 +372,7 @@ impl Store {
         }
     }
 
-    /// Takes an entry out of the line. Gives the row that may go.
+    /// Removes an entry from the reading order. Returns the row to delete.
     fn forget(&mut self, sequence: Sequence) -> Sequence {
         self.in_memory.remove(&sequence);
         if let Some(standing) = self.places.remove(&sequence) {
@@ -380,10 +381,10 @@ impl Store {
         self.released.remove(&sequence).unwrap_or(sequence)
     }
 
-    /// The last ticket of which all before and itself are settled and forwarded.
+    /// The last ticket up to which all tickets are settled and forwarded.
     fn settled(&self, incarnation: Incarnation, partition: i32) -> Ticket {
         let first = self.unsettled.get(&(incarnation, partition)).and_then(BTreeSet::first);
-        // An entry that is being read waits itself, so there is a first.
+        // An entry that is being read waits itself, so there is a first one.
         Ticket(first.map_or(0, |first| first - 1))
     }
 
@@ -395,8 +396,8 @@ impl Store {
             in_memory: self.in_memory.len() as u64,
             set_aside: self.set_aside,
         };
-        // Who waits, waits for entries. Bytes are reserved and given back with every request, and
-        // each time all forwarders would wake.
+        // Receivers wait for entries only. Bytes change with each request's reservation, and would
+        // wake all forwarders each time.
         self.backlog.send_if_modified(|known| {
             let changed = (known.entries, known.newest) != (backlog.entries, backlog.newest);
             *known = backlog;
@@ -411,16 +412,16 @@ impl Drop for Store {
     }
 }
 
-/// Commands that write, to be carried out together.
+/// Commands that write, to be executed in one transaction.
 #[derive(Default)]
 struct Group {
     opened: Vec<Opening>,
-    /// Tickets whose requests brought nothing.
+    /// Tickets of requests that brought nothing.
     closed: Vec<Place>,
     settled: Vec<Settling>,
-    /// The gaps of the doubt are among them.
+    /// Set if the gaps of the doubt are in `settled`.
     doubt: Option<oneshot::Sender<Result<(), JournalError>>>,
-    /// What was only noted is written too.
+    /// Whether to write all pending changes.
     flush: bool,
 }
 
@@ -436,9 +437,9 @@ struct Opening {
 struct Opened {
     opening: Opening,
     place: Place,
-    /// Its number among those of the app.
+    /// Its number among the requests of the app.
     number: i64,
-    /// Bytes that are reserved for its answer.
+    /// Space reserved for its answer, in bytes.
     room: u64,
 }
 
@@ -449,12 +450,12 @@ struct Settling {
     reply: Option<oneshot::Sender<Settled>>,
 }
 
-/// What needs no transaction of its own.
+/// Pending changes that need no transaction of their own.
 struct Noted {
     released: BTreeMap<Sequence, Sequence>,
     forgotten: Vec<Sequence>,
     paces: BTreeMap<Feed, (Pace, Timestamp)>,
-    /// The gaps of the doubt are stored by then.
+    /// Whether all gaps of the doubt are stored by then.
     settles_doubt: bool,
 }
 

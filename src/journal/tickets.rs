@@ -1,4 +1,4 @@
-//! Tickets that are open, and what is known of feeds between two processes.
+//! Open tickets, and the knowledge about feeds that outlives a process.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use rusqlite::{Connection, params};
 use super::{Place, Recovered};
 use crate::model::{AppId, Feed, Pace, Region, Ticket, Timestamp};
 
-/// Requests of an app whose times are remembered: as many as Agora allows in a second.
+/// Number of requests of an app whose times are recorded: as many as Agora allows per second.
 const REQUESTS_REMEMBERED: i64 = 10;
 
-/// A request that was out when a process ended.
+/// A request that was in flight when a process ended.
 pub(super) struct Killed {
     pub(super) place: Place,
     pub(super) feed: Feed,
@@ -44,7 +44,7 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// Remembers when an app was asked, over the tenth request before this one.
+/// Records when an app was polled, in place of its tenth request before this one.
 pub(super) fn remember(
     connection: &Connection,
     app: &AppId,
@@ -60,8 +60,8 @@ pub(super) fn remember(
     Ok(())
 }
 
-/// Forgets apps that were not asked since `before` and have nothing here: they are not polled any
-/// more, and would stay for ever.
+/// Forgets apps that were not polled since `before` and have no entries or open tickets. They are
+/// no longer configured, and would otherwise stay for ever.
 pub(super) fn forget_apps(connection: &Connection, before: Timestamp) -> rusqlite::Result<()> {
     let gone = "SELECT app FROM requests GROUP BY app HAVING max(asked_at) < ?
          EXCEPT SELECT app FROM entries EXCEPT SELECT app FROM open_tickets";
@@ -74,7 +74,7 @@ pub(super) fn forget_apps(connection: &Connection, before: Timestamp) -> rusqlit
     Ok(())
 }
 
-/// Closes a ticket, and keeps what it knew of its feed for the next start.
+/// Closes a ticket, and records what it says about its feed for the next start.
 pub(super) fn settle(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO feeds (app, region, endpoint, empty_at)
@@ -86,7 +86,7 @@ pub(super) fn settle(connection: &Connection, place: &Place) -> rusqlite::Result
     delete(connection, place)
 }
 
-/// Keeps how fast a feed fills, as it was known at `now`.
+/// Records the pace of a feed at `now`.
 pub(super) fn keep_pace(
     connection: &Connection,
     feed: &Feed,
@@ -110,12 +110,12 @@ pub(super) fn keep_pace(
     Ok(())
 }
 
-/// A place as statements take it: incarnation, partition, ticket.
+/// The parameters for a place: incarnation, partition, ticket.
 fn bound(place: &Place) -> (String, i32, i64) {
     (place.incarnation.to_string(), place.partition, place.ticket.0.cast_signed())
 }
 
-/// Takes a ticket off the record.
+/// Deletes the record of a ticket.
 pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "DELETE FROM open_tickets WHERE incarnation = ? AND partition = ? AND ticket = ?",
@@ -124,7 +124,7 @@ pub(super) fn delete(connection: &Connection, place: &Place) -> rusqlite::Result
     Ok(())
 }
 
-/// The tickets that nobody settled, oldest first.
+/// The open tickets, oldest first.
 pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
     let mut statement = connection.prepare(
         "SELECT incarnation, partition, ticket, app, region, endpoint, since, asked_at
@@ -148,7 +148,7 @@ pub(super) fn open(connection: &Connection) -> rusqlite::Result<Vec<Killed>> {
     Ok(found)
 }
 
-/// The feed in three columns of a row.
+/// Reads a feed from three columns of a row.
 pub(super) fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
     Some(Feed {
         app: AppId::new(row.get::<_, String>(first).ok()?),
@@ -157,8 +157,8 @@ pub(super) fn read_feed(row: &rusqlite::Row<'_>, first: usize) -> Option<Feed> {
     })
 }
 
-/// Recalls the last requests of each app, when feeds were last known to hold nothing, and their
-/// pace. Gives the number of each app's next request.
+/// Reads the last requests of each app, when each feed was last known to be empty, and their paces.
+/// Returns the number of each app's next request.
 pub(super) fn recall(
     connection: &Connection,
     recovered: &mut Recovered,
@@ -182,7 +182,7 @@ pub(super) fn recall(
         if let Some(empty_at) = row.get(3)? {
             recovered.empty_at.insert(feed.clone(), Timestamp::from_millis(empty_at));
         }
-        // What is not a number is kept as NULL: such a pace is not known.
+        // SQLite stores NaN as NULL; such a pace is unknown.
         if let (Some(events_per_second), Some(burst), Some(at)) =
             (row.get(4)?, row.get(5)?, row.get(6)?)
         {

@@ -1,4 +1,4 @@
-//! Requests on their way out and back: who may leave, and what is reserved for the answer.
+//! Admits requests, reserves room for their answers, and releases it.
 
 use super::JournalError::{DiskFull, Full};
 use super::{JournalError, Opened, Opening, Place, Request, Store};
@@ -6,7 +6,7 @@ use super::{JournalError, Opened, Opening, Place, Request, Store};
 // === impl Store ===
 
 impl Store {
-    /// Gives tickets to the requests that there is room for, and refuses the others.
+    /// Gives tickets to the requests for which there is room, and refuses the others.
     pub(super) fn admit(&mut self, openings: Vec<Opening>) -> Vec<Opened> {
         let (mut opened, mut asked) = (Vec::with_capacity(openings.len()), 0);
         let mut may_be_shortened = true;
@@ -14,7 +14,7 @@ impl Store {
             let out = self.open.len() + opened.len();
             let room = self.room.wanted(&opening.feed, out);
             let mut has_room = self.has_room_for(asked + room);
-            // Somebody may have read the log, and be gone.
+            // A reader that kept the log long may be gone by now.
             let refused = matches!(has_room, Err(Full { .. } | DiskFull { .. }));
             if refused && std::mem::take(&mut may_be_shortened) && self.database.shorten_log() {
                 has_room = self.has_room_for(asked + room);
@@ -28,14 +28,14 @@ impl Store {
                     *next += 1;
                     opened.push(Opened { opening, place, number, room });
                 }
-                // A caller that is gone wants no answer.
+                // A caller that is gone needs no reply.
                 Err(error) => drop(opening.reply.send(Err(error))),
             }
         }
         opened
     }
 
-    /// Takes in a request whose ticket is on record now, or is not: then it may not leave.
+    /// Registers a request whose ticket is on record. If it isn't, the request must not leave.
     pub(super) fn begin(&mut self, opened: Opened, written: &Result<(), JournalError>) {
         let Opened { opening: Opening { feed, since, now, reply, .. }, place, room, .. } = opened;
         match written {
@@ -49,8 +49,8 @@ impl Store {
         drop(reply.send(written.clone().map(|()| place)));
     }
 
-    /// Gives back what was reserved for a request, and learns from the length of its answer, where
-    /// one came to its end.
+    /// Releases the reservation of a request, and learns from the length of its answer if there was
+    /// one.
     pub(super) fn end(&mut self, place: &Place, body: Option<usize>) {
         let Some(request) = self.open.remove(place) else { return };
         self.reserved -= request.room;
@@ -59,7 +59,7 @@ impl Store {
         }
     }
 
-    /// Bytes that count: files in use, and reservations.
+    /// Space that counts against the limit, in bytes: files in use, and reservations.
     pub(super) fn used_bytes(&self) -> u64 {
         self.database.bytes() + self.reserved
     }

@@ -1,5 +1,5 @@
-//! What memory does for a database that fails: it keeps what could not be stored, and knows what a
-//! new file has to hold.
+//! What memory does for a database that fails: it keeps entries that could not be stored, and knows
+//! the required contents of a new file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +33,9 @@ impl Store {
         }
     }
 
-    /// Goes on in a new file where the present one proves nothing any more. In its one transaction
-    /// are what can be read, what memory holds, and a gap in the place of each entry that is lost.
+    /// Replaces the file by a new one if it can't be trusted any more. The new file is written in
+    /// one transaction, with everything readable, everything in memory, and a gap in place of each
+    /// lost entry.
     pub(super) fn mend(&mut self) {
         if !self.database.is_to_be_renewed() {
             return;
@@ -72,15 +73,15 @@ impl Store {
         for (feed, entries) in carried.lost {
             error!(
                 %feed, entries,
-                "pages in the journal can't be read any more: a gap is published for each"
+                "pages in the journal have become unreadable: a gap is published for each"
             );
         }
         if !carried.nameless.is_empty() {
             let entries = carried.nameless.len();
             error!(
                 entries,
-                "pages in the journal can't be read any more, nor whose they were: the next start \
-                 publishes a gap for each feed"
+                "pages in the journal have become unreadable, and their feeds are unknown: the \
+                 next start publishes a gap for each feed"
             );
             (self.doubt, self.doubt_is_told) = (Some(self.now), false);
         }
@@ -89,19 +90,19 @@ impl Store {
         }
         self.in_memory.retain(|row, _| !carried.rows.contains(row));
         self.released.retain(|sequence, _| !carried.rows.contains(sequence));
-        // What was forgotten or moved while the new file waited for its name.
+        // Entries forgotten or moved since the new file was written.
         let wanted = self.known().rows;
         self.forgotten = carried.rows.into_iter().filter(|row| !wanted.contains_key(row)).collect();
         self.recount();
     }
 
-    /// Counts what is set aside.
+    /// Counts the entries that are set aside.
     pub(super) fn recount(&mut self) {
         let counted = self.database.connection().and_then(rows::count_set_aside);
         self.set_aside = counted.unwrap_or(self.set_aside);
     }
 
-    /// What is in the database, as far as memory knows.
+    /// The expected contents of the database, as far as memory knows.
     fn known(&self) -> Known {
         let mut known = Known::default();
         for (sequence, standing) in &self.places {
@@ -114,13 +115,13 @@ impl Store {
         known
     }
 
-    /// Whether every request has its end, and everything that is known is stored.
+    /// Whether no request is in flight and everything known is stored.
     pub(super) fn has_nothing_open(&self) -> bool {
         self.in_memory.is_empty() && !self.database.is_distrusted() && self.open.is_empty()
     }
 }
 
-/// Moves released entries to their places in the line.
+/// Moves the rows of released entries to their sequences.
 pub(super) fn move_released(
     connection: &Connection,
     released: &BTreeMap<Sequence, Sequence>,
@@ -135,7 +136,7 @@ fn store_from_memory(
     for (row, (partition, entry)) in in_memory {
         let PageId { incarnation, ticket } = entry.id;
         tickets::delete(connection, &Place { incarnation, partition: *partition, ticket })?;
-        // It may be there: how a transaction ended that could not be synced nobody knows.
+        // The row may exist: the outcome of a transaction that failed to sync is unknown.
         rows::delete(connection, *row)?;
         rows::insert(connection, *row, *partition, entry)?;
     }

@@ -1,4 +1,4 @@
-//! Entries that get a new ticket and the last place.
+//! Moves entries to the last place under a new ticket.
 
 use std::cell::RefCell;
 
@@ -8,9 +8,10 @@ use crate::journal::Waiting;
 // === impl Store ===
 
 impl Store {
-    /// Moves an entry behind all others, in one transaction: a crash leaves it in the old place or in
-    /// the new one. It is synced, because the new name may be forwarded right after it, and nothing
-    /// recognises a copy that comes back under the old one.
+    /// Moves an entry behind all others, in one transaction: a crash leaves it either in the old
+    /// place or in the new one. The transaction is synced, because the entry may be forwarded under
+    /// its new name right after it, and a copy that reappeared under the old name would not be
+    /// recognised.
     pub(super) fn move_behind(
         &mut self,
         partition: i32,
@@ -27,7 +28,7 @@ impl Store {
             .has_room_for(needed)
             .map_err(|available| JournalError::DiskFull { available, needed })?;
         let (place, to) = (self.next_place(partition), Sequence(self.next_sequence));
-        // Released entries get their rows first: this one becomes durable behind them.
+        // Released entries are moved first, because this entry becomes durable after them.
         let noted = self.take_noted(true);
         let moved = RefCell::new(None);
         let written = self.transact(true, |connection| {
@@ -40,7 +41,7 @@ impl Store {
             Err(_) => self.put_back(noted),
         }
         let moved = written.and_then(|()| moved.take().ok_or(JournalError::NotThere));
-        // The number is used up, whether or not the transaction has left a trace.
+        // The ticket is used up, whether or not the transaction has left a trace.
         let entry = moved.inspect_err(|_| self.settle(place))?;
         self.next_sequence += 1;
         if let Some(standing) = self.places.remove(&from) {

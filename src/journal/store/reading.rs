@@ -1,4 +1,4 @@
-//! Entries on their way out, and damaged ones out of the way.
+//! Reads entries, and sets damaged ones aside.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
@@ -10,7 +10,8 @@ use crate::journal::Waiting;
 use crate::journal::rows::Damaged;
 use crate::model::{Content, Entry};
 
-/// Damaged pages take this share of the journal at most; the oldest go first.
+/// Damaged pages take at most one part in this many of the journal's maximum size; the oldest are
+/// deleted first.
 const SET_ASIDE_SHARE: u64 = 8;
 
 // === impl Store ===
@@ -46,7 +47,7 @@ impl Store {
         Ok(waiting.collect())
     }
 
-    /// The entries of a partition behind `after` that are in the database.
+    /// The entries of a partition after `after` that are in the database.
     fn find(
         &mut self,
         partition: i32,
@@ -68,7 +69,7 @@ impl Store {
         Ok(entries.collect())
     }
 
-    /// Released entries of a partition behind `after` whose rows have not moved: at most `limit`.
+    /// Released entries of a partition after `after` whose rows are not moved yet, at most `limit`.
     fn not_moved(
         &self,
         partition: i32,
@@ -85,8 +86,8 @@ impl Store {
             .collect()
     }
 
-    /// Keeps a damaged entry with its bytes, out of the way of the others. The gap that takes its
-    /// place, where one can be told.
+    /// Moves a damaged entry with its bytes to the table of damaged ones. Returns the gap that
+    /// takes its place, if its feed is known.
     pub(super) fn set_aside(&mut self, sequence: Sequence) -> Option<(Sequence, Entry)> {
         let row = self.released.get(&sequence).copied().unwrap_or(sequence);
         let standing = self.places.get(&sequence).cloned();
@@ -96,7 +97,7 @@ impl Store {
         let (set_aside, removed) = (RefCell::new(None), Cell::new(0));
         let written = self.transact(true, |connection| {
             let gap = match &standing {
-                // What this process took in it knows better than a row that is damaged.
+                // For entries of this process, memory is more reliable than a damaged row.
                 Some(standing) if standing.place.incarnation == ours => standing.gap(),
                 Some(Standing { place, .. }) => {
                     rows::gap_for(connection, row, now)?.map(|gap| place.entry(Content::Gap(gap)))
@@ -109,7 +110,7 @@ impl Store {
             *set_aside.borrow_mut() = gap;
             Ok(())
         });
-        // It stays where it is and is met again by the next process.
+        // If that failed, the entry stays where it is, and the next process will find it.
         written.ok()?;
         self.recount();
         let gap = set_aside.take();
@@ -117,12 +118,15 @@ impl Store {
             page = place.map(|it| tracing::field::display(it.id())),
             feed = gap.as_ref().map(|it| tracing::field::display(it.content.feed())),
             gap = gap.is_some(),
-            "a page in the journal is damaged: it is set aside with its bytes, and a gap published \
-             where its feed can be told; see `agora-rtm-bridge journal list`"
+            "a page in the journal is damaged: set aside with its bytes; a gap is published if its \
+             feed is known; see `agora-rtm-bridge journal list`"
         );
         if removed.get() > 0 {
             let pages = removed.get();
-            warn!(pages, "damaged pages that were set aside before are deleted, to keep room");
+            warn!(
+                pages,
+                "deleted the oldest damaged pages that were set aside, to limit their size"
+            );
         }
         if gap.is_none() {
             self.forget(sequence);

@@ -1,4 +1,4 @@
-//! What an earlier process left behind, read at the start.
+//! Reads what an earlier process left, at the start.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use super::tickets::Killed;
 use super::{Held, Recovered, Standing, Store, doubt, rows, tickets};
 use crate::model::{CLOCK_MARGIN, Content, Gap, GapCause, PAGE_LIMIT, Timestamp};
 
-/// An app that was not asked for so long is not polled any more: what is known of it goes.
+/// Time after which an app that was not polled is forgotten: 90 days. By then it is considered
+/// removed.
 const APPS_REMEMBERED: Duration = Duration::from_secs(90 * 86_400);
 
 // === impl Store ===
@@ -31,7 +32,7 @@ impl Store {
                 unreadable.push(row);
                 continue;
             };
-            // A feed counts where its app was asked: the row may be damaged.
+            // The row may be damaged, so the feed is trusted only if its app was polled.
             let feed = feed.filter(|it| recovered.last_requests.contains_key(&it.app));
             let feed = feed.map(|it| self.feeds.name(&it));
             self.places.insert(row, Standing::found(place, feed, now));
@@ -40,7 +41,7 @@ impl Store {
         self.doubt = doubt::read(self.database.connection()?)?;
         recovered.in_doubt = self.doubt;
         self.recount();
-        // Nobody reads them forward: their partition may be gone.
+        // No reader would find them, because their partition is unknown.
         for row in unreadable {
             self.set_aside(row);
         }
@@ -49,7 +50,8 @@ impl Store {
         Ok(recovered)
     }
 
-    /// Gives held pages back to be put in order. Gaps have no place in an order: they go on.
+    /// Returns held pages so that they can be put in order. Gaps have no place in that order and
+    /// are released.
     fn recover_held(&mut self, recovered: &mut Recovered) -> rusqlite::Result<()> {
         for entry in rows::held(self.database.connection()?)? {
             match entry {
@@ -70,7 +72,7 @@ impl Store {
         Ok(())
     }
 
-    /// Requests that were out become gaps.
+    /// Turns requests that were in flight into gaps.
     fn recover_killed(
         &mut self,
         recovered: &mut Recovered,
@@ -107,8 +109,8 @@ impl Store {
         if recovered.killed_in_flight > 0 {
             error!(
                 requests = recovered.killed_in_flight,
-                "the last process ended while requests were out; their answers may be lost, and a \
-                 gap is published for each"
+                "the last process ended while requests were in flight; their answers may be lost, \
+                 and a gap is published for each"
             );
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! How much room is reserved for an answer before its request leaves.
+//! Determines the room reserved for an answer before its request leaves.
 //!
-//! The first requests that are out get plenty each. With thousands of apps that would be more than
-//! any journal has, though nearly all of their answers are empty: beyond the first ones a request
-//! gets twice what answers to its feed took lately. An answer that is larger is stored all the same;
-//! the plenty of the first ones and the ballast are for that, and memory keeps what the disk refuses.
+//! The first requests in flight get ample room. With thousands of apps, that would exceed any
+//! journal, although nearly all of their answers are empty. So further requests get twice the size
+//! of recent answers to their feed. A larger answer is stored all the same: the ample room of the
+//! first requests and the reserve file allow for it, and memory keeps what the disk refuses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,34 +11,35 @@ use std::sync::Arc;
 use super::RESERVED_BYTES;
 use crate::model::Feed;
 
-/// So many requests get [`RESERVED_BYTES`] each: more than a few apps have out at a time.
+/// Number of requests in flight that get [`RESERVED_BYTES`] each: more than a few apps send at a
+/// time.
 const WITH_PLENTY: usize = 32;
 
-/// The least that a request gets: its record, and an answer of a few events.
+/// Minimum for a request, in bytes: its record, and an answer of a few events.
 const LEAST: u64 = 8 * 1024;
 
-/// What a request gets to a feed that has not answered yet: a quarter of a full page.
+/// Minimum for a request to a feed that has not answered yet, in bytes: a quarter of a full page.
 const UNKNOWN: u64 = 64 * 1024;
 
-/// What an entry takes beside its body.
+/// Size of an entry without its body, in bytes.
 const BESIDE_BODY: u64 = 1024;
 
-/// Answers of all feeds that their usual size is the mean of.
+/// Number of recent answers, over all feeds, in the mean.
 const MEAN_OVER: u64 = 64;
 
-/// What answers took lately.
+/// The sizes of recent answers.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    /// The largest answer of each feed; an eighth of it fades with each further one.
+    /// The largest answer of each feed, in bytes; reduced by an eighth with each further answer.
     largest: HashMap<Arc<Feed>, u64>,
-    /// Of all feeds.
+    /// The mean over all feeds, in bytes.
     mean: u64,
 }
 
 // === impl Room ===
 
 impl Room {
-    /// Bytes for a request to this feed, while so many are `out`.
+    /// Bytes to reserve for a request to this feed while `out` others are in flight.
     pub(super) fn wanted(&self, feed: &Feed, out: usize) -> u64 {
         let expected = match self.largest.get(feed) {
             Some(largest) => (2 * largest).max(LEAST),
@@ -47,7 +48,7 @@ impl Room {
         if out < WITH_PLENTY { expected.max(RESERVED_BYTES) } else { expected }
     }
 
-    /// Learns how long the body of an answer was.
+    /// Learns from the length of an answer's body.
     pub(super) fn learn(&mut self, feed: &Arc<Feed>, body: usize) {
         let bytes = if body == 0 { 0 } else { body as u64 + BESIDE_BODY };
         self.mean = self.mean - self.mean / MEAN_OVER + bytes / MEAN_OVER;

@@ -1,5 +1,5 @@
-//! What memory knows of requests and entries, whatever becomes of the file: enough to put them on
-//! record in a new one, and to say what is missing where an entry can't be read any more.
+//! What memory knows about requests and entries, independently of the file: enough to record them
+//! in a new file, and to describe the gap if an entry becomes unreadable.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,36 +7,36 @@ use std::sync::Arc;
 use super::Place;
 use crate::model::{CLOCK_MARGIN, Content, Entry, Feed, Gap, GapCause, PAGE_LIMIT, Timestamp};
 
-/// A request that is out.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) feed: Arc<Feed>,
     pub(super) since: Option<Timestamp>,
     pub(super) asked_at: Timestamp,
-    /// Bytes that are reserved for its answer.
+    /// Space reserved for its answer, in bytes.
     pub(super) room: u64,
 }
 
-/// An entry that is in the line, or held.
+/// An entry that waits, or is held.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     pub(super) place: Place,
-    /// `None` where the row of an earlier process does not tell.
+    /// `None` if the row of an earlier process contains no valid feed.
     feed: Option<Arc<Feed>>,
-    /// As of a gap, if this entry were lost.
+    /// The bounds of the gap if this entry were lost.
     from: Option<Timestamp>,
     to: Timestamp,
     at_most: Option<u64>,
 }
 
-/// The names of feeds, each once however many entries have it.
+/// The names of feeds, each stored once for all its entries.
 #[derive(Debug, Default)]
 pub(super) struct Feeds(HashSet<Arc<Feed>>);
 
 // === impl Standing ===
 
 impl Standing {
-    /// Of an entry that this process takes in.
+    /// For an entry of this process.
     pub(super) fn new(place: Place, content: &Content, feed: Arc<Feed>) -> Self {
         let (from, to, at_most) = match content {
             Content::Page(page) => {
@@ -47,17 +47,17 @@ impl Standing {
         Self { place, feed: Some(feed), from, to, at_most }
     }
 
-    /// Of an entry of an earlier process, which ended before `now`.
+    /// For an entry of an earlier process, which ended before `now`.
     pub(super) fn found(place: Place, feed: Option<Arc<Feed>>, now: Timestamp) -> Self {
         Self { place, feed, from: None, to: now.after(CLOCK_MARGIN), at_most: None }
     }
 
-    /// The feed, where it is known.
+    /// The feed, if known.
     pub(super) fn feed(&self) -> Option<&Arc<Feed>> {
         self.feed.as_ref()
     }
 
-    /// What takes its place if it can't be read any more.
+    /// The gap that replaces the entry if it becomes unreadable.
     pub(super) fn gap(&self) -> Option<Entry> {
         let gap = Gap {
             feed: Feed::clone(self.feed.as_ref()?),
@@ -74,7 +74,7 @@ impl Standing {
 // === impl Feeds ===
 
 impl Feeds {
-    /// The one name of a feed.
+    /// The shared name of a feed.
     pub(super) fn name(&mut self, feed: &Feed) -> Arc<Feed> {
         if let Some(known) = self.0.get(feed) {
             return Arc::clone(known);
