@@ -43,7 +43,8 @@ fn simulated(connection: Connection, n: u128) -> (Journal, Recovered) {
     Journal::simulated(connection, ROOM, incarnation(n), at(9)).unwrap()
 }
 
-/// The lock goes with the thread of the last one, which ends when the last handle is gone.
+/// The lock is released by the previous journal's thread, which ends when its last handle is
+/// dropped.
 fn next_process(
     open: impl Fn() -> Result<(Journal, Recovered), OpenError>,
 ) -> (Journal, Recovered) {
@@ -82,8 +83,8 @@ fn gap(cause: GapCause) -> Gap {
     Gap { feed, cause, from: None, to: at(5), at_least: 1, at_most: None }
 }
 
-/// A database that several connections share: processes that follow each other, an operator. It is
-/// there as long as one of them.
+/// A database shared by several connections (consecutive processes, an operator). It exists as long
+/// as one of them does.
 fn shared(name: &str) -> Connection {
     Connection::open(format!("file:{name}?mode=memory&cache=shared")).unwrap()
 }
@@ -249,7 +250,7 @@ async fn a_page_that_can_not_be_stored_goes_on_from_memory() {
     operator.execute_batch("ALTER TABLE away RENAME TO entries").unwrap();
     let waiting = journal.read(3, Sequence::START, 9).await.unwrap();
     assert_eq!(bodies(&waiting), ["homeless"]);
-    // The next command that writes finds the database well again and stores it.
+    // The next command that writes finds the database working again and stores it.
     journal.reserve(&user, 3, None, at(1)).await.unwrap().close().await;
     let stored: i64 =
         operator.query_row("SELECT count(*) FROM entries", [], |row| row.get(0)).unwrap();
@@ -399,7 +400,7 @@ async fn a_held_page_that_can_not_be_stored_waits_in_memory_and_is_still_held() 
     operator.execute_batch("ALTER TABLE away RENAME TO entries").unwrap();
     assert_eq!(bodies(&read(&journal).await), ["late", "stored", "visible"]);
 
-    // The next command that writes finds the database well again and stores them.
+    // The next command that writes finds the database working again and stores them.
     reserve(&journal).await.close().await;
     assert_eq!(rows(&operator), [-2, 1, 2, 3]);
     journal.release(vec![early]).await;
@@ -429,7 +430,7 @@ async fn a_damaged_page_is_set_aside_whether_held_or_released() {
 #[tokio::test]
 async fn a_gap_of_no_request_has_a_ticket_of_its_own() {
     let connection = Connection::open_in_memory().unwrap();
-    // Full: a gap is taken all the same.
+    // The journal is full, but accepts a gap all the same.
     let (journal, _) =
         Journal::simulated(connection, RESERVED_BYTES, incarnation(1), at(9)).unwrap();
     let before = journal.backlog().borrow().bytes;

@@ -1,5 +1,5 @@
-//! What the tests of the whole stand on. None of it knows how the bridge works inside: it starts
-//! processes, reads what they published and compares that with what an Agora handed out.
+//! The basis of the end-to-end tests. It knows nothing about the bridge's internals: it starts
+//! processes, reads what they published, and compares that with what a simulated Agora handed out.
 
 pub(crate) mod agora;
 pub(crate) mod broker;
@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What `probe` finds, as soon as it finds something.
+/// Calls `probe` until it returns something, and returns that.
 ///
-/// `Err` once `limit` is over: what to say then is the caller's, who knows which log tells why.
+/// Returns `Err` after `limit`; the caller reports it, since it knows which log shows the cause.
 pub(crate) fn within<T>(
     limit: Duration,
     mut probe: impl FnMut() -> Option<T>,
@@ -38,12 +38,12 @@ pub(crate) fn within<T>(
     }
 }
 
-/// Nothing was found within this time.
+/// `probe` found nothing within this time.
 #[derive(Debug, thiserror::Error)]
 #[error("not within {0:?}")]
 pub(crate) struct OutOfTime(Duration);
 
-/// The last lines of a log: enough to see why a process ended.
+/// The last lines of a log, enough to see why a process ended.
 pub(crate) fn tail(log: &str) -> String {
     const LINES: usize = 60;
     let before = log.lines().count().saturating_sub(LINES);

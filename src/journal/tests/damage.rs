@@ -1,4 +1,4 @@
-//! What is done to the files of a journal, and what is left of it.
+//! Damage to the files of a journal, and what survives it.
 
 use std::fs;
 use std::fs::OpenOptions;
@@ -17,13 +17,13 @@ struct Remains {
 /// What the next process finds.
 struct Found {
     recovered: Recovered,
-    /// Causes of gaps.
+    /// Causes of the gaps.
     gaps: Vec<String>,
-    /// Files that were set aside.
+    /// Replaced files that are kept.
     kept: Vec<PathBuf>,
 }
 
-/// Pages of the tests, each longer than a page of the database.
+/// Number of pages in the tests; each is longer than a page of the database.
 const PAGES: usize = 12;
 
 fn body(page: usize) -> String {
@@ -38,7 +38,8 @@ fn open(directory: &TempDir, n: u128) -> (Journal, Recovered) {
     next_process(|| Journal::open(directory.path(), ROOM, incarnation(n), at(9)))
 }
 
-/// A killed process has left [`PAGES`] pages: in the log, or in the database, and a request.
+/// A killed process has left [`PAGES`] pages, in the log or in the database, and a request in
+/// flight.
 async fn killed(in_database: bool) -> Remains {
     let alive = tempfile::tempdir().unwrap();
     let (journal, _) = open(&alive, 1);
@@ -55,7 +56,8 @@ async fn killed(in_database: bool) -> Remains {
     remains
 }
 
-/// The files of a directory as they are now; what SQLite shares between processes goes with them.
+/// Copies a directory's files as they are now, without the one that SQLite shares between
+/// processes.
 fn copy(directory: &TempDir) -> TempDir {
     let copied = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(directory.path()).unwrap() {
@@ -81,14 +83,14 @@ impl Remains {
         file.write_all_at(bytes, at).unwrap();
     }
 
-    /// Where a text lies in a file.
+    /// The offset of a text in a file.
     fn place_of(&self, name: &str, text: &str) -> u64 {
         let bytes = fs::read(self.path(name)).unwrap();
         let mut windows = bytes.windows(text.len());
         windows.position(|window| window == text.as_bytes()).unwrap() as u64
     }
 
-    /// The place of the page from which a table hangs.
+    /// The offset of the root page of a table.
     fn root_of(&self, table: &str) -> u64 {
         let connection = Connection::open(self.path(files::DATABASE)).unwrap();
         let query = "SELECT rootpage FROM sqlite_schema WHERE name = ?";
@@ -96,7 +98,7 @@ impl Remains {
         4_096 * (page.unsigned_abs() - 1)
     }
 
-    /// The next process finds these pages, and goes on.
+    /// Checks that the next process finds these pages and continues.
     async fn leave(&self, what: &str, pages: &[String]) -> Found {
         let (journal, recovered) = open(&self.directory, 2);
         let waiting = journal.read(3, Sequence::START, 99).await.unwrap();
@@ -156,7 +158,7 @@ async fn a_broken_structure_costs_no_page_whose_bytes_are_there() {
         ("the header of its log", false, |it| it.overwrite("journal.sqlite-wal", 8, &[9; 8])),
         ("a page in its log", false, |it| {
             let place = it.place_of("journal.sqlite-wal", &body(5)[..50]);
-            // Of its frame only the sum: the page is what it was.
+            // Only the checksum of its frame: the page is unchanged.
             let frame = 32 + (place - 32) / 4_120 * 4_120;
             it.overwrite("journal.sqlite-wal", frame + 16, &[9; 8]);
         }),
@@ -264,7 +266,7 @@ async fn files_that_vanish_under_a_running_journal_cost_nothing() {
     }
 }
 
-/// Opens a journal with many pages of several feeds in its file, and zeroes a sixth of that.
+/// Opens a journal with many pages of several feeds in its file, and zeroes a sixth of it.
 async fn zeroed_while_running(pages: usize) -> (TempDir, Journal, Vec<PageId>) {
     let directory = tempfile::tempdir().unwrap();
     let (journal, _) = open(&directory, 1);
@@ -283,7 +285,7 @@ async fn zeroed_while_running(pages: usize) -> (TempDir, Journal, Vec<PageId>) {
     (directory, journal, ids)
 }
 
-/// And lets another connection write, so that SQLite drops what it has in its cache.
+/// Zeroes a sixth of the file, and lets another connection write, so that SQLite drops its cache.
 fn zero_a_sixth(data_dir: &std::path::Path) {
     let path = data_dir.join(files::DATABASE);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -293,7 +295,7 @@ fn zero_a_sixth(data_dir: &std::path::Path) {
     other.execute("UPDATE requests SET number = number + 10", []).unwrap();
 }
 
-/// Takes all that waits.
+/// Reads and forgets everything that waits.
 async fn take_all(journal: &Journal) -> Vec<Waiting> {
     let (mut all, mut last) = (Vec::new(), Sequence::START);
     loop {
@@ -328,7 +330,7 @@ async fn damage_met_while_running_leaves_a_gap_in_the_place_of_each_page_that_is
     let kept = kept(directory.path());
     assert_eq!(kept.len(), 1, "{kept:?}");
 
-    // The next process finds the same, and the request that was out.
+    // The next process finds the same, and the request that was in flight.
     drop((out, journal));
     let (journal, recovered) = open(&directory, 2);
     let gaps = |waiting: &[Waiting]| {
@@ -358,7 +360,7 @@ async fn damage_met_while_running_is_published_for_pages_of_an_earlier_process_t
             Content::Page(_) => None,
         })
         .collect();
-    // It came before this process began; of some the row still tells when.
+    // They were received before this process began; some rows still contain the time.
     assert!(gaps.iter().any(|gap| gap.to == at(19)), "{gaps:?}");
     for gap in gaps {
         assert!([at(12), at(19)].contains(&gap.to), "{gap:?}");
@@ -378,7 +380,7 @@ async fn in_a_new_file_no_later_page_overtakes_a_released_one() {
                   BEGIN SELECT raise(ABORT, 'refused'); END";
     operator.execute_batch(refuse).unwrap();
     fs::remove_file(directory.path().join(files::DATABASE)).unwrap();
-    // Refused in the old file, and stored in a new one.
+    // Refused by the old file, and stored in a new one.
     later.settle(Content::Page(page("later"))).await.unwrap();
 
     let killed = copy(&directory);

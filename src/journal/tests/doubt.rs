@@ -1,5 +1,5 @@
-//! The doubt after a loss of power or of a file: it lasts until its gaps are stored, however many
-//! starts fail on the way.
+//! The doubt after a power loss or a lost file: it lasts until its gaps are stored, however many
+//! starts fail in between.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::journal::files;
 
-/// A data directory whose machine lost its power while a bridge ran: its log is there.
+/// A data directory after the machine lost power while a bridge ran: its log exists.
 async fn after_a_loss_of_power() -> TempDir {
     let alive = tempfile::tempdir().unwrap();
     let (journal, _) = open(&alive, 1, at(9)).unwrap();
@@ -85,12 +85,12 @@ async fn a_journal_that_is_gone_is_in_doubt_although_a_start_failed_on_the_way()
         let name = format!("{}{suffix}", files::DATABASE);
         fs::remove_file(directory.path().join(name)).ok();
     }
-    // A directory in its place: it can't be opened.
+    // A directory in its place can't be opened.
     let path = directory.path().join(files::DATABASE);
     fs::create_dir(&path).unwrap();
     open(&directory, 3, at(9)).unwrap_err();
     fs::remove_dir(&path).unwrap();
-    // It was begun, and no more than that.
+    // The file was created, but nothing was written to it.
     fs::write(&path, "").unwrap();
     let (_, recovered) = next_process(|| open(&directory, 4, at(9)));
     assert_eq!(recovered.in_doubt, Some(at(9)));

@@ -1,5 +1,5 @@
-//! Random operations, kills and faults against a model: what was committed is there exactly once and
-//! in order, or a gap stands in its place.
+//! Random operations, kills and faults, compared with a model: each committed entry is there
+//! exactly once and in order, or a gap takes its place.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::journal::files;
 
-/// What happens next. Numbers choose among what there is.
+/// The next operation. Numbers select one of the available items.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Reserve,
@@ -21,24 +21,24 @@ enum Operation {
     Release(usize),
     /// The oldest entries are forwarded.
     Forget(usize),
-    /// An entry of the line gets a new name and the last place.
+    /// A waiting entry gets a new name and the last place.
     MoveBehind(usize),
-    /// A gap of no request.
+    /// A gap that belongs to no request.
     Note,
     Flush,
-    /// The process is killed; the next one goes on with its files.
+    /// The process is killed; the next one continues with its files.
     Kill,
-    /// From now on the database refuses to write, or takes it again.
+    /// From now on, the database refuses writes, or accepts them again.
     Refuse(bool),
-    /// The files are removed under the process.
+    /// The files are deleted while the process runs.
     RemoveFiles,
     /// A byte of a stored page is flipped.
     Flip(usize),
-    /// Somebody reads the file and lingers, or is gone.
+    /// A reader starts a long transaction, or ends it.
     Linger(bool),
 }
 
-/// What should wait: `Some` a page's body, `None` a gap.
+/// The entries that should wait: `Some` with a page's body, `None` for a gap.
 type Line = Vec<(PageId, Option<String>)>;
 
 struct Run {
@@ -49,9 +49,9 @@ struct Run {
     open: Vec<Reservation>,
     held: Vec<(Held, String)>,
     line: Line,
-    /// What the next process may lack, because it was never stored: a gap tells of it.
+    /// What the next process may lack because it was never stored: a gap reports it.
     in_memory: Vec<PageId>,
-    /// What is forwarded may come again after a kill.
+    /// Forwarded entries, which may reappear after a kill.
     forwarded: BTreeMap<PageId, Option<String>>,
     refuses: bool,
     flipped: bool,
@@ -89,7 +89,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut run = Run::new();
-            // A damaged entry becomes a gap where its app is known.
+            // A damaged entry becomes a gap only if its app is known.
             run.reserve().await;
             for operation in operations {
                 run.apply(operation).await;
@@ -136,7 +136,7 @@ impl Run {
             Operation::SettleWithNothing(n) => {
                 let Some((reservation, id)) = self.one_open(n) else { return };
                 reservation.close().await;
-                // One that is not written down is a gap to the next process.
+                // If this isn't stored, the next process publishes a gap.
                 self.forwarded.insert(id, None);
             }
             Operation::SettleWithGap(n) => {
@@ -166,7 +166,7 @@ impl Run {
                 let before = self.waiting().await.len();
                 let stored = self.journal.note_gap(3, gap(GapCause::Overflow)).await;
                 let id = self.waiting().await[before].0;
-                // A gap of no request has no ticket on record that would tell of it.
+                // A gap without a request has no ticket on record that would report it.
                 if stored.is_err() {
                     self.forwarded.insert(id, None);
                 }
@@ -177,7 +177,7 @@ impl Run {
             Operation::Kill => self.kill().await,
             Operation::Refuse(refuses) => self.refuse(refuses),
             Operation::RemoveFiles => {
-                // What can't be written in the old file can't be carried from it, either.
+                // A file that refuses writes also refuses to be copied.
                 if !self.refuses {
                     for suffix in ["", "-wal", "-shm"] {
                         let name = format!("{}{suffix}", files::DATABASE);
@@ -247,7 +247,7 @@ impl Run {
             return;
         }
         let place = n % waiting.len();
-        // What memory holds stays where it is, and so does all else where nothing can be written.
+        // Entries in memory keep their place, and so does everything else while writes are refused.
         if let Ok(moved) = self.journal.move_behind(3, waiting[place].sequence).await {
             self.in_memory.clear();
             let (_, body) = self.line.remove(place);
@@ -255,7 +255,7 @@ impl Run {
         }
     }
 
-    /// The files as they are, and nothing of the process.
+    /// Keeps the files as they are, and nothing of the process.
     async fn kill(&mut self) {
         self.allow();
         let copied = tempfile::tempdir().unwrap();
@@ -275,7 +275,7 @@ impl Run {
         assert_eq!(recovered.in_doubt, None);
         self.journal = journal;
         let now = self.waiting().await;
-        // What memory had may have been stored before something else was.
+        // Entries in memory may have been stored before something else was.
         let is_there = |id: &PageId| {
             let mut pages = now.iter().filter(|(_, body)| body.is_some());
             pages.any(|(it, _)| it == id) || recovered.held.iter().any(|(held, _)| held.id() == *id)
@@ -284,7 +284,7 @@ impl Run {
         let is_killed = |id: &PageId| killed.contains(id);
         let mut held: BTreeMap<PageId, String> =
             self.held.drain(..).map(|(held, body)| (held.id(), body)).collect();
-        // What was released in memory only is held once more.
+        // An entry whose release was only in memory is held again.
         let mut line: Line = self.line.drain(..).filter(|(id, _)| !is_killed(id)).collect();
         for (again, page) in recovered.held {
             let id = again.id();
@@ -308,7 +308,7 @@ impl Run {
         for (id, body) in &now {
             if line.iter().all(|(it, _)| it != id) {
                 let is_gap_of_a_killed = is_killed(id) && body.is_none();
-                // A held page that was damaged comes as a gap.
+                // A damaged held page reappears as a gap.
                 let was_damaged = body.is_none() && held.remove(id).is_some();
                 let known = self.forwarded.get(id);
                 let is_known = known.is_some_and(|known| body.is_none() || known == body);
@@ -316,8 +316,8 @@ impl Run {
             }
         }
         assert!(held.is_empty(), "held and not there: {held:?}");
-        // What came again stands where it stood: the order of the rest is the line's. Only gaps in
-        // the place of what was held have no order.
+        // Entries that reappeared have their old places; the rest is in the order of the line. Only
+        // gaps that replace held pages are in no particular order.
         let is_gap = |id: &PageId| now.iter().any(|(it, body)| it == id && body.is_none());
         let gaps_last = |(id, _): &(PageId, Option<String>)| is_gap(id).then_some(*id);
         let mut rest: Line =
@@ -334,7 +334,7 @@ impl Run {
     }
 
     fn refuse(&mut self, refuses: bool) {
-        // What is damaged can't be set aside where nothing can be written: it waits, unseen.
+        // While writes are refused, a damaged entry can't be set aside: it waits, invisible.
         if refuses && !self.refuses && !self.flipped {
             let trigger = "CREATE TRIGGER refuse BEFORE INSERT ON entries
                            BEGIN SELECT raise(ABORT, 'refused'); END;
@@ -379,7 +379,7 @@ impl Run {
         self.expect(&waiting);
     }
 
-    /// The line is what the model says, a gap in the place of what was flipped.
+    /// Checks that the line equals the model, with a gap in place of a flipped page.
     fn expect(&self, waiting: &Line) {
         let names = |line: &Line| line.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         assert_eq!(names(waiting), names(&self.line));

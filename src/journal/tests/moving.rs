@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Rows with their names, as an operator sees them.
+/// Rows with the names of their entries, as an operator sees them.
 fn names(connection: &Connection) -> Vec<(i64, String)> {
     let query = "SELECT sequence, incarnation || '/' || ticket FROM entries ORDER BY 1";
     let mut statement = connection.prepare(query).unwrap();
@@ -56,7 +56,7 @@ async fn an_entry_of_an_earlier_process_is_one_of_this_process_after_it_has_move
     assert_eq!(waiting[1].entry.id, moved.entry.id);
 }
 
-/// Whatever of it fails, there is one copy, under one name, in one place.
+/// Whichever step fails, there is one copy, under one name, in one place.
 #[tokio::test]
 async fn a_move_that_fails_leaves_the_entry_where_it_is() {
     let database = || shared("move-fails");
@@ -111,7 +111,7 @@ async fn a_full_journal_moves_entries_all_the_same() {
     assert_eq!(bodies(&read(&journal).await), ["two", "one"]);
 }
 
-/// A released entry has a row below zero until something else is written.
+/// The row of a released entry stays negative until something else is written.
 #[tokio::test]
 async fn an_entry_that_was_just_released_can_move() {
     let database = || shared("move-released");

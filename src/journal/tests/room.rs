@@ -1,4 +1,4 @@
-//! What counts as used, and what has to become free again by itself.
+//! Which space counts as used, and what must be freed automatically.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::journal::files;
 
-/// The smallest journal that may be configured; half of it is the ballast.
+/// The smallest journal that can be configured, in bytes; the reserve file takes half of it.
 const SMALL: u64 = 64 * 1024 * 1024;
 
 fn open(directory: &TempDir, n: u128) -> Journal {
@@ -16,20 +16,20 @@ fn open(directory: &TempDir, n: u128) -> Journal {
     next_process(open).0
 }
 
-/// One who reads the database of a running journal.
+/// A connection that reads the database of a running journal.
 fn onlooker(data_dir: &Path) -> Connection {
     let connection = Connection::open(data_dir.join(files::DATABASE)).unwrap();
     connection.busy_timeout(std::time::Duration::ZERO).unwrap();
     connection
 }
 
-/// Whether nobody reads what is in the log.
+/// Whether the log has no reader.
 fn nobody_reads(onlooker: &Connection) -> bool {
     let busy = onlooker.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
     !busy.unwrap_or(true)
 }
 
-/// Pages come and are forwarded at once, until the journal takes no more.
+/// Pages are stored and forwarded at once, until the journal is full.
 async fn fill_the_log(journal: &Journal) -> JournalError {
     let body = "x".repeat(200_000);
     for _ in 0..500 {
@@ -228,7 +228,7 @@ async fn what_is_reserved_follows_the_answers_of_a_feed() {
     let (faded, for_faded) = reserved(&busy).await;
     assert!(for_faded < 100_000, "{for_faded}");
 
-    // A surprise: it is stored all the same.
+    // An unexpectedly large answer is stored all the same.
     let body = "y".repeat(3_000_000);
     let surprise = Content::Page(Page { feed: busy.clone(), ..page(&body) });
     faded.settle(surprise).await.unwrap();

@@ -1,5 +1,5 @@
-//! The simulated Agora, served over HTTP by the test process itself, so that a test can look into
-//! its ledger and change its mind about what goes wrong.
+//! The simulated Agora, served over HTTP by the test process itself, so that a test can inspect its
+//! ledger and change its faults.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::MutexGuard;
@@ -14,26 +14,27 @@ use tokio_util::task::TaskTracker;
 use super::names::Names;
 use super::within;
 
-/// An Agora that is asked over loopback. It goes with the value.
+/// An Agora on loopback that stops when the value is dropped.
 pub(crate) struct Agora {
     server: Server,
-    /// Its threads are the server.
+    /// Its threads run the server.
     _runtime: Runtime,
 }
 
-/// How the bridge is told where to ask.
+/// Which hosts the bridge polls.
 #[derive(Clone, Copy)]
 pub(crate) enum Hosts {
-    /// Every region is drained.
+    /// The bridge drains every region.
     EachRegion,
-    /// One region is drained, by these hosts in the order of failover: regions of the script.
+    /// The bridge drains one region through these hosts, given as regions of the script in failover
+    /// order.
     InOrder(&'static [usize]),
 }
 
 // === impl Agora ===
 
 impl Agora {
-    /// Serves a world whose clock shows the true time: the bridge stamps with that one.
+    /// Serves a world whose clock shows the real time, like the bridge's.
     pub(crate) fn start(script: Script) -> Self {
         script.check().expect("the script makes sense");
         let world = World::new(Script { epoch: wall_clock(), ..script });
@@ -51,12 +52,12 @@ impl Agora {
         Self { server, _runtime: runtime }
     }
 
-    /// Where a region listens.
+    /// The address of a region.
     pub(crate) fn address(&self, region: usize) -> SocketAddr {
         *self.server.addresses.get(region).expect("the script has that region")
     }
 
-    /// The world, to look or to intervene.
+    /// The world, to inspect or change it.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.server.world()
     }
@@ -66,12 +67,12 @@ impl Agora {
         self.server.now()
     }
 
-    /// What happened to every event so far.
+    /// Every event so far, with its outcome.
     pub(crate) fn events(&self) -> Vec<Recorded> {
         self.world().ledger().events().collect()
     }
 
-    /// Replaces what goes wrong.
+    /// Replaces the faults.
     pub(crate) fn set_faults(&self, faults: Vec<Fault>) {
         self.world().set_faults(faults);
     }
@@ -83,7 +84,7 @@ impl Agora {
         reached.unwrap_or_else(|late| panic!("simulated time was {moment:?} {late}"));
     }
 
-    /// Waits until `enough` is true of the world.
+    /// Waits until `enough` returns true for the world.
     pub(crate) fn wait_until(
         &self,
         what: &str,
@@ -96,7 +97,7 @@ impl Agora {
         }
     }
 
-    /// Ends the load and waits until everything that happened has been fetched from these regions.
+    /// Stops the load and waits until everything is fetched from these regions.
     pub(crate) fn come_to_rest(&self, regions: &[usize], limit: Duration) {
         let copied = {
             let mut world = self.world();
@@ -111,14 +112,14 @@ impl Agora {
     /// A configuration that drains this Agora into the topics of `names`.
     pub(crate) fn config(&self, names: &Names, bootstrap: &str, hosts: Hosts) -> String {
         let kafka = names.kafka_tables(bootstrap);
-        // Longer than the busiest machine takes to deliver what is left.
+        // Longer than the slowest machine takes to deliver the rest.
         format!(
             "shutdown_grace = \"90s\"\n{kafka}partitions = 3\npage_partitions = 4\n{}",
             self.apps(hosts)
         )
     }
 
-    /// The tables of its App IDs, to be appended to a configuration.
+    /// The `[[apps]]` tables of its App IDs, to be appended to a configuration.
     pub(crate) fn apps(&self, hosts: Hosts) -> String {
         let world = self.world();
         let url = |region: usize| self.server.url(region).expect("the script has that region");
@@ -156,7 +157,7 @@ impl Agora {
     }
 }
 
-/// How many events wait in a region.
+/// Number of events that wait in a region.
 pub(crate) fn backlog(world: &World, region: usize) -> usize {
     let apps = 0..world.script().apps.len();
     apps.flat_map(|app| Endpoint::ALL.map(|endpoint| world.backlog(region, app, endpoint))).sum()

@@ -1,7 +1,7 @@
-//! A real Kafka broker: Apache's own, one node, in a folder that goes with it.
+//! A real Kafka broker: Apache Kafka, one node, in a folder that is deleted with it.
 //!
-//! [`shared`] is for every test that is content with a broker; names keep the tests apart (see
-//! [`super::names`]). [`Broker::own`] is for tests that take their broker away.
+//! [`shared`] is for every test that needs just any broker; unique names keep the tests apart (see
+//! [`super::names`]). [`Broker::own`] is for tests that stop their broker.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -22,14 +22,14 @@ use super::child::Guarded;
 use super::proxy::Proxy;
 use super::{names, tail, within};
 
-/// A broker of one's own. Its end is the end of its data.
+/// A broker for one test. Its data is deleted with it.
 pub(crate) struct Broker {
     process: Guarded,
     ports: Ports,
     home: TempDir,
 }
 
-/// A broker keeps its ports over a restart: its clients know no others.
+/// A broker keeps its ports across a restart, because its clients know no others.
 #[derive(Clone, Copy)]
 struct Ports {
     clients: u16,
@@ -37,42 +37,44 @@ struct Ports {
     behind: Option<Behind>,
 }
 
-/// A second door, for clients that come through a proxy: the broker names them the proxy's port.
+/// A second listener, for clients that connect through a proxy: the broker advertises the proxy's
+/// port.
 #[derive(Clone, Copy)]
 struct Behind {
     port: u16,
     proxy: u16,
 }
 
-/// What a broker has beside what every broker has.
+/// Additions to the usual settings of a broker.
 #[derive(Default)]
 pub(crate) struct Extra {
-    /// Doors: a name, the protocol, and the port.
+    /// Listeners: a name, the protocol, and the port.
     pub(crate) doors: Vec<(&'static str, &'static str, u16)>,
-    /// The protocol of the door for clients that come through a proxy; plain text unless set.
+    /// The protocol of the listener behind the proxy; plain text unless set.
     pub(crate) behind: Option<&'static str>,
     /// Lines for its settings.
     pub(crate) settings: String,
-    /// Arguments of the storage tool, as users are made by it.
+    /// Arguments of the storage tool, which for example creates users.
     pub(crate) storage: Vec<String>,
 }
 
-/// Names a Kafka that is already there, as `host:port,…`.
+/// Variable with the address of a running Kafka, as `host:port,…`.
 const GIVEN: &str = "KAFKA_BOOTSTRAP_SERVERS";
 
-/// The broker's settings, in its folder.
+/// The file with the broker's settings, in its folder.
 const SETTINGS: &str = "server.properties";
 
-/// The folder of Kafka's jars; `tests/run` sets it.
+/// Variable with the folder of Kafka's jars; `tests/run` sets it.
 const LIBS: &str = "AGORA_TEST_KAFKA_LIBS";
 
-/// Two seconds are usual. On a machine that compiles at the same time it takes longer.
+/// Maximum time for a broker to start. It usually takes two seconds, longer on a machine that
+/// compiles at the same time.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// The bootstrap servers of the broker that all tests share: the one that was given, or one that
-/// starts with the first test that asks.
+/// The bootstrap servers of the broker that all tests share: the given one, or one that is started
+/// for the first test that needs it.
 pub(crate) fn shared() -> &'static str {
-    // A failed start is kept too, lest every test wait for it anew.
+    // A failed start is remembered too, so that not every test waits for it again.
     static SHARED: LazyLock<Result<(String, Option<Broker>), String>> =
         LazyLock::new(|| match given() {
             Some(bootstrap) => Ok((bootstrap, None)),
@@ -84,8 +86,8 @@ pub(crate) fn shared() -> &'static str {
     }
 }
 
-/// As strict clusters have it: no topic comes about by itself. Brokers of a test's own leave it at
-/// Kafka's default.
+/// The settings of strict clusters, where topics aren't created automatically. A test's own broker
+/// keeps Kafka's default.
 fn strict(_: &Path) -> Extra {
     Extra { settings: "auto.create.topics.enable=false\n".to_owned(), ..Extra::default() }
 }
@@ -95,7 +97,7 @@ pub(crate) fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
     create_topic_with(bootstrap, name, partitions, &[]);
 }
 
-/// The same with settings.
+/// The same, with topic settings.
 pub(crate) fn create_topic_with(
     bootstrap: &str,
     name: &str,
@@ -122,13 +124,13 @@ impl Broker {
     ///
     /// # Panics
     ///
-    /// With the end of its log, where it does not start. And where a Kafka was given: then no
-    /// broker is started, and the test should have been left out.
+    /// If it does not start, with the end of its log; or if a Kafka was given, because then no
+    /// broker is started and the test should have been skipped.
     pub(crate) fn own() -> Self {
         Self::own_with(None)
     }
 
-    /// The same with a second door that `proxy` leads to.
+    /// The same, with a second listener that is reached through `proxy`.
     ///
     /// # Panics
     ///
@@ -140,7 +142,7 @@ impl Broker {
         broker
     }
 
-    /// The same whose second door speaks this protocol, with what `extra` adds for it.
+    /// The same, where the second listener uses this protocol, with the additions that it needs.
     ///
     /// # Panics
     ///
@@ -163,7 +165,8 @@ impl Broker {
         Self::start(proxy, |_| Extra::default()).unwrap_or_else(|report| panic!("{report}"))
     }
 
-    /// Starts one with more than others have; what belongs to it goes into its folder.
+    /// Starts a broker with additional settings; `extra` puts the files that it needs into the
+    /// broker's folder.
     ///
     /// # Panics
     ///
@@ -178,32 +181,32 @@ impl Broker {
         self.home.path()
     }
 
-    /// Where its clients find it.
+    /// The address for its clients.
     pub(crate) fn bootstrap(&self) -> String {
         self.ports.bootstrap()
     }
 
-    /// Kills it. What it had not written to its disk is still with the kernel.
+    /// Kills it. Data that it has written is still in the kernel's cache.
     pub(crate) fn kill_9(&mut self) {
         self.process.kill_9();
     }
 
-    /// Stops it in the middle of whatever it does; its connections stay.
+    /// Suspends it at whatever it is doing; its connections stay open.
     pub(crate) fn freeze(&mut self) {
         self.process.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Resumes it.
     pub(crate) fn thaw(&mut self) {
         self.process.signal(Signal::CONT);
     }
 
-    /// Starts it once more after [`Self::kill_9`], with its ports and its data.
+    /// Starts it again after [`Self::kill_9`], with the same ports and data.
     pub(crate) fn start_again(&mut self) {
         self.process = launch(self.home.path(), self.ports).unwrap_or_else(|why| panic!("{why}"));
     }
 
-    /// Changes its settings; they hold from its next start on.
+    /// Changes its settings from its next start on.
     pub(crate) fn change_settings(&self, change: impl FnOnce(String) -> String) {
         let file = self.home.path().join(SETTINGS);
         let settings = fs::read_to_string(&file).expect("it was written at the start");
@@ -211,7 +214,7 @@ impl Broker {
     }
 
     fn start(proxy: Option<u16>, extra: impl Fn(&Path) -> Extra) -> Result<Self, String> {
-        // Somebody may take a port between our look and the broker's bind.
+        // Another process may take a port before the broker binds it.
         const TRIES: usize = 3;
         let mut reports = Vec::new();
         while reports.len() < TRIES {
@@ -243,9 +246,9 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on, below the range from which the kernel takes the ports of
-/// outgoing connections: a client that asks for a broker that is away could be given the broker's
-/// own port as its own, and reach itself.
+/// A free port below the range that the kernel uses for outgoing connections. A client that
+/// connects to a stopped broker could otherwise get the broker's own port as its source port, and
+/// connect to itself.
 pub(crate) fn free_port() -> u16 {
     loop {
         let port = rand::random_range(10_000..32_000);
@@ -291,11 +294,11 @@ fn format_storage(home: &Path, more: &[String]) -> Result<(), String> {
     }
 }
 
-/// A main class of Kafka, to be run in `home`.
+/// A command that runs a main class of Kafka in `home`.
 fn java(class: &str, home: &Path) -> Command {
     let mut command = Command::new("java");
     command
-        // One small broker beside a compiler on two cores: a quick start is worth more than speed.
+        // A small broker next to a compiler on two cores: a quick start matters more than speed.
         .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
         .arg("-Dorg.apache.logging.log4j.level=WARN")
         .arg("-cp")
@@ -346,7 +349,7 @@ broker.heartbeat.interval.ms=500
     )
 }
 
-/// Whether a client finds the broker ready. A port that is open proves less.
+/// Whether a client finds the broker ready; an open port would prove less.
 fn answers(ports: Ports) -> bool {
     if TcpStream::connect(("127.0.0.1", ports.clients)).is_err() {
         return false;
@@ -368,8 +371,8 @@ fn given() -> Option<String> {
     env::var(GIVEN).ok().filter(|bootstrap| !bootstrap.is_empty())
 }
 
-/// Where `tests/run` has put Kafka's jars: by the same rule, so that a plain `cargo test` finds
-/// them as well.
+/// The folder in which `tests/run` puts Kafka's jars, by the same rule, so that a plain `cargo
+/// test` finds them too.
 fn libs() -> PathBuf {
     let libs = env::var_os(LIBS).map_or_else(libs_in_cache, PathBuf::from);
     assert!(libs.is_dir(), "no Kafka in {}: run tests/run once, it fetches one", libs.display());

@@ -1,4 +1,4 @@
-//! A child process that can be treated badly and never outlives the tests.
+//! A child process that tests can kill or suspend, and that never outlives them.
 
 use std::io;
 use std::path::Path;
@@ -11,18 +11,17 @@ use super::within;
 
 /// A running child. Killed when dropped, and killed when the test process dies.
 ///
-/// The second half is the work of a *guard*, a shell that reads a pipe whose other end only the
-/// test process holds: the pipe ends when the test process does, in whatever way, also without
-/// running a destructor (a `static` never runs one). The parent-death signal of Linux looks
-/// simpler and is wrong here: it fires when the *thread* that spawned the child ends, and every
-/// test is a thread.
+/// For the latter there is a *guard*, a shell that reads a pipe whose other end only the test
+/// process holds. The pipe is closed when the test process ends, in whichever way, even if no
+/// destructor runs (a `static` is never dropped). Linux's parent-death signal seems simpler, but it
+/// is sent when the *thread* that spawned the child ends, and every test is a thread.
 pub(crate) struct Guarded {
     child: Child,
     guard: Child,
 }
 
-/// Reads until the pipe ends; then the child (`$0`) and its folder (`$1`) go. A ^C reaches the
-/// guard too, as a member of the terminal's group, and must not be its end.
+/// Reads until the pipe is closed, then kills the child (`$0`) and deletes its folder (`$1`).
+/// Ctrl-C reaches the guard too, as a member of the terminal's process group, and must not end it.
 const GUARD: &str = r#"
     trap "" HUP INT TERM
     read -r _
@@ -33,15 +32,15 @@ const GUARD: &str = r#"
 // === impl Guarded ===
 
 impl Guarded {
-    /// Starts `command`. `home` is a folder of the child's own, removed with it where the test
-    /// process can't.
+    /// Starts `command`. `home` is the child's own folder; the guard deletes it if the test process
+    /// can't.
     pub(crate) fn spawn(command: &mut Command, home: &Path) -> Self {
         let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let guard = Command::new("sh")
             .args(["-c", GUARD, &child.id().to_string()])
             .arg(home)
             .stdin(Stdio::piped())
-            // Not ours: whoever reads our output would wait for the guard.
+            // Not our output: a program that reads it until its end would wait for the guard.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -49,19 +48,19 @@ impl Guarded {
         Self { child, guard }
     }
 
-    /// Sends a signal, unless the child has ended: its number may belong to somebody else then.
+    /// Sends a signal, unless the child has ended: its process id may be reused by then.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
         }
     }
 
-    /// Its number, by which the kernel tells what it uses.
+    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// How the child ended, if it did.
+    /// Its exit status, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().expect("it is our child");
         if status.is_some() {
@@ -70,22 +69,22 @@ impl Guarded {
         status
     }
 
-    /// Waits for the child's end.
+    /// Waits until the child has ended.
     ///
     /// # Panics
     ///
-    /// Where it does not end within `limit`.
+    /// If it does not end within `limit`.
     pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
         within(limit, || self.ended())
             .unwrap_or_else(|late| panic!("process {} ended {late}", self.child.id()))
     }
 
-    /// Kills the child as the kernel or a lost machine would: it learns nothing of it. A frozen
-    /// child too.
+    /// Kills the child without warning, as the kernel or a machine failure would. Works on a
+    /// suspended child, too.
     pub(crate) fn kill_9(&mut self) {
         self.child.kill().expect("it is our child");
-        // In this order: once the child is reaped its number may belong to somebody else, and the
-        // guard would kill that.
+        // In this order: once the child is reaped, its process id may be reused, and the guard
+        // would kill another process.
         self.dismiss_guard();
         self.child.wait().expect("it is our child");
     }
@@ -114,7 +113,7 @@ mod tests {
         let folder = home.path().join("data");
         std::fs::create_dir(&folder).unwrap();
 
-        // What `Guarded` does, with a pipe that ends at once.
+        // What `Guarded` does, with a pipe that is closed at once.
         let guard = Command::new("sh")
             .args(["-c", GUARD, &sleeper.id().to_string()])
             .arg(&folder)

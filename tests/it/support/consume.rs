@@ -1,5 +1,5 @@
-//! A consumer as a careful user would write it: `read_committed`, from the beginning, every
-//! partition, nothing skipped in silence.
+//! A consumer as a careful user would write it: `read_committed`, from the beginning, all
+//! partitions, and nothing skipped silently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{names, within};
 
-/// Reads some topics in the background, each on a thread of its own, for as long as the test
-/// needs. A broker that goes away is waited for.
+/// Reads topics in the background, each on its own thread, for as long as the test needs. It waits
+/// for an unavailable broker.
 pub(crate) struct Consumer {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -57,11 +57,11 @@ struct Reader {
     next: BTreeMap<i32, i64>,
 }
 
-/// How long [`Consumer::finish`] may take: a broker that has just come back included.
+/// Maximum time for [`Consumer::finish`], even if the broker has just restarted.
 const FINISH_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Everything that is committed in `topics` now.
+/// All records committed in `topics` so far.
 pub(crate) fn read_all(bootstrap: &str, topics: &[&str]) -> Vec<Record> {
     Consumer::start(bootstrap, topics).finish()
 }
@@ -69,7 +69,7 @@ pub(crate) fn read_all(bootstrap: &str, topics: &[&str]) -> Vec<Record> {
 // === impl Consumer ===
 
 impl Consumer {
-    /// Begins to read. A topic that does not exist yet is waited for.
+    /// Starts reading. Waits for topics that don't exist yet.
     pub(crate) fn start(bootstrap: &str, topics: &[&str]) -> Self {
         let shared = Arc::new(Shared {
             bootstrap: bootstrap.to_owned(),
@@ -86,7 +86,7 @@ impl Consumer {
         Self { threads: topics.iter().map(read).collect(), shared }
     }
 
-    /// Waits until `enough` is true of what was read so far, in the order of reading.
+    /// Waits until `enough` returns true for the records read so far, in the order of reading.
     ///
     /// # Panics
     ///
@@ -100,7 +100,7 @@ impl Consumer {
         let mut judged = None;
         let outcome = within(limit, || {
             let records = self.shared.records.lock().expect("no reader panics holding it");
-            // Judging is dear and in vain where nothing came.
+            // Calling `enough` is expensive, and useless without new records.
             let news = judged.replace(records.len()) != Some(records.len());
             (news && enough(&records)).then_some(())
         });
@@ -110,17 +110,17 @@ impl Consumer {
         }
     }
 
-    /// What was read since this was last asked, in the order of reading.
+    /// The records read since the last call, in the order of reading.
     pub(crate) fn take(&self) -> Vec<Record> {
         mem::take(&mut *self.shared.records.lock().expect("no reader panics holding it"))
     }
 
-    /// Reads on to what is the end of every partition now, as a `read_committed` consumer sees it,
-    /// and hands over all records, by topic, partition and offset.
+    /// Reads up to the current end of every partition, as seen by a `read_committed` consumer, and
+    /// returns all records ordered by topic, partition and offset.
     ///
     /// # Panics
     ///
-    /// Where an end is not reached in a minute, and where a record could not be read.
+    /// If an end is not reached within a minute, or a record could not be read.
     pub(crate) fn finish(self) -> Vec<Record> {
         self.shared.finishing.store(true, Ordering::SeqCst);
         for thread in self.threads {
@@ -185,10 +185,10 @@ impl Reader {
         self.read_to_end();
     }
 
-    /// Whether the topic came into being before the test wanted to finish.
+    /// Whether the topic was created before the test called [`Consumer::finish`].
     fn find_topic(&mut self) -> bool {
         loop {
-            // Asked before the look, so that there is one look after the wish to finish.
+            // Read before the lookup, so that there is one lookup after the call of `finish`.
             let last_look = self.finishing();
             let metadata = self.consumer.fetch_metadata(Some(&self.topic), Duration::from_secs(5));
             let partitions = metadata.iter().flat_map(|metadata| metadata.topics());
@@ -212,7 +212,7 @@ impl Reader {
         self.consumer.assign(&partitions).expect("the partitions exist");
     }
 
-    /// An end that was seen earlier says nothing about now. A fresh consumer meets each end anew.
+    /// Partition ends seen earlier are outdated. A new consumer reports each end again.
     fn read_to_end(&mut self) {
         self.consumer = consumer(&self.shared.bootstrap, "read_committed");
         self.wait_until_stable();
@@ -231,8 +231,8 @@ impl Reader {
         }
     }
 
-    /// A producer's commit returns when the coordinator has decided it. The markers that let readers
-    /// see its records are written to each partition a moment later.
+    /// A producer's commit returns once the coordinator has decided it. The markers that make its
+    /// records visible are written to each partition a moment later.
     fn wait_until_stable(&self) {
         let uncommitted = consumer(&self.shared.bootstrap, "read_uncommitted");
         let end = |consumer: &BaseConsumer, partition| {
@@ -248,8 +248,8 @@ impl Reader {
         }
     }
 
-    /// Keeps one record, if one comes soon. Otherwise tells which partition has no more, if one
-    /// said so.
+    /// Stores one record, if one arrives soon. Otherwise returns the partition whose end was
+    /// reached, if one was reported.
     fn read_one(&mut self) -> Option<i32> {
         match self.consumer.poll(POLL)? {
             Ok(message) => {
@@ -276,7 +276,7 @@ impl Reader {
     }
 }
 
-/// What a broker's absence brings, and the moments after a topic was created.
+/// Errors of an unavailable broker, and of the moments after a topic is created.
 fn passes(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
@@ -295,15 +295,15 @@ fn passes(error: &KafkaError) -> bool {
 fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
     ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
-        // librdkafka wants a group even where partitions are assigned by hand.
+        // librdkafka requires a group even if partitions are assigned manually.
         .set("group.id", names::unique("verifier"))
         .set("enable.auto.commit", "false")
         .set("isolation.level", isolation)
         .set("enable.partition.eof", "true")
-        // A record that is no longer there is a fault to be told, not an offset to be skipped.
+        // A missing record must be reported as an error, not skipped.
         .set("auto.offset.reset", "error")
         .set("check.crcs", "true")
-        // The end of a partition is told after one such wait.
+        // The end of a partition is reported after one such wait.
         .set("fetch.wait.max.ms", "50")
         .set("reconnect.backoff.max.ms", "500")
         .create()

@@ -1,8 +1,8 @@
 //! Compares what the simulated Agora handed out with what a consumer read.
 //!
-//! The judge shares no code with the bridge: it reads values and headers as a user's program
-//! would, and knows an event by its fields rather than by its fingerprint, so that a wrong
-//! fingerprint shows as well.
+//! The judge shares no code with the bridge: it reads values and headers as a user's program would,
+//! and identifies an event by its fields instead of its fingerprint, so that it detects wrong
+//! fingerprints too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,35 +13,35 @@ use serde::Deserialize;
 use super::consume::Record;
 use super::names::Names;
 
-/// What is wrong, and what is worth knowing. Every list is empty where all is well, but for the
-/// gaps and what they explain.
+/// The faults, and further facts. If there are no faults, all lists are empty except the gaps and
+/// the losses that they cover.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// The number of different events that were read.
+    /// Number of distinct events that were read.
     pub(crate) published: usize,
-    /// Handed over completely, never published, and no gap tells.
+    /// Handed over completely, but neither published nor covered by a gap.
     pub(crate) missing: Vec<Event>,
-    /// Lost before the bridge had them (overwritten, torn), and no gap tells.
+    /// Lost before the bridge received them (overwritten or torn off), and not covered by a gap.
     pub(crate) untold: Vec<Event>,
-    /// Lost, and a gap tells. A test of a kill bounds their number.
+    /// Lost, and covered by a gap. A test with kills limits their number.
     pub(crate) explained: Vec<Event>,
-    /// Losses that gaps tell of, but more than they allow: app, endpoint and both numbers.
+    /// Losses covered by gaps, but more than they allow: app, endpoint and both numbers.
     pub(crate) understated: Vec<String>,
-    /// Published more than once, with all its places.
+    /// Published more than once, with all places.
     pub(crate) twice: Vec<String>,
-    /// Published, and Agora never handed it over.
+    /// Published, but never handed over by Agora.
     pub(crate) unknown: Vec<String>,
-    /// Behind a later event of the same key.
+    /// Published after a later event with the same key.
     pub(crate) out_of_order: Vec<String>,
-    /// Records whose parts contradict each other or the contract.
+    /// Records that are inconsistent or violate the contract.
     pub(crate) misshapen: Vec<String>,
-    /// Elements that are no events, handed over, and not among the dead letters.
+    /// Elements that are not events, were handed over, and are not among the dead letters.
     pub(crate) missing_dead_letters: Vec<String>,
     /// The gaps that were published.
     pub(crate) gaps: Vec<Gap>,
 }
 
-/// An event as its record tells it: all that identifies it.
+/// An event as its record describes it: everything that identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub(crate) struct Event {
     pub(crate) app_id: String,
@@ -54,7 +54,7 @@ pub(crate) struct Event {
     pub(crate) ms: i64,
 }
 
-/// A gap as its record tells it.
+/// A gap as its record describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Gap {
     pub(crate) app_id: String,
@@ -67,8 +67,8 @@ pub(crate) struct Gap {
     pub(crate) at_most: Option<u64>,
 }
 
-/// Judges `records`, all of them, in the order in which [`super::consume::Consumer::finish`] hands
-/// them over, against what Agora knows.
+/// Compares `records`, which must be all records in the order of
+/// [`super::consume::Consumer::finish`], with what Agora recorded.
 pub(crate) fn judge(
     names: &Names,
     handed_out: impl IntoIterator<Item = Recorded>,
@@ -109,13 +109,14 @@ pub(crate) fn judge(
 // === impl Verdict ===
 
 impl Verdict {
-    /// Nothing is missing that no gap tells of, nothing is twice, nothing is made up.
+    /// Asserts that everything missing is covered by a gap, and that nothing is published twice or
+    /// invented.
     #[track_caller]
     pub(crate) fn assert_exactly_once(&self) {
         assert!(self.is_exactly_once(), "\n{self}");
     }
 
-    /// What [`Self::assert_exactly_once`] asserts.
+    /// The condition of [`Self::assert_exactly_once`].
     pub(crate) fn is_exactly_once(&self) -> bool {
         let faults = [
             &self.twice,
@@ -128,14 +129,14 @@ impl Verdict {
         well && faults.iter().all(|list| list.is_empty())
     }
 
-    /// And nothing was lost at all, whether told or not.
+    /// Asserts in addition that nothing was lost, covered by a gap or not.
     #[track_caller]
     pub(crate) fn assert_complete(&self) {
         self.assert_exactly_once();
         assert!(self.explained.is_empty(), "\n{self}");
     }
 
-    /// The events of a key are in the order of their times.
+    /// Asserts that events with the same key are ordered by time.
     #[track_caller]
     pub(crate) fn assert_in_order(&self) {
         assert!(self.out_of_order.is_empty(), "\n{self}");
@@ -156,10 +157,10 @@ impl Verdict {
         for ((app, endpoint), lost) in losses {
             let gaps = self.gaps.iter();
             let of_it = gaps.filter(|gap| gap.app_id == app && gap.endpoint == endpoint);
-            // `None` as soon as one gap has no bound: then there is nothing to exceed.
+            // `None` if any of the gaps has no upper bound: then it can't be exceeded.
             let allowed: Option<u64> = of_it.map(|gap| gap.at_most).sum();
             if allowed.is_some_and(|allowed| lost > allowed) {
-                let told = format!("{app} {endpoint}: {lost} lost, gaps tell of {allowed:?}");
+                let told = format!("{app} {endpoint}: {lost} lost, gaps allow {allowed:?}");
                 self.understated.push(told);
             }
         }
@@ -167,13 +168,13 @@ impl Verdict {
 }
 
 impl fmt::Display for Verdict {
-    /// The number of each kind, and the first few: enough to see the pattern.
+    /// The number of each kind and the first few, which are enough to see the pattern.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} events published", self.published)?;
-        show(f, "missing, no gap tells", &self.missing)?;
-        show(f, "lost before the bridge, no gap tells", &self.untold)?;
-        show(f, "lost, a gap tells", &self.explained)?;
-        show(f, "more lost than gaps tell", &self.understated)?;
+        show(f, "missing, not covered by a gap", &self.missing)?;
+        show(f, "lost before the bridge, not covered by a gap", &self.untold)?;
+        show(f, "lost, covered by a gap", &self.explained)?;
+        show(f, "more lost than gaps allow", &self.understated)?;
         show(f, "published twice", &self.twice)?;
         show(f, "never handed over", &self.unknown)?;
         show(f, "out of order", &self.out_of_order)?;
@@ -224,7 +225,7 @@ impl fmt::Display for Event {
 // === impl Gap ===
 
 impl Gap {
-    /// Whether the event may be among those that this gap tells of. The region is left open: an
+    /// Whether the event may be among those that this gap covers. The region is ignored, because an
     /// event comes back in every region.
     pub(crate) fn covers(&self, event: &Event) -> bool {
         self.app_id == event.app_id
@@ -244,17 +245,17 @@ impl fmt::Display for Gap {
 
 // === what was published ===
 
-/// What is in the topics, by what identifies it.
+/// The contents of the topics, by identity.
 #[derive(Default)]
 struct Published {
     /// The places of each event.
     events: HashMap<Event, Vec<String>>,
-    /// How often these bytes are a dead letter.
+    /// Number of dead letters with these bytes.
     dead_letters: HashMap<Vec<u8>, usize>,
 }
 
 impl Published {
-    /// Elements that are no events have no identity: equal bytes are told apart by their number.
+    /// Elements that are not events have no identity, so equal ones are only counted.
     fn take_dead_letter(&mut self, raw: &[u8]) -> bool {
         match self.dead_letters.get_mut(raw) {
             Some(left) if *left > 0 => {
@@ -284,8 +285,9 @@ fn read(names: &Names, records: &[Record], verdict: &mut Verdict) -> Published {
         } else if record.topic == names.dead_letter {
             let raw = record.value.clone().unwrap_or_default();
             *published.dead_letters.entry(raw).or_default() += 1;
-            // A page and an index in it: that is what can be twice, not the bytes. The key is the
-            // App ID, without which a page is not known: tickets are numbered by partition.
+            // A page and an index within it identify a dead letter, not its bytes. The key is the
+            // App ID, which is needed to identify a page, because tickets are numbered per
+            // partition.
             let app = record.key.as_deref().unwrap_or_default().escape_ascii().to_string();
             let element = (app, record.header("agora_page"), record.header("index"));
             if let Some(earlier) = elements.insert(format!("{element:?}"), record) {
@@ -297,16 +299,16 @@ fn read(names: &Names, records: &[Record], verdict: &mut Verdict) -> Published {
     published
 }
 
-/// What has to hold from one event record to the next.
+/// State for checks across event records.
 #[derive(Default)]
 struct Events<'a> {
     ids: HashMap<&'a str, Event>,
-    /// By topic, App ID and key: two App IDs may use the same names, and owe each other no order.
+    /// By topic, App ID and key: two App IDs may use the same names, and have no common order.
     last_of_key: HashMap<(&'a str, String, &'a [u8]), i64>,
 }
 
 impl<'a> Events<'a> {
-    /// Reads an event and compares the parts of its record with each other.
+    /// Reads an event and checks that the parts of its record are consistent.
     fn read(
         &mut self,
         names: &Names,
@@ -321,10 +323,10 @@ impl<'a> Events<'a> {
         let key = record.key.as_deref().ok_or("no key")?;
         let id = record.event_id().ok_or("no `ce_id`")?;
         if record.topic != *topic {
-            return Err(format!("an event of `{}` in a foreign topic", event.endpoint));
+            return Err(format!("an event of `{}` in the wrong topic", event.endpoint));
         }
         if key != event.channel_id.as_ref().unwrap_or(&event.user_id).as_bytes() {
-            return Err(format!("its key is `{}`, its value tells of {event}", key.escape_ascii()));
+            return Err(format!("its key is `{}`, but its value is {event}", key.escape_ascii()));
         }
         if let Some(other) = self.ids.insert(id, event.clone()).filter(|other| *other != event) {
             return Err(format!("`ce_id` {id} belongs to {other} and to {event}"));
@@ -332,7 +334,7 @@ impl<'a> Events<'a> {
         let of_key = (&*record.topic, event.app_id.clone(), key);
         let last = self.last_of_key.entry(of_key).or_insert(event.ms);
         if event.ms < *last {
-            verdict.out_of_order.push(format!("{}: {event}, behind {last}", place(record)));
+            verdict.out_of_order.push(format!("{}: {event}, after {last}", place(record)));
         }
         *last = event.ms.max(*last);
         Ok(event)
@@ -357,7 +359,7 @@ mod tests {
     const DELIVERED: Fate = Fate::Delivered { answer: 0 };
     const TORN: Fate = Fate::Torn { answer: 0 };
 
-    /// A login of `user` at `ms`, as Agora remembers it.
+    /// A login of `user` at `ms`, as Agora recorded it.
     fn recorded(user: &str, ms: i64, fate: Fate) -> Recorded {
         Recorded {
             seq: 0,
@@ -384,7 +386,7 @@ mod tests {
         }
     }
 
-    /// The same login as its record; the id follows from user and time.
+    /// The record of that login; its id is derived from user and time.
     fn login(names: &Names, offset: i64, user: &str, ms: i64) -> Record {
         let value = format!(
             r#"{{"app_id":"a1","endpoint":"user_events","type":"Login","user_id":"{user}","ms":{ms}}}"#

@@ -1,4 +1,4 @@
-//! Names that no other test has: one broker serves them all.
+//! Names that are unique to a test, because all tests share one broker.
 
 use std::path::Path;
 
@@ -13,9 +13,9 @@ pub(crate) struct Names {
     pub(crate) user_events: String,
     /// Topic of channel events.
     pub(crate) channel_events: String,
-    /// Topic of what was no event.
+    /// Topic of elements that are not events.
     pub(crate) dead_letter: String,
-    /// Topic of what may be missing.
+    /// Topic of gaps.
     pub(crate) gaps: String,
     /// Topic of pages as received.
     pub(crate) pages: String,
@@ -26,7 +26,7 @@ pub(crate) struct Names {
 // === impl Names ===
 
 impl Names {
-    /// Names that start with `test`, so that a broker's log tells whose they are.
+    /// Names that start with `test`, so that a broker's log shows to which test they belong.
     pub(crate) fn unique(test: &str) -> Self {
         let group = unique(test);
         let topic = |name: &str| format!("{group}.{name}");
@@ -41,13 +41,13 @@ impl Names {
         }
     }
 
-    /// What the bridge publishes for others: everything but its own pages and memory.
+    /// The topics that the bridge publishes for consumers: all but its own pages and memory.
     pub(crate) fn published(&self) -> [&str; 4] {
         [&self.user_events, &self.channel_events, &self.dead_letter, &self.gaps]
     }
 
-    /// The tables `[kafka]` and `[kafka.topics]` of a configuration. The second one stands last, so
-    /// that a test can go on with keys of its own.
+    /// The tables `[kafka]` and `[kafka.topics]` of a configuration. The latter comes last, so that
+    /// a test can append its own keys.
     pub(crate) fn kafka_tables(&self, bootstrap: &str) -> String {
         let Self { group, user_events, channel_events, dead_letter, gaps, pages, state } = self;
         format!(
@@ -73,12 +73,12 @@ pub(crate) fn unique(prefix: &str) -> String {
     format!("{prefix}-{:08x}", rand::random::<u32>())
 }
 
-/// A folder of one's own, removed when dropped.
+/// A new temporary folder, deleted on drop.
 pub(crate) fn folder() -> TempDir {
     TempDir::with_prefix("agora-rtm-bridge-").expect("the temporary folder can be written to")
 }
 
-/// A path as text: what a configuration and an argument take.
+/// A path as text, for configurations and arguments.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have plain names")
 }

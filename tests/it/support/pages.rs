@@ -1,5 +1,5 @@
-//! Pages without an Agora: as a server that hands over prepared bodies, one a request, and then
-//! nothing more; and as the poller keeps them.
+//! Pages without an Agora: from a server that returns prepared bodies, one per request, and then
+//! empty pages; and in the form in which the poller stores them.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,25 +9,25 @@ use agora_rtm_bridge::model::{
     AppId, Endpoint, Feed, Gap, GapCause, Page, Region, Timestamp, Wholeness,
 };
 
-/// Where it listens. Its thread ends with the test process.
+/// The server's address. Its thread ends with the test process.
 pub(crate) struct Pages {
     address: SocketAddr,
 }
 
-/// What it says when it has nothing left.
+/// The body of an empty page.
 const EMPTY: &str = r#"{"result":"success","request_id":"2","events":[]}"#;
 
 // === impl Pages ===
 
 impl Pages {
-    /// Begins to serve.
+    /// Starts serving.
     pub(crate) fn serve(bodies: Vec<String>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
         let address = listener.local_addr().expect("it listens");
         thread::spawn(move || {
             let mut bodies = bodies.into_iter();
             for stream in listener.incoming() {
-                // A client that leaves early is no trouble of ours.
+                // A client that disconnects early is not an error.
                 stream.and_then(|stream| answer(stream, bodies.next().as_deref())).ok();
             }
         });
@@ -51,7 +51,7 @@ fn answer(mut stream: TcpStream, body: Option<&str>) -> std::io::Result<()> {
     )
 }
 
-/// A page of user events that was asked for and came at this moment.
+/// A page of user events, requested and received at this moment.
 pub(crate) fn of_users(app: &AppId, at: Timestamp, body: String) -> Page {
     Page {
         feed: Feed { app: app.clone(), region: Region::new("default"), endpoint: Endpoint::User },
@@ -67,7 +67,7 @@ pub(crate) fn of_users(app: &AppId, at: Timestamp, body: String) -> Page {
     }
 }
 
-/// A gap of user events that a process left which was killed.
+/// A gap of user events, as left by a killed process.
 pub(crate) fn gap(app: &AppId) -> Gap {
     Gap {
         feed: Feed { app: app.clone(), region: Region::new("default"), endpoint: Endpoint::User },

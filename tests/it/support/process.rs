@@ -1,4 +1,4 @@
-//! The bridge as its users run it: the binary, a file, signals, an HTTP port.
+//! The bridge as its users run it: the binary, a configuration file, signals, an HTTP port.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -17,19 +17,19 @@ use super::{names, tail, within};
 
 /// A running `agora-rtm-bridge run` in a folder of its own.
 ///
-/// What belongs to the place (data folder, port) comes by the environment; the file is the
-/// test's alone. When a test panics, the end of the bridge's log is printed with it.
+/// Data directory and port are set through the environment, so the file belongs to the test alone.
+/// If a test panics, the end of the bridge's log is printed.
 pub(crate) struct Bridge {
     process: Guarded,
-    /// The way of its log into its file, where that may stall.
+    /// The pipe that carries its log to the file, if the test can stall it.
     log: Option<Stallable>,
-    /// How often it was started. Each start has its own log: the address in it is of that start.
+    /// Number of starts. Each start has its own log, because the address in it differs.
     starts: u32,
     environment: Environment,
     home: TempDir,
 }
 
-/// Variables of a bridge's environment, here and after each later start.
+/// Environment variables of a bridge, for this and later starts.
 pub(crate) type Environment = Vec<(&'static str, String)>;
 
 /// An answer of the bridge's HTTP port.
@@ -44,7 +44,7 @@ pub(crate) struct HttpAnswer {
 const START_LIMIT: Duration = Duration::from_secs(30);
 const HTTP_LIMIT: Duration = Duration::from_secs(5);
 
-/// The binary, with nothing of the developer's own settings.
+/// The binary, without the developer's own settings.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agora-rtm-bridge"));
     for (name, _) in env::vars_os() {
@@ -64,21 +64,21 @@ impl Bridge {
         Self::start_on(config, |_| {})
     }
 
-    /// The same, which panics at the pass `place:passes` of a place that a test build has.
+    /// The same, but it panics at the pass `place:passes` of a place compiled into a test build.
     pub(crate) fn start_to_panic(config: &str, at: &str) -> Self {
         let environment = vec![("AGORA_RTM_BRIDGE_PANIC", at.to_owned())];
-        // Its next start is an ordinary one.
+        // Its next start is a normal one.
         let mut bridge = Self::start_in(environment, config, |_| {});
         bridge.environment.clear();
         bridge
     }
 
-    /// The same with a data folder that `prepare` makes and fills first.
+    /// The same, with a data directory that `prepare` creates and fills first.
     pub(crate) fn start_on(config: &str, prepare: impl FnOnce(&Path)) -> Self {
         Self::start_in(Environment::new(), config, prepare)
     }
 
-    /// The same with more in its environment.
+    /// The same, with additional environment variables.
     pub(crate) fn start_in(
         environment: Environment,
         config: &str,
@@ -89,7 +89,7 @@ impl Bridge {
         Self { process, log: None, starts: 1, environment, home }
     }
 
-    /// The same whose log goes through a pipe, here and after each later start.
+    /// The same, with its log going through a pipe, for this and later starts.
     pub(crate) fn start_through_pipe(
         environment: Environment,
         config: &str,
@@ -101,7 +101,7 @@ impl Bridge {
         Self { process, log: Some(log), starts: 1, environment, home }
     }
 
-    /// Starts it once more after its end, with the same configuration and data.
+    /// Starts it again after its end, with the same configuration and data.
     pub(crate) fn start_again(&mut self) {
         self.starts += 1;
         let file = log_of(&self.home, self.starts);
@@ -119,33 +119,33 @@ impl Bridge {
         self.log.as_ref()
     }
 
-    /// Kills it: it commits nothing, forwards nothing, says nothing.
+    /// Kills it: it commits, forwards and logs nothing more.
     pub(crate) fn kill_9(&mut self) {
         self.process.kill_9();
     }
 
-    /// SIGTERM: asks it to stop.
+    /// Requests a stop with SIGTERM.
     pub(crate) fn terminate(&mut self) {
         self.process.signal(Signal::TERM);
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
         self.process.wait(limit)
     }
 
-    /// The number of its process.
+    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.ended()
     }
 
-    /// The most memory that it had resident at a time since its start, in bytes; `None` where it
-    /// has ended. proc_pid_status(5)
+    /// Its peak resident memory since its start, in bytes; `None` if it has ended. See
+    /// proc_pid_status(5).
     pub(crate) fn peak_memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -153,11 +153,11 @@ impl Bridge {
         Some(kibibytes * 1_024)
     }
 
-    /// Waits until it calls itself ready.
+    /// Waits until it reports that it is ready.
     ///
     /// # Panics
     ///
-    /// Where it ends or does not become ready; with its reasons.
+    /// If it ends or does not become ready; reports the reason.
     pub(crate) fn wait_ready(&mut self) {
         let mut last = None;
         let outcome = within(START_LIMIT, || {
@@ -176,7 +176,7 @@ impl Bridge {
         }
     }
 
-    /// Asks its HTTP port.
+    /// Sends a request to its HTTP port.
     pub(crate) fn get(&self, path: &str) -> HttpAnswer {
         let address = within(START_LIMIT, || self.address())
             .unwrap_or_else(|late| panic!("the bridge logged `listen=` {late}"));
@@ -197,22 +197,22 @@ impl Bridge {
         answer.body
     }
 
-    /// The sum of a metric over all its labels; zero where it is not there.
+    /// The sum of a metric over all its labels; zero if it doesn't exist.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         sum(&self.metrics(), name)
     }
 
-    /// What it logged since its last start.
+    /// Its log since the last start.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(log_file(&self.home, self.starts)).unwrap_or_default()
     }
 
-    /// Where it keeps its journal.
+    /// Its data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
         data_dir(&self.home)
     }
 
-    /// Where it listens.
+    /// The address of its HTTP port.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         listen_address(&self.log())
     }
@@ -259,9 +259,9 @@ fn data_dir(home: &TempDir) -> PathBuf {
     home.path().join("data")
 }
 
-/// Finds `listen=127.0.0.1:1234` in a text log, `"listen":"127.0.0.1:1234"` in a JSON one.
+/// Finds `listen=127.0.0.1:1234` in a text log, or `"listen":"127.0.0.1:1234"` in a JSON log.
 pub(crate) fn listen_address(log: &str) -> Option<SocketAddr> {
-    // The last piece may still be on its way: a line counts when it is whole.
+    // The last line may be incomplete, and counts only once it is complete.
     let whole = &log[..=log.rfind('\n')?];
     whole.split("listen").skip(1).find_map(|rest| {
         let value = rest.trim_start_matches(['"', '=', ':', ' ']);
@@ -270,7 +270,7 @@ pub(crate) fn listen_address(log: &str) -> Option<SocketAddr> {
     })
 }
 
-/// Asks an HTTP port of a bridge.
+/// Sends a request to an HTTP port of a bridge.
 pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<HttpAnswer> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
     stream.set_read_timeout(Some(HTTP_LIMIT))?;
@@ -290,7 +290,7 @@ fn sum(metrics: &str, name: &str) -> f64 {
         .lines()
         .filter_map(|line| line.strip_prefix(name))
         .filter(|rest| rest.starts_with(['{', ' ']))
-        // The value stands behind the labels, in which a space may stand too.
+        // The value follows the labels, which may contain spaces.
         .filter_map(|rest| {
             rest.rsplit_once('}').map_or(rest, |(_, value)| value).split_whitespace().next()
         })

@@ -1,4 +1,4 @@
-//! A TCP proxy that is treated as a network is: cut, stalled, whole again.
+//! A TCP proxy that behaves like a network: cut, stalled, or working.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,22 +10,22 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-/// Listens on loopback and hands over to one address. It goes with the value.
+/// Listens on loopback and forwards to one address. It stops when the value is dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
-    /// Its thread is the proxy.
+    /// Its thread runs the proxy.
     _runtime: Runtime,
 }
 
-/// What becomes of bytes that come.
+/// What happens to received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// They go on.
+    /// They are forwarded.
     Open,
-    /// They stay where they are, in both directions; connections stay, too.
+    /// They are held back in both directions; connections stay open.
     Stalled,
-    /// Every connection is reset, and so is each new one.
+    /// Every connection is reset, including new ones.
     Cut,
 }
 
@@ -33,9 +33,9 @@ pub(crate) enum Way {
 struct State {
     target: SocketAddr,
     way: Way,
-    /// A connection that has seen fewer is reset, even if the way is open again by then.
+    /// A connection opened before the latest cut is reset, even if the way is open again by then.
     cuts: u64,
-    /// A connection that has seen fewer is dead, and neither end learns of it.
+    /// A connection opened before the latest loss is dead, without notice to either end.
     losses: u64,
 }
 
@@ -44,7 +44,7 @@ const BUFFER: usize = 64 * 1024;
 // === impl Proxy ===
 
 impl Proxy {
-    /// Begins to listen. Whoever comes before [`Self::lead_to`] is reset.
+    /// Starts listening. Connections before [`Self::lead_to`] are reset.
     pub(crate) fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -61,17 +61,17 @@ impl Proxy {
         Self { address, state, _runtime: runtime }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on connections lead there, and the way is open.
+    /// From now on, forwards connections to `target`, and opens the way.
     pub(crate) fn lead_to(&self, target: SocketAddr) {
         self.state.send_modify(|state| (state.target, state.way) = (target, Way::Open));
     }
 
-    /// Changes the way for all connections, those that are there and those that come.
+    /// Changes the way for all existing and new connections.
     pub(crate) fn set(&self, way: Way) {
         self.state.send_modify(|state| {
             state.way = way;
@@ -79,8 +79,8 @@ impl Proxy {
         });
     }
 
-    /// Forgets every connection, as a NAT gateway or a load balancer that restarts: what comes on
-    /// one is lost, neither end learns of it. New connections work.
+    /// Forgets all connections, like a NAT gateway or load balancer that restarts: bytes on them
+    /// are lost without notice to either end. New connections work.
     pub(crate) fn forget_connections(&self) {
         self.state.send_modify(|state| state.losses += 1);
     }
@@ -89,17 +89,17 @@ impl Proxy {
 async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
     let tracker = TaskTracker::new();
     loop {
-        // A client that left at once is no trouble of ours.
+        // A client that disconnected at once is not an error.
         let Ok((client, _)) = listener.accept().await else { continue };
         let state = state.clone();
         tracker.spawn(async move {
-            // Broken connections are what this is for.
+            // Broken connections are the purpose of this proxy.
             join(client, state).await.ok();
         });
     }
 }
 
-/// One connection until its end, or until it is cut.
+/// Serves one connection until it ends or is cut.
 async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Result<()> {
     let State { target, way, cuts, losses } = *state.borrow();
     if way == Way::Cut {
@@ -124,14 +124,14 @@ async fn join(mut client: TcpStream, state: watch::Receiver<State>) -> io::Resul
         ended = both => ended.map(drop),
     };
     if ended.is_err() {
-        // Not an orderly end: what is on its way is gone.
+        // Not a clean end: data in transit is lost.
         client.set_zero_linger()?;
         server.set_zero_linger()?;
     }
     ended
 }
 
-/// One direction.
+/// Copies one direction.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -141,10 +141,11 @@ async fn pump(
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = from.read(&mut buffer).await?;
-        // The sender is part of the value that keeps this task running.
+        // The sender belongs to the value that keeps this task running, so it can't be gone.
         state.wait_for(|it| it.way != Way::Stalled || it.losses != losses).await.ok();
         if state.borrow().losses != losses {
-            // Not even its end is passed on; what comes is read, so that nobody is held up.
+            // Its end isn't passed on either; received bytes are discarded, so that the sender
+            // doesn't block.
             if length == 0 {
                 std::future::pending::<()>().await;
             }
@@ -165,12 +166,12 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for whatever comes to come, where something does.
+    /// Maximum time to wait for something that must arrive.
     const LIMIT: Duration = Duration::from_secs(30);
-    /// So long nothing came where nothing must come.
+    /// Time to wait for something that must not arrive.
     const NOTHING: Duration = Duration::from_millis(100);
 
-    /// Both ends of a connection through a proxy that is open.
+    /// Both ends of a connection through an open proxy.
     fn connected() -> (Proxy, TcpStream, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let proxy = Proxy::start();

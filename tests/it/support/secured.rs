@@ -1,7 +1,8 @@
-//! A real broker that lets nobody in without proof, and lets nobody do what was not granted: a door
-//! for passwords (PLAIN and SCRAM), one for them within TLS, one for certificates.
+//! A real broker that requires authentication and authorises only what was granted. It has a
+//! listener for passwords (PLAIN and SCRAM), one for passwords within TLS, and one for
+//! certificates.
 //!
-//! Its plain door stays, for the tests themselves: who comes by it may do everything.
+//! It also has a plain listener for the tests themselves, whose clients may do everything.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -14,10 +15,10 @@ use super::broker::{Broker, Extra, free_port};
 use super::names;
 use super::names::Names;
 
-/// The password of every user and every store.
+/// The password of all users and key stores.
 pub(crate) const PASSWORD: &str = "the-right-password";
 
-/// Its users: one for each way of proof, and one who is for the tests to grant and to refuse.
+/// Its users: one for each mechanism, and one for tests that grant and revoke.
 pub(crate) const USERS: [&str; 3] = ["plain-user", "scram-user", "strict-user"];
 
 /// The broker.
@@ -28,7 +29,7 @@ pub(crate) struct Secured {
     certificates: u16,
 }
 
-/// How a client proves itself.
+/// How a client authenticates.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Proof {
     /// A user with SASL/PLAIN.
@@ -39,7 +40,7 @@ pub(crate) enum Proof {
     Certificate,
 }
 
-/// What may be granted, by the numbers of Kafka's protocol.
+/// Resource types, with their numbers in Kafka's protocol.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     Topic = 2,
@@ -47,7 +48,7 @@ pub(crate) enum Kind {
     TransactionalId = 5,
 }
 
-/// By the numbers of Kafka's protocol.
+/// Operations, with their numbers in Kafka's protocol.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operation {
     Read = 3,
@@ -57,7 +58,7 @@ pub(crate) enum Operation {
     DescribeConfigs = 10,
 }
 
-/// The one that all tests share.
+/// The broker that all tests share.
 pub(crate) fn shared() -> &'static Secured {
     static SHARED: LazyLock<Secured> = LazyLock::new(Secured::start);
     &SHARED
@@ -66,12 +67,12 @@ pub(crate) fn shared() -> &'static Secured {
 // === impl Secured ===
 
 impl Secured {
-    /// One that only this test uses.
+    /// A broker that only this test uses.
     pub(crate) fn own() -> Self {
         Self::start()
     }
 
-    /// Starts it again with another password for the users of SASL/PLAIN.
+    /// Restarts it with another password for the users of SASL/PLAIN.
     pub(crate) fn rotate_password(&mut self, password: &str) {
         let plain = |user: &str, password: &str| format!(" user_{user}=\"{password}\"");
         self.broker.change_settings(|settings| {
@@ -82,8 +83,8 @@ impl Secured {
         self.start_again();
     }
 
-    /// Makes a new key and certificate for `CN=bridge` and starts again with trust in no other. The
-    /// store that a bridge is given stays what it was until [`Self::hand_out_certificate`].
+    /// Creates a new key and certificate for `CN=bridge`, and restarts the broker with trust in no
+    /// other. The bridge's key store stays unchanged until [`Self::hand_out_certificate`].
     pub(crate) fn renew_certificate(&mut self) {
         let home = self.broker.home();
         make_store(home, "renewed", "bridge");
@@ -92,7 +93,7 @@ impl Secured {
         self.start_again();
     }
 
-    /// Puts the new certificate where the bridge's configuration looks for one.
+    /// Puts the new certificate where the bridge's configuration expects it.
     pub(crate) fn hand_out_certificate(&self) {
         let home = self.broker.home();
         fs::copy(home.join("renewed.p12"), home.join("bridge.p12")).expect("it was renewed");
@@ -127,17 +128,17 @@ impl Secured {
         Self { broker, sasl, sasl_tls, certificates }
     }
 
-    /// The plain door, for the tests.
+    /// The address of the plain listener, for the tests.
     pub(crate) fn bootstrap(&self) -> String {
         self.broker.bootstrap()
     }
 
-    /// The address of a door that speaks TLS with a certificate that no system trusts.
+    /// The address of a listener whose TLS certificate no system trusts.
     pub(crate) fn tls_address(&self) -> String {
         format!("127.0.0.1:{}", self.sasl_tls)
     }
 
-    /// The door for this proof.
+    /// The address of the listener for this mechanism.
     pub(crate) fn door(&self, proof: Proof) -> String {
         let port = match proof {
             Proof::Plain(_) => self.sasl,
@@ -147,7 +148,7 @@ impl Secured {
         format!("127.0.0.1:{port}")
     }
 
-    /// The table `[kafka.options]` for this proof, with this password.
+    /// The table `[kafka.options]` for this mechanism and password.
     pub(crate) fn options(&self, proof: Proof, password: &str) -> String {
         let file = |name: &str| names::text(&self.broker.home().join(name)).to_owned();
         let sasl = |mechanism: &str, user: &str| {
@@ -174,7 +175,7 @@ impl Secured {
         format!("\n[kafka.options]\n{rest}")
     }
 
-    /// Grants exactly what `check --help` says that the bridge needs.
+    /// Grants exactly the ACLs that `check --help` lists.
     pub(crate) fn grant_all(&self, proof: Proof, names: &Names) {
         let group = names.group.as_str();
         use Operation::{Create, Describe, DescribeConfigs, Read, Write};
@@ -195,7 +196,7 @@ impl Secured {
         }
     }
 
-    /// Grants one operation on everything whose name begins so.
+    /// Grants one operation on everything whose name starts with `prefix`.
     pub(crate) fn grant(&self, proof: Proof, kind: Kind, prefix: &str, operation: Operation) {
         let user = match proof {
             Proof::Plain(user) | Proof::Scram(user) => user,
@@ -205,7 +206,7 @@ impl Secured {
             let length = u16::try_from(text.len()).expect("names are short");
             [&length.to_be_bytes(), text.as_bytes()].concat()
         };
-        // CreateAcls, version 1: one that allows, for names that begin so.
+        // CreateAcls, version 1: one ACL that allows, for a name prefix.
         let request = [
             &[0, 30, 0, 1, 0, 0, 0, 7][..],
             &text("tests"),
@@ -218,13 +219,13 @@ impl Secured {
         ]
         .concat();
         let answer = ask(&self.bootstrap(), &request);
-        // The request's number, a throttle time, one result, its error.
+        // Correlation id, throttle time, one result with its error code.
         let error = answer.get(12..14).expect("the broker answers each grant");
         assert_eq!(error, [0, 0], "{kind:?} {prefix} {operation:?}: {answer:?}");
     }
 }
 
-/// One request of Kafka's protocol, and the answer without its length.
+/// Sends one request of Kafka's protocol; returns the answer without its length.
 fn ask(bootstrap: &str, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(bootstrap).expect("the broker listens");
     let length = u32::try_from(request.len()).expect("it is short");
@@ -268,7 +269,7 @@ super.users=User:ANONYMOUS
     )
 }
 
-/// A key and a certificate for the broker and for the bridge, each its own authority.
+/// Creates a key and a self-signed certificate for the broker and for the bridge.
 fn make_stores(home: &Path) {
     thread::scope(|scope| {
         for name in ["broker", "bridge"] {
@@ -277,7 +278,7 @@ fn make_stores(home: &Path) {
     });
 }
 
-/// A key and a certificate of its own authority, in `{name}.p12` and `{name}.pem`.
+/// Creates a key and a self-signed certificate, in `{name}.p12` and `{name}.pem`.
 pub(crate) fn make_store(home: &Path, name: &str, common_name: &str) {
     let store = home.join(format!("{name}.p12"));
     let dname = format!("CN={common_name}");

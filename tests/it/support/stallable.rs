@@ -1,12 +1,12 @@
-//! A pipe into a file, whose reader can be made to stall, as a log collector does that hangs.
+//! A pipe into a file whose reader can be stalled, like a log collector that hangs.
 
 use std::fs::File;
 use std::io::{PipeWriter, Read as _, Write as _, pipe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// The end that is written to. The reader's thread ends when every writer has gone; it is dropped
-/// flowing.
+/// The writing end. The reader's thread ends when all writers are closed; dropping it resumes the
+/// reader.
 pub(crate) struct Stallable {
     writer: PipeWriter,
     tap: Arc<Tap>,
@@ -18,18 +18,18 @@ struct Tap {
     turned: Condvar,
 }
 
-/// What a pipe of Linux holds, and the piece that the reader may have in hand. pipe(7)
+/// Size of a Linux pipe plus the piece that the reader may hold, in bytes. See pipe(7).
 const MORE_THAN_IT_HOLDS: usize = 64 * 1024 + PIECE;
 
 const PIECE: usize = 4 * 1024;
 
-/// Fills the pipe, and never comes in a log.
+/// Fills the pipe; never occurs in a log.
 const FILLER: u8 = 0;
 
 // === impl Stallable ===
 
 impl Stallable {
-    /// A pipe that flows into this file.
+    /// A pipe that is copied into this file.
     pub(crate) fn into_file(file: File) -> Self {
         let (mut reader, writer) = pipe().expect("the kernel has pipes");
         let tap = Arc::<Tap>::default();
@@ -48,20 +48,20 @@ impl Stallable {
         Self { writer, tap }
     }
 
-    /// The end to write to, for a child.
+    /// A writing end, for a child.
     pub(crate) fn writer(&self) -> PipeWriter {
         self.writer.try_clone().expect("there are descriptors left")
     }
 
-    /// Nobody reads from now on, and the pipe is full: whoever writes has to wait.
+    /// Stops the reader and fills the pipe, so that writers block.
     pub(crate) fn stall(&self) {
         *self.tap.lock() = true;
         let mut writer = self.writer();
-        // It waits, too, until the pipe is read again.
+        // This write blocks, too, until the pipe is read again.
         thread::spawn(move || writer.write_all(&[FILLER; MORE_THAN_IT_HOLDS]).ok());
     }
 
-    /// It is read again.
+    /// Resumes the reader.
     pub(crate) fn flow(&self) {
         *self.tap.lock() = false;
         self.tap.turned.notify_all();
