@@ -338,7 +338,7 @@ impl Daemon {
 // === impl Stage ===
 
 impl Stage {
-    /// Requests the tasks to stop and waits for them.
+    /// Tells the tasks to stop and waits for them.
     async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();

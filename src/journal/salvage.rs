@@ -48,7 +48,7 @@ struct Carrier<'a> {
     carried: Carried,
 }
 
-/// Copies everything, or if `known` is given, what is needed. Errors are those of `new`.
+/// Copies everything, or only the needed rows if `known` is given. Errors are those of `new`.
 pub(super) fn carry(
     old: Option<&Connection>,
     (database, log): (&Path, &Path),
