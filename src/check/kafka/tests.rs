@@ -66,7 +66,7 @@ fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
         (Topic::State, 1, (8, 1), &policy("compact,delete"), failed, "would expire"),
         (Topic::State, 1, (4, 1), &policy("compact"), warning, "the start adds the others"),
         (Topic::Pages, 1, (12, 1), &[], warning, "the first 8 are used"),
-        (Topic::UserEvents, 1, (1, 1), &[week], warning, "set the key to 1 if that is meant"),
+        (Topic::UserEvents, 1, (1, 1), &[week], warning, "set the key to 1 if that is intended"),
         (Topic::Pages, 1, (8, 1), &policy("compact"), failed, "cleanup.policy=delete"),
         (Topic::Pages, 1, (8, 1), &[("max.message.bytes", "9")], warning, "bytes=10485760"),
         (Topic::Pages, 1, (8, 1), &[short], warning, "retention.ms=86400000"),

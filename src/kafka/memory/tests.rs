@@ -149,12 +149,15 @@ fn what_it_can_not_read_is_refused_by_name() {
     }
 }
 
+/// As with the default time-outs.
+const HOLD: Duration = Duration::from_secs(39);
+
 #[test]
 fn a_quiet_window_rests_and_knows_all_when_it_wakes() {
     let folder = tempfile::tempdir().unwrap();
     for attic in [Attic::in_folder(folder.path()), Attic::default()] {
         let app = AppId::new("a");
-        let mut memory = Recall::new(HashMap::new(), Duration::ZERO, &attic, 0).finish().unwrap();
+        let mut memory = Recall::new(HashMap::new(), HOLD, &attic, 0).finish().unwrap();
         let mut records = Vec::new();
         for round in 0..40 {
             let window = memory.window(&app, Endpoint::User).unwrap();
@@ -168,8 +171,7 @@ fn a_quiet_window_rests_and_knows_all_when_it_wakes() {
             memory.rest_idle();
             assert!(is_at_rest(&memory));
         }
-        let mut next =
-            recalled(Recall::new(HashMap::new(), Duration::ZERO, &attic, 1), records).unwrap();
+        let mut next = recalled(Recall::new(HashMap::new(), HOLD, &attic, 1), records).unwrap();
         assert!(is_at_rest(&next));
         for memory in [&mut memory, &mut next] {
             let window = memory.window(&app, Endpoint::User).unwrap();
