@@ -110,7 +110,7 @@ fn what_is_amiss_with_agora_is_named_with_its_remedy() {
     let foreign = "0123456789abcdef0123456789abcdef";
     check(&config.replace(&secret, "wrong"), &[]).assert_failed(&[
         &app,
-        "refuses the credentials (status 401)",
+        "rejects the credentials (status 401)",
         "Developer Toolkit",
     ]);
     check(&config.replace(&app, foreign), &[]).assert_failed(&[
@@ -231,7 +231,7 @@ fn what_is_amiss_with_this_machine_is_named_with_its_remedy() {
     let home = names::folder();
     let file = home.path().join("file");
     fs::write(&file, "").unwrap();
-    check_in(&file, home.path(), &config, &[]).assert_failed(&["not a directory", "name a"]);
+    check_in(&file, home.path(), &config, &[]).assert_failed(&["not a directory", "set data_dir"]);
     check(&format!("journal.max_size = \"1024TiB\"\n{config}"), &[])
         .assert_warned(&["data_dir", "lower journal.max_size"]);
     // Where a secret can't be read nothing is looked at.
