@@ -47,7 +47,7 @@ pub enum AuditError {
 
 /// Called with a topic and the number of records that are about to be read; what it returns is called
 /// after each of them, and dropped after the last.
-pub type Progress<'a> = &'a mut dyn FnMut(Topic, u64) -> Box<dyn FnMut()>;
+pub type ProgressSink<'a> = &'a mut dyn FnMut(Topic, u64) -> Box<dyn FnMut()>;
 
 /// How long pages that were forwarded before the audit began may take to be delivered.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -77,7 +77,7 @@ struct Position {
 pub fn audit(
     cluster: &Cluster,
     since: Timestamp,
-    progress: Progress<'_>,
+    progress: ProgressSink<'_>,
 ) -> Result<Verdict, AuditError> {
     let reader = cluster.reader()?;
     let all = reader.spans(Topic::Pages, None)?;
@@ -128,7 +128,7 @@ pub fn audit(
     ledger.looked_from = oldest.max(since.before(OLDEST)).before(CLOCK_MARGIN);
     for endpoint in Endpoint::ALL {
         let topic = Topic::of_events(endpoint);
-        let Held { spans, mut cut, emptied } = held(&reader, topic, ledger.looked_from)?;
+        let TopicContents { spans, mut cut, emptied } = held(&reader, topic, ledger.looked_from)?;
         // A partition without keys that are in use is empty after a while, and tells nothing.
         if emptied.len() == spans.len() {
             cut = emptied;
@@ -200,7 +200,7 @@ fn window(
 }
 
 /// What a topic holds since a time.
-struct Held {
+struct TopicContents {
     spans: Spans,
     /// Partitions that begin with a record of that time: older ones were deleted, and may be of it too.
     cut: Vec<i32>,
@@ -208,7 +208,7 @@ struct Held {
     emptied: Vec<i32>,
 }
 
-fn held(reader: &Reader, topic: Topic, since: Timestamp) -> Result<Held, KafkaError> {
+fn held(reader: &Reader, topic: Topic, since: Timestamp) -> Result<TopicContents, KafkaError> {
     // Taken first: what is deleted meanwhile counts.
     let spans = reader.spans(topic, Some(since))?;
     let (mut cut, mut emptied) = (Vec::new(), Vec::new());
@@ -220,7 +220,7 @@ fn held(reader: &Reader, topic: Topic, since: Timestamp) -> Result<Held, KafkaEr
             false => {}
         }
     }
-    Ok(Held { spans, cut, emptied })
+    Ok(TopicContents { spans, cut, emptied })
 }
 
 /// Reads what a topic holds since a time, and says whether something of it may be deleted.
@@ -228,10 +228,10 @@ fn read(
     reader: &Reader,
     topic: Topic,
     since: Timestamp,
-    progress: Progress<'_>,
+    progress: ProgressSink<'_>,
     each: impl FnMut(&Stored<'_>),
 ) -> Result<Lack, AuditError> {
-    let Held { spans, cut, emptied } = held(reader, topic, since)?;
+    let TopicContents { spans, cut, emptied } = held(reader, topic, since)?;
     read_spans(reader, topic, &spans, progress, each)?;
     Ok(match (cut.is_empty(), emptied.is_empty()) {
         (false, _) => Lack::Cut,
@@ -244,7 +244,7 @@ fn read_spans(
     reader: &Reader,
     topic: Topic,
     spans: &Spans,
-    progress: Progress<'_>,
+    progress: ProgressSink<'_>,
     mut each: impl FnMut(&Stored<'_>),
 ) -> Result<(), AuditError> {
     let total = spans.values().map(|span| span.end.abs_diff(span.start)).sum();

@@ -15,7 +15,7 @@ mod secrets;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use self::finding::{Finding, Verdict};
+pub use self::finding::{Finding, Severity};
 
 use crate::agora::http::Http;
 use crate::config::Settings;
@@ -24,10 +24,10 @@ use crate::kafka::Cluster;
 
 /// The queries still in progress, to be shown while the user waits. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
-pub struct Waiting(Arc<Mutex<Vec<String>>>);
+pub struct InProgress(Arc<Mutex<Vec<String>>>);
 
 /// Checks everything. If `console` is set, Agora's Console is asked for the account's projects.
-pub async fn run(settings: &Settings, console: bool, waiting: &Waiting) -> Vec<Finding> {
+pub async fn run(settings: &Settings, console: bool, waiting: &InProgress) -> Vec<Finding> {
     let mut findings = machine::look(settings).await;
     findings.extend(settings.apps.iter().map(|app| cost::of(app, settings.poll.longest_interval)));
     findings.extend(settings.apps.iter().filter_map(secrets::of));
@@ -48,7 +48,7 @@ pub async fn run(settings: &Settings, console: bool, waiting: &Waiting) -> Vec<F
 
 // === impl Waiting ===
 
-impl Waiting {
+impl InProgress {
     /// The queries in progress now.
     pub fn names(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

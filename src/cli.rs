@@ -65,7 +65,7 @@ enum Command {
     Plan(plan::Plan),
     Pages(pages::Pages),
     Audit(audit::Audit),
-    Journal(journal::Journal),
+    Journal(journal::JournalCli),
     Health(health::Health),
 }
 

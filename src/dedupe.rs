@@ -122,11 +122,11 @@ pub struct Shelved {
     slot: u32,
     sequence: u64,
     newest: Timestamp,
-    events: Place,
+    events: BlockPlace,
 }
 
 #[derive(Debug)]
-enum Place {
+enum BlockPlace {
     Shelf(Cell, u16),
     Memory(Box<[Fingerprint]>),
 }
@@ -357,8 +357,8 @@ impl Block {
             Some((cell, count))
         });
         let events = match cell {
-            Some((cell, count)) => Place::Shelf(cell, count),
-            None => Place::Memory(self.events.into_boxed_slice()),
+            Some((cell, count)) => BlockPlace::Shelf(cell, count),
+            None => BlockPlace::Memory(self.events.into_boxed_slice()),
         };
         Shelved { slot: self.slot, sequence: self.sequence, newest: self.newest, events }
     }
@@ -374,15 +374,15 @@ impl Shelved {
 
     /// Nobody needs it any more.
     pub fn discard(self, shelf: &mut impl Shelf) {
-        if let Place::Shelf(cell, _) = self.events {
+        if let BlockPlace::Shelf(cell, _) = self.events {
             shelf.free(cell);
         }
     }
 
     fn fetch<S: Shelf>(self, shelf: &mut S) -> Result<Block, S::Error> {
         let (mut events, cell) = match self.events {
-            Place::Shelf(cell, count) => (shelf.get(cell, count.into())?, Some(cell)),
-            Place::Memory(events) => (events.into_vec(), None),
+            BlockPlace::Shelf(cell, count) => (shelf.get(cell, count.into())?, Some(cell)),
+            BlockPlace::Memory(events) => (events.into_vec(), None),
         };
         events.reserve_exact(BLOCK_EVENTS.saturating_sub(events.len()));
         let Self { slot, sequence, newest, .. } = self;

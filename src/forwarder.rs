@@ -53,7 +53,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// A page that is not confirmed so long after it was handed over is somebody's concern.
-const PATIENCE: Duration = Duration::from_secs(10);
+const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time to wait, after a failure, for the outcome of the other entries in flight. A producer
 /// that failed is dropped and purges them within milliseconds.
@@ -107,7 +107,7 @@ struct Course {
 
 /// What an attempt has handed over.
 #[derive(Default)]
-struct Line {
+struct Attempt {
     /// The newest entry of it.
     last: Sequence,
     on_the_way: OnTheWay,
@@ -183,7 +183,7 @@ impl<K: Kafka> Forwarder<K> {
         course: &mut Course,
         stop: &CancellationToken,
     ) -> Result<(), NotForwarded> {
-        let mut line = Line::default();
+        let mut line = Attempt::default();
         let ended = self.follow(&mut line, course, stop).await;
         self.take_last_outcomes(line, course).await;
         ended
@@ -191,7 +191,7 @@ impl<K: Kafka> Forwarder<K> {
 
     async fn follow(
         &self,
-        line: &mut Line,
+        line: &mut Attempt,
         course: &mut Course,
         stop: &CancellationToken,
     ) -> Result<(), NotForwarded> {
@@ -245,14 +245,14 @@ impl<K: Kafka> Forwarder<K> {
     /// Hands over what waits behind the line, up to `most` on their way. Whether something waits.
     async fn hand_over(
         &self,
-        line: &mut Line,
+        line: &mut Attempt,
         most: usize,
         course: &mut Course,
     ) -> Result<bool, NotForwarded> {
         if line.on_the_way.is_empty() {
             line.patience = None;
         }
-        line.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
+        line.patience.get_or_insert_with(|| Instant::now() + UNCONFIRMED_TIMEOUT);
         let room = most.saturating_sub(line.on_the_way.len());
         if room == 0 {
             return Ok(false);
@@ -301,7 +301,7 @@ impl<K: Kafka> Forwarder<K> {
             tokio::select! {
                 biased;
                 outcome = &mut confirmation => break outcome,
-                () = tokio::time::sleep(PATIENCE) => course.say_unconfirmed(),
+                () = tokio::time::sleep(UNCONFIRMED_TIMEOUT) => course.say_unconfirmed(),
             }
         };
         match outcome {
@@ -351,7 +351,7 @@ impl<K: Kafka> Forwarder<K> {
 
     /// Waits for the outcome of entries that are still in flight after a failure, for a bounded time.
     /// They may be in the topic, unless they were refused.
-    async fn take_last_outcomes(&self, line: Line, course: &mut Course) {
+    async fn take_last_outcomes(&self, line: Attempt, course: &mut Course) {
         let until = Instant::now() + LAST_OUTCOMES;
         for (sequence, _, confirmation) in line.on_the_way {
             match timeout_at(until, confirmation).await {
@@ -462,7 +462,7 @@ async fn at(moment: Option<Instant>) {
 
 impl Course {
     /// How many entries of a line may be on their way.
-    fn most(&self, Line { last, on_the_way, .. }: &Line) -> usize {
+    fn most(&self, Attempt { last, on_the_way, .. }: &Attempt) -> usize {
         let alone = match on_the_way.front() {
             Some((sequence, ..)) => *sequence <= self.alone_until,
             None => *last < self.alone_until,
@@ -477,7 +477,7 @@ impl Course {
 
     fn say_unconfirmed(&self) {
         self.forwarding.failing_alike(format_args!(
-            "Kafka has confirmed no page for {PATIENCE:?}: it is away, or too few replicas are in \
+            "Kafka has confirmed no page for {UNCONFIRMED_TIMEOUT:?}: it is away, or too few replicas are in \
              sync; pages wait in the journal"
         ));
     }

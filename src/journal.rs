@@ -48,7 +48,7 @@ use std::{io, thread};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::files::{Holder, exposure, holder, is_in_use, kept};
-pub use self::reader::{Out, ReadError, Reader, Seen, State, Verdict};
+pub use self::reader::{EntryState, EntryView, JournalReader, Out, ReadError, Verification};
 
 use self::database::Database;
 use self::store::Store;
@@ -258,14 +258,14 @@ pub enum OpenError {
 #[derive(Clone, Debug)]
 enum Queue {
     /// Sends commands to a separate thread, which executes them in groups.
-    Thread(mpsc::Sender<Command>),
+    Thread(mpsc::Sender<JournalCommand>),
     /// Executes commands at once on the caller's thread, because under a paused clock nothing may
     /// run concurrently.
     Inline(Arc<Mutex<Store>>),
 }
 
 #[derive(Debug)]
-enum Command {
+enum JournalCommand {
     Open {
         feed: Feed,
         partition: i32,
@@ -343,7 +343,7 @@ impl Journal {
             .spawn(move || {
                 let mut group = Vec::with_capacity(GROUP);
                 while receiver.blocking_recv_many(&mut group, GROUP) > 0 {
-                    if group.iter().all(|it| matches!(it, Command::Close { .. })) {
+                    if group.iter().all(|it| matches!(it, JournalCommand::Close { .. })) {
                         thread::sleep(COMPANY);
                         while group.len() < GROUP
                             && let Ok(command) = receiver.try_recv()
@@ -395,7 +395,8 @@ impl Journal {
         now: Timestamp,
     ) -> Result<Reservation, JournalError> {
         let feed = feed.clone();
-        let place = self.ask(|reply| Command::Open { feed, partition, since, now, reply }).await?;
+        let place =
+            self.ask(|reply| JournalCommand::Open { feed, partition, since, now, reply }).await?;
         Ok(Reservation { journal: self.clone(), place })
     }
 
@@ -403,25 +404,25 @@ impl Journal {
     /// already. Infallible: if it can't be written, it stays in memory until it can, as with
     /// [`Self::forget`].
     pub async fn release(&self, held: Vec<Held>) {
-        self.send(Command::Release { held }).await;
+        self.send(JournalCommand::Release { held }).await;
     }
 
     /// Publishes a gap that belongs to no request, under its own ticket. On an error, it is kept in
     /// memory and forwarded from there. It needs no reservation: it takes a few bytes, and even a
     /// full journal accepts it.
     pub async fn note_gap(&self, partition: i32, gap: Gap) -> Result<(), JournalError> {
-        self.ask(|reply| Command::Note { partition, gap, reply }).await.1
+        self.ask(|reply| JournalCommand::Note { partition, gap, reply }).await.1
     }
 
     /// Publishes the gaps for [`Recovered::in_doubt`], each with its partition, in one transaction
     /// that also settles the doubt. On an error, they are kept in memory and forwarded from there.
     pub async fn settle_doubt(&self, gaps: Vec<(i32, Gap)>) -> Result<(), JournalError> {
-        self.ask(|reply| Command::SettleDoubt { gaps, reply }).await
+        self.ask(|reply| JournalCommand::SettleDoubt { gaps, reply }).await
     }
 
     /// Records the pace of a feed for [`Recovered::paces`], together with the next write.
     pub async fn keep_pace(&self, feed: &Feed, pace: Pace, now: Timestamp) {
-        self.send(Command::KeepPace { feed: feed.clone(), pace, now }).await;
+        self.send(JournalCommand::KeepPace { feed: feed.clone(), pace, now }).await;
     }
 
     /// The entries of a partition after `after`, oldest first, at most `limit`.
@@ -431,7 +432,7 @@ impl Journal {
         after: Sequence,
         limit: usize,
     ) -> Result<Vec<Waiting>, JournalError> {
-        self.ask(|reply| Command::Read { partition, after, limit, reply }).await
+        self.ask(|reply| JournalCommand::Read { partition, after, limit, reply }).await
     }
 
     /// The entry at this place, if there is one.
@@ -454,17 +455,17 @@ impl Journal {
         partition: i32,
         sequence: Sequence,
     ) -> Result<Waiting, JournalError> {
-        self.ask(|reply| Command::MoveBehind { partition, sequence, reply }).await
+        self.ask(|reply| JournalCommand::MoveBehind { partition, sequence, reply }).await
     }
 
     /// Writes pending changes: deletions of forwarded entries, releases, paces.
     pub async fn flush(&self) {
-        self.ask(|reply| Command::Flush { reply }).await;
+        self.ask(|reply| JournalCommand::Flush { reply }).await;
     }
 
     /// Deletes entries that have been forwarded.
     pub async fn forget(&self, sequences: Vec<Sequence>) {
-        self.send(Command::Forget { sequences }).await;
+        self.send(JournalCommand::Forget { sequences }).await;
     }
 
     /// The backlog, and its changes.
@@ -472,13 +473,13 @@ impl Journal {
         self.stored.clone()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> JournalCommand) -> T {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply)).await;
         answer.await.expect("the journal answers every command")
     }
 
-    async fn send(&self, command: Command) {
+    async fn send(&self, command: JournalCommand) {
         match &self.queue {
             Queue::Thread(sender) => {
                 sender.send(command).await.expect("the journal's thread outlives its handles");
@@ -502,21 +503,22 @@ impl Reservation {
     /// and forwarded from there.
     pub async fn settle(self, content: Content) -> Result<(), JournalError> {
         let Self { journal, place } = self;
-        journal.ask(|reply| Command::Settle { place, content, reply }).await.1
+        journal.ask(|reply| JournalCommand::Settle { place, content, reply }).await.1
     }
 
     /// Closes the ticket of a request that brought nothing. Infallible: if it can't be written, the
     /// next process publishes a gap.
     pub async fn close(self) {
         let Self { journal, place } = self;
-        journal.send(Command::Close { place }).await;
+        journal.send(JournalCommand::Close { place }).await;
     }
 
     /// Records a page or gap that must wait for others: as durable as with [`Self::settle`], kept
     /// in memory on an error, and invisible to readers until its release.
     pub async fn hold(self, content: Content) -> (Held, Result<(), JournalError>) {
         let Self { journal, place } = self;
-        let (row, stored) = journal.ask(|reply| Command::Hold { place, content, reply }).await;
+        let (row, stored) =
+            journal.ask(|reply| JournalCommand::Hold { place, content, reply }).await;
         (Held { row, id: place.id() }, stored)
     }
 }

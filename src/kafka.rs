@@ -28,7 +28,7 @@ mod remedy;
 pub use self::attic::{Attic, Unread};
 pub use self::batch::{Batch, Draft, Record};
 pub use self::cluster::{
-    Cluster, Found, Inspection, LARGEST_PAGE, Misfit, Reader, Replayer, Right, Spans, Stored,
+    Cluster, FoundTopic, Inspection, LARGEST_PAGE, Misfit, Reader, Replayer, Right, Spans, Stored,
     TopicSettings,
 };
 pub use self::memory::{BadMemory, Memory, Recall};

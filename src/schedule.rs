@@ -44,7 +44,7 @@ pub use self::hosts::Refusal;
 use self::hosts::TurnedDown;
 use self::lockout::Lockout;
 pub use self::overflow::Suspected;
-use self::shared::Shared;
+use self::shared::SharedBuffer;
 use self::way::Way;
 use crate::model::{BUFFER_LIMIT, PAGE_LIMIT, Pace, Timestamp};
 
@@ -190,7 +190,7 @@ pub struct Schedule {
     ways: Vec<usize>,
     lockout: Lockout,
     unknown_until: Instant,
-    shared: Vec<Shared>,
+    shared: Vec<SharedBuffer>,
     next: u64,
     random: StdRng,
 }
@@ -233,7 +233,7 @@ impl Schedule {
                 .iter()
                 .map(|facts| FeedPlan::new(facts, feeds.len(), &limits, now))
                 .collect(),
-            shared: regions(feeds).map(Shared::new).collect(),
+            shared: regions(feeds).map(SharedBuffer::new).collect(),
             next: 0,
             random: StdRng::seed_from_u64(seed),
         }
@@ -581,7 +581,7 @@ fn regions(feeds: &[FeedFacts]) -> impl Iterator<Item = Vec<usize>> {
 }
 
 /// Suspects these feeds of an overflow.
-fn accuse(feeds: &mut [FeedPlan], found: Vec<(usize, shared::Bounds)>) {
+fn accuse(feeds: &mut [FeedPlan], found: Vec<(usize, shared::LossBounds)>) {
     for (feed, bounds) in found {
         if let Some(plan) = feeds.get_mut(feed) {
             plan.accuse(bounds);

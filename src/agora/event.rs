@@ -76,7 +76,7 @@ pub fn read(endpoint: Endpoint, element: &[u8]) -> Result<Event<'_>, NotAnEvent>
         return Err(if json { NotAnEvent::NotAnObject } else { NotAnEvent::NotJson });
     }
     let Fields(fields) = serde_json::from_str(text).map_err(|_| NotAnEvent::NotJson)?;
-    let mut taken = Taken::default();
+    let mut taken = KnownFields::default();
     let mut others = Vec::new();
     for (name, value) in fields {
         if let Some(left) = taken.take(endpoint, &name, value) {
@@ -124,7 +124,7 @@ pub(super) fn read_time(element: &[u8]) -> Option<Stated> {
 
 /// The values of the known fields, the first of each.
 #[derive(Default)]
-struct Taken<'a> {
+struct KnownFields<'a> {
     user_id: Option<&'a RawValue>,
     kind: Option<&'a RawValue>,
     group_id: Option<&'a RawValue>,
@@ -135,7 +135,7 @@ struct Taken<'a> {
 
 // === impl Taken ===
 
-impl<'a> Taken<'a> {
+impl<'a> KnownFields<'a> {
     /// Takes the value of a known field; returns it if the field is unknown or a duplicate.
     fn take(
         &mut self,

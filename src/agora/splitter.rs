@@ -56,7 +56,7 @@ pub enum Ending<'a> {
 
 /// Splits a body.
 pub fn split(body: &[u8]) -> Split<'_> {
-    let mut reader = Reader { body, at: 0 };
+    let mut reader = Scanner { body, at: 0 };
     let ending = Ending::NotAnObject(body);
     let mut split = Split { elements: Vec::new(), ending, result: None, flaw: None };
     reader.skip_byte_order_mark();
@@ -148,7 +148,7 @@ impl<'a> Split<'a> {
 
 /// What the fields of an object say apart from the elements.
 #[derive(Default)]
-struct Said<'a> {
+struct ObjectFields<'a> {
     /// The value of `events`, if it is neither an array nor `null`.
     odd: Option<&'a [u8]>,
     /// `events` is an array or `null`.
@@ -165,7 +165,7 @@ struct Said<'a> {
 
 // === impl Said ===
 
-impl<'a> Said<'a> {
+impl<'a> ObjectFields<'a> {
     fn take(&mut self, key: &[u8], value: &'a [u8]) {
         if means(key, "events") {
             self.has_events |= value == b"null";
@@ -205,8 +205,8 @@ fn may_hold_an_event(value: &[u8]) -> bool {
     }
 }
 
-fn read_object<'a>(reader: &mut Reader<'a>, split: &mut Split<'a>) -> Ending<'a> {
-    let mut said = Said::default();
+fn read_object<'a>(reader: &mut Scanner<'a>, split: &mut Split<'a>) -> Ending<'a> {
+    let mut said = ObjectFields::default();
     loop {
         match reader.next_token() {
             None => return Ending::Torn,
@@ -251,7 +251,7 @@ fn read_object<'a>(reader: &mut Reader<'a>, split: &mut Split<'a>) -> Ending<'a>
 }
 
 /// Reads to the end of the array. Returns the incomplete bytes if the body ends first.
-fn read_elements<'a>(reader: &mut Reader<'a>, elements: &mut Vec<&'a [u8]>) -> Option<&'a [u8]> {
+fn read_elements<'a>(reader: &mut Scanner<'a>, elements: &mut Vec<&'a [u8]>) -> Option<&'a [u8]> {
     loop {
         match reader.next_token() {
             None => return Some(b""),
@@ -287,14 +287,14 @@ fn unquoted(value: &[u8]) -> Option<&[u8]> {
     value.strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
-struct Reader<'a> {
+struct Scanner<'a> {
     body: &'a [u8],
     at: usize,
 }
 
 // === impl Reader ===
 
-impl<'a> Reader<'a> {
+impl<'a> Scanner<'a> {
     fn skip_byte_order_mark(&mut self) {
         if self.body.starts_with(b"\xef\xbb\xbf") {
             self.at = 3;

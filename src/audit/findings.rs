@@ -57,7 +57,7 @@ pub(super) struct Tally {
 
 /// Gaps of a kind, as their records tell them.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Told {
+pub(super) struct GapTotals {
     pub(super) records: u64,
     pub(super) at_least: u64,
     /// `None` where one of them has no bound.
@@ -66,11 +66,11 @@ pub(super) struct Told {
 
 /// What is wrong: how much of each kind, and the first of it.
 #[derive(Debug, Default)]
-pub(super) struct Faults(pub(super) BTreeMap<Fault, (u64, Vec<String>)>);
+pub(super) struct AuditFaults(pub(super) BTreeMap<AuditFault, (u64, Vec<String>)>);
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
+pub(super) enum AuditFault {
     /// In a page, and nowhere else.
     Missing,
     /// More than once.
@@ -145,7 +145,7 @@ impl Uncovered {
 
 // === impl Told ===
 
-impl Told {
+impl GapTotals {
     pub(super) fn add(&mut self, other: Self) {
         self.records += other.records;
         self.at_least += other.at_least;
@@ -155,8 +155,8 @@ impl Told {
 
 // === impl Faults ===
 
-impl Faults {
-    pub(super) fn add(&mut self, fault: Fault, what: impl FnOnce() -> String) {
+impl AuditFaults {
+    pub(super) fn add(&mut self, fault: AuditFault, what: impl FnOnce() -> String) {
         let (count, first) = self.0.entry(fault).or_default();
         *count += 1;
         if first.len() < SHOWN {
@@ -167,7 +167,7 @@ impl Faults {
 
 // === impl Fault ===
 
-impl Fault {
+impl AuditFault {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Missing => "missing",

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::cut::{Cut, Lack};
-use super::findings::{Counts, Fault, Faults, Tally, Told, Uncovered};
+use super::findings::{AuditFault, AuditFaults, Counts, GapTotals, Tally, Uncovered};
 use super::written::{Letter, Published, expected};
 use crate::agora::{Contents, event};
 use crate::dedupe::Fingerprint;
@@ -36,7 +36,7 @@ pub(super) struct Ledger {
     /// When the window begins.
     pub(super) since: Timestamp,
     letters: HashMap<(PageKey, Option<u64>), u64>,
-    gaps: HashMap<(PageKey, GapCause), Told>,
+    gaps: HashMap<(PageKey, GapCause), GapTotals>,
     /// The pages and gaps of the window, with their numbers.
     numbers: HashMap<PageKey, u32>,
     pages: Vec<PageKey>,
@@ -48,7 +48,7 @@ pub(super) struct Ledger {
     settled: HashMap<(i32, Incarnation), Ticket>,
     /// The newest page of each feed and journal so far: its ticket, and when it was asked for.
     newest: HashMap<(Feed, Incarnation), (Ticket, Timestamp)>,
-    events: HashMap<[u8; 16], Event>,
+    events: HashMap<[u8; 16], KnownEvent>,
     /// The last event in each partition of an event topic, of an account: its page and place.
     last: HashMap<(i32, u16), (u32, u32)>,
     accounts: Vec<Account>,
@@ -66,9 +66,9 @@ pub(super) struct Ledger {
     /// Offsets of the pages topic that are told to be lost, by partition.
     told_lost: Vec<(i32, Range<i64>)>,
     /// The gaps that tell of them.
-    lost_told: Option<Told>,
+    lost_told: Option<GapTotals>,
     pub(super) tally: Tally,
-    pub(super) faults: Faults,
+    pub(super) faults: AuditFaults,
     /// What could not be looked at, and how much of it.
     pub(super) not_covered: BTreeMap<Uncovered, u64>,
 }
@@ -86,7 +86,7 @@ pub(super) struct Account {
 
 /// Sixteen bytes, since there are many.
 #[derive(Clone, Copy, Debug)]
-struct Event {
+struct KnownEvent {
     /// Number of the page of the window that had it first; [`OUTSIDE`] if none has.
     page: u32,
     /// Its place in that page.
@@ -144,7 +144,7 @@ impl Ledger {
             told_lost: Vec::new(),
             lost_told: None,
             tally: Tally::default(),
-            faults: Faults::default(),
+            faults: AuditFaults::default(),
             not_covered: BTreeMap::new(),
         }
     }
@@ -204,7 +204,7 @@ impl Ledger {
         });
         if !is_told {
             let records = offsets.end - offsets.start;
-            self.faults.add(Fault::Missing, || {
+            self.faults.add(AuditFault::Missing, || {
                 format!(
                     "{records} records of the pages topic, from offset {} of partition {partition}, \
                      and no gap tells of it",
@@ -240,29 +240,29 @@ impl Ledger {
     /// Enters a record of the gaps topic.
     pub(super) fn gap(&mut self, letter: &Letter, value: &[u8]) {
         #[derive(Deserialize)]
-        struct Value<'a> {
+        struct GapValue<'a> {
             cause: &'a str,
             at_least: u64,
             at_most: Option<u64>,
         }
-        let read = serde_json::from_slice::<Value<'_>>(value).ok();
+        let read = serde_json::from_slice::<GapValue<'_>>(value).ok();
         let read = read.and_then(|it| Some((it.cause.parse().ok()?, it.at_least, it.at_most)));
         if let Some((GapCause::PagesLost, at_least, at_most)) = read {
             // It names no page, but offsets.
-            self.lost_told.get_or_insert(Told { at_most: Some(0), ..Told::default() }).add(Told {
-                records: 1,
-                at_least,
-                at_most,
-            });
+            self.lost_told
+                .get_or_insert(GapTotals { at_most: Some(0), ..GapTotals::default() })
+                .add(GapTotals { records: 1, at_least, at_most });
             return;
         }
         let (Some(key), Some((cause, at_least, at_most))) = (self.key(letter), read) else {
-            self.faults.add(Fault::Misshapen, || "a record of the gaps topic".to_owned());
+            self.faults.add(AuditFault::Misshapen, || "a record of the gaps topic".to_owned());
             return;
         };
-        let told =
-            self.gaps.entry((key, cause)).or_insert(Told { at_most: Some(0), ..Told::default() });
-        told.add(Told { records: 1, at_least, at_most });
+        let told = self
+            .gaps
+            .entry((key, cause))
+            .or_insert(GapTotals { at_most: Some(0), ..GapTotals::default() });
+        told.add(GapTotals { records: 1, at_least, at_most });
     }
 
     /// Enters a page or a gap of the window, in the order of its partition.
@@ -326,7 +326,7 @@ impl Ledger {
             return;
         }
         let (Some(app), Some(id), Some(page)) = (&record.app, record.id, record.page) else {
-            self.faults.add(Fault::Misshapen, || record.place());
+            self.faults.add(AuditFault::Misshapen, || record.place());
             return;
         };
         let account = self.account(app, record.endpoint);
@@ -338,7 +338,7 @@ impl Ledger {
             _ => Some(number + 1),
         };
         self.cut.see(record.endpoint, record.partition, key.0, lost);
-        let event = self.events.entry(id).or_insert(Event {
+        let event = self.events.entry(id).or_insert(KnownEvent {
             page: OUTSIDE,
             index: 0,
             second: 0,
@@ -350,12 +350,12 @@ impl Ledger {
         event.read = event.read.saturating_add(1);
         let name = || format!("{} {}", record.place(), Fingerprint::from_bytes(id));
         if event.read > 1 {
-            self.faults.add(Fault::Twice, name);
+            self.faults.add(AuditFault::Twice, name);
             return;
         }
         match (event.page, number) {
             (OUTSIDE, OUTSIDE) => self.tally.events_outside += 1,
-            (OUTSIDE, _) => self.faults.add(Fault::Unknown, name),
+            (OUTSIDE, _) => self.faults.add(AuditFault::Unknown, name),
             (_, OUTSIDE) => event.fate = Fate::DeliveredEarlier,
             (first, again) if first != again && self.again.contains(&again) => {
                 event.fate = Fate::DeliveredEarlier;
@@ -363,7 +363,7 @@ impl Ledger {
             (first, _) => {
                 event.fate = Fate::Delivered;
                 if first == number && event.digest != record.digest {
-                    self.faults.add(Fault::Altered, name);
+                    self.faults.add(AuditFault::Altered, name);
                 }
                 if self.again.contains(&first) {
                     // Where it stands was decided before the window.
@@ -373,7 +373,7 @@ impl Ledger {
                 let last = self.last.entry((record.partition, account)).or_insert(place);
                 // Numbers of pages grow along each partition, and an app has one.
                 if place < *last || first != number {
-                    self.faults.add(Fault::OutOfOrder, name);
+                    self.faults.add(AuditFault::OutOfOrder, name);
                 }
                 *last = place.max(*last);
             }
@@ -381,7 +381,7 @@ impl Ledger {
     }
 
     /// Draws the line: the accounts, and the gaps of the window by their causes.
-    pub(super) fn close(&mut self) -> (Vec<Account>, BTreeMap<&'static str, Told>) {
+    pub(super) fn close(&mut self) -> (Vec<Account>, BTreeMap<&'static str, GapTotals>) {
         let events = std::mem::take(&mut self.events);
         for event in events.values().filter(|event| event.page != OUTSIDE) {
             let account = usize::from(event.account);
@@ -397,19 +397,21 @@ impl Ledger {
                 Fate::Unseen => {
                     counts.missing += 1;
                     let page = self.pages.get(event.page as usize);
-                    self.faults.add(Fault::Missing, || element(page, Some(event.index.into())));
+                    self.faults
+                        .add(AuditFault::Missing, || element(page, Some(event.index.into())));
                     continue;
                 }
             } += 1;
         }
-        let mut causes: BTreeMap<&'static str, Told> = BTreeMap::new();
+        let mut causes: BTreeMap<&'static str, GapTotals> = BTreeMap::new();
         causes.extend(self.lost_told.map(|told| (GapCause::PagesLost.name(), told)));
         for ((key, cause), told) in &self.gaps {
             if self.numbers.contains_key(key) {
-                let empty = Told { at_most: Some(0), ..Told::default() };
+                let empty = GapTotals { at_most: Some(0), ..GapTotals::default() };
                 causes.entry(cause.name()).or_insert(empty).add(*told);
                 if told.records > 1 {
-                    self.faults.add(Fault::Twice, || format!("the gap of {}", name(Some(key))));
+                    self.faults
+                        .add(AuditFault::Twice, || format!("the gap of {}", name(Some(key))));
                 }
             }
         }
@@ -417,7 +419,7 @@ impl Ledger {
             if self.numbers.contains_key(key) {
                 // What was asked for has been taken out.
                 if *times > 0 {
-                    let fault = if *times > 1 { Fault::Twice } else { Fault::Unknown };
+                    let fault = if *times > 1 { AuditFault::Twice } else { AuditFault::Unknown };
                     self.faults
                         .add(fault, || format!("dead letter of {}", element(Some(key), *index)));
                 }
@@ -437,7 +439,7 @@ impl Ledger {
     }
 
     /// Whether the record of an event may have been in its topic.
-    fn may_be_deleted(&self, endpoint: Endpoint, event: &Event) -> bool {
+    fn may_be_deleted(&self, endpoint: Endpoint, event: &KnownEvent) -> bool {
         let page = self.pages.get(event.page as usize);
         event.second < second(self.looked_from)
             // Its dead letter may be deleted. A topic that is empty is mostly one that had none for
@@ -492,7 +494,7 @@ impl Ledger {
             let oldest = self.oldest.get_or_insert(event.time);
             *oldest = event.time.min(*oldest);
             let digest = expected(&source, &event);
-            let event = Event { page: number, index, second, digest, account, read: 0, fate };
+            let event = KnownEvent { page: number, index, second, digest, account, read: 0, fate };
             self.events.insert(id, event);
         }
         if leftover {
@@ -536,8 +538,9 @@ impl Ledger {
             counts.not_provable += 1;
         } else {
             counts.missing += 1;
-            self.faults
-                .add(Fault::Missing, || format!("dead letter of {}", element(Some(&key), index)));
+            self.faults.add(AuditFault::Missing, || {
+                format!("dead letter of {}", element(Some(&key), index))
+            });
         }
     }
 
@@ -549,7 +552,7 @@ impl Ledger {
             self.uncovered(Uncovered::Gaps, 1);
         } else {
             let what = || format!("the gap `{cause}` of {} ({app})", name(Some(&key)));
-            self.faults.add(Fault::Missing, what);
+            self.faults.add(AuditFault::Missing, what);
         }
     }
 
@@ -561,7 +564,7 @@ impl Ledger {
         let this = (id.ticket, page.asked_at);
         let newest = self.newest.entry(of_feed).or_insert(this);
         if !late && id.ticket < newest.0 && page.answered_at.after(CLOCK_STEP) < newest.1 {
-            self.faults.add(Fault::OutOfOrder, || format!("page {id} of {}", page.feed));
+            self.faults.add(AuditFault::OutOfOrder, || format!("page {id} of {}", page.feed));
         }
         if id.ticket > newest.0 {
             *newest = this;

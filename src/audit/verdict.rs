@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::findings::{Counts, Tally, Told, Uncovered};
+use super::findings::{Counts, GapTotals, Tally, Uncovered};
 use super::ledger::{Account, Ledger};
 use crate::model::Timestamp;
 
@@ -30,7 +30,7 @@ pub struct Verdict {
     waiting: u64,
     accounts: Vec<Account>,
     total: Counts,
-    gaps: BTreeMap<&'static str, Told>,
+    gaps: BTreeMap<&'static str, GapTotals>,
     tally: Tally,
     /// Each kind of fault with its number and the first of them.
     faults: Vec<(&'static str, u64, Vec<String>)>,
@@ -84,8 +84,8 @@ impl Verdict {
             let (app_id, endpoint) = (account.app.as_str(), account.endpoint.name());
             serde_json::json!(OfApp { app_id, endpoint, counts: account.counts })
         };
-        let gap = |(cause, told): (&&str, &Told)| {
-            let Told { records, at_least, at_most } = told;
+        let gap = |(cause, told): (&&str, &GapTotals)| {
+            let GapTotals { records, at_least, at_most } = told;
             let told = serde_json::json!({
                 "records": records, "at_least": at_least, "at_most": at_most
             });

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
-use super::{Finding, Waiting};
+use super::{Finding, InProgress};
 use crate::agora::http::Http;
 use crate::agora::{
     Credentials, Moment, Proof, Raw, Reply, Request, Transport as _, TransportError,
@@ -49,7 +49,7 @@ pub(super) async fn look(
     http: &Http,
     settings: &Settings,
     console: bool,
-    waiting: &Waiting,
+    waiting: &InProgress,
 ) -> Vec<Finding> {
     let mut hosts = Vec::new();
     for app in &settings.apps {
@@ -139,7 +139,7 @@ fn clock(host: &str, date: &str, now: SystemTime) -> Option<Finding> {
 // === the Console ===
 
 /// Queries the Console once for each pair of credentials; one finding per app.
-async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> {
+async fn accounts(http: &Http, apps: &[App], waiting: &InProgress) -> Vec<Finding> {
     let mut answers = BTreeMap::new();
     let mut findings = Vec::new();
     for app in apps {
@@ -166,31 +166,35 @@ async fn accounts(http: &Http, apps: &[App], waiting: &Waiting) -> Vec<Finding> 
 }
 
 /// The Console's answer: the account's projects, or the status of an answer that is no such list.
-enum Answer {
+enum ConsoleAnswer {
     Projects(Vec<Project>),
     Status(u16),
     Nobody,
 }
 
 /// Returns the answer of the first host that has a Console.
-async fn projects(http: &Http, hosts: &[String], proof: &[(&'static str, String)]) -> Answer {
-    let mut last = Answer::Nobody;
+async fn projects(
+    http: &Http,
+    hosts: &[String],
+    proof: &[(&'static str, String)],
+) -> ConsoleAnswer {
+    let mut last = ConsoleAnswer::Nobody;
     for host in hosts {
         let request = Request { url: format!("{host}{CONSOLE}"), proof: proof.to_vec() };
         let Ok(raw) = ask(http, request).await else { continue };
         last = match (raw.status, serde_json::from_slice::<Projects>(&raw.body)) {
-            (200, Ok(list)) => return Answer::Projects(list.projects),
-            (status @ (401 | 403), _) => return Answer::Status(status),
-            (status, _) => Answer::Status(status),
+            (200, Ok(list)) => return ConsoleAnswer::Projects(list.projects),
+            (status @ (401 | 403), _) => return ConsoleAnswer::Status(status),
+            (status, _) => ConsoleAnswer::Status(status),
         };
     }
     last
 }
 
-fn judged(subject: String, app: &App, answer: &Answer) -> Finding {
+fn judged(subject: String, app: &App, answer: &ConsoleAnswer) -> Finding {
     let unknown = "credentials not verified; --no-console skips this check";
     match answer {
-        Answer::Projects(projects) => {
+        ConsoleAnswer::Projects(projects) => {
             let of_app = projects.iter().find(|it| it.vendor_key == app.app_id.as_str());
             match of_app.map(|project| project.status) {
                 Some(1) => Finding::ok(
@@ -210,15 +214,17 @@ fn judged(subject: String, app: &App, answer: &Answer) -> Finding {
                 }
             }
         }
-        Answer::Status(status @ (401 | 403)) => {
+        ConsoleAnswer::Status(status @ (401 | 403)) => {
             let says = format!("Agora rejects the credentials (status {status})");
             Finding::failed(subject, says, Some(CREDENTIALS))
         }
-        Answer::Status(status) => {
+        ConsoleAnswer::Status(status) => {
             let says = format!("no host has a Console API that lists projects (status {status})");
             Finding::warning(subject, says, unknown)
         }
-        Answer::Nobody => Finding::warning(subject, "no host answers Console requests", unknown),
+        ConsoleAnswer::Nobody => {
+            Finding::warning(subject, "no host answers Console requests", unknown)
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The verdict.
-    pub verdict: Verdict,
+    pub verdict: Severity,
     /// The thing that was checked.
     pub subject: String,
     /// The observation.
@@ -21,7 +21,7 @@ pub struct Finding {
 /// The verdict of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum Severity {
     /// No problem.
     Ok,
     /// It works, but may cause trouble later.
@@ -35,7 +35,7 @@ pub enum Verdict {
 impl Finding {
     /// A finding without a problem.
     pub fn ok(subject: impl Into<String>, says: impl Display) -> Self {
-        Self::of(Verdict::Ok, subject, says, None)
+        Self::of(Severity::Ok, subject, says, None)
     }
 
     /// A finding that works but may cause trouble later.
@@ -44,17 +44,17 @@ impl Finding {
         says: impl Display,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::of(Verdict::Warning, subject, says, Some(remedy.into()))
+        Self::of(Severity::Warning, subject, says, Some(remedy.into()))
     }
 
     /// A finding that doesn't work.
     pub fn failed(subject: impl Into<String>, says: impl Display, remedy: Option<&str>) -> Self {
-        Self::of(Verdict::Failed, subject, says, remedy.map(str::to_owned))
+        Self::of(Severity::Failed, subject, says, remedy.map(str::to_owned))
     }
 
     /// A finding with the given verdict.
     pub fn of(
-        verdict: Verdict,
+        verdict: Severity,
         subject: impl Into<String>,
         says: impl Display,
         remedy: Option<String>,

@@ -1,9 +1,9 @@
 //! Kafka: whether it is reachable, its topics and their settings, and the ACLs.
 
-use super::{Finding, Verdict, Waiting};
+use super::{Finding, InProgress, Severity};
 use crate::config::{Settings, Topics};
 use crate::kafka::{
-    Cluster, Found, Inspection, KafkaError, LARGEST_PAGE, Misfit, Right, Topic, TopicSettings,
+    Cluster, FoundTopic, Inspection, KafkaError, LARGEST_PAGE, Misfit, Right, Topic, TopicSettings,
 };
 
 /// Events up to this age, in milliseconds, should keep their own time as record timestamp. An
@@ -19,13 +19,13 @@ struct Judge<'a> {
 }
 
 /// A problem of a topic: the verdict, a description, and the setting or action that fixes it.
-type Fault = (Verdict, String, String);
+type TopicFault = (Severity, String, String);
 
 /// Inspects the cluster and judges the result.
 pub(super) async fn look(
     cluster: &Cluster,
     settings: &Settings,
-    waiting: &Waiting,
+    waiting: &InProgress,
 ) -> Vec<Finding> {
     let servers = &settings.kafka.bootstrap_servers;
     let subject = format!("kafka {servers}");
@@ -102,23 +102,23 @@ impl Judge<'_> {
     fn topic(
         &self,
         topic: Topic,
-        found: Found,
+        found: FoundTopic,
         settings: Option<&TopicSettings>,
         may_create: Option<&(Right, Result<(), KafkaError>)>,
     ) -> Finding {
         let subject = format!("topic {}", self.cluster.topic(topic));
         let (partitions, replicas) = match (found, may_create) {
-            (Found::There { partitions, replicas }, _) => (partitions, replicas),
-            (Found::Hidden, _) => {
+            (FoundTopic::There { partitions, replicas }, _) => (partitions, replicas),
+            (FoundTopic::Hidden, _) => {
                 let remedy = "grant Describe, Write and DescribeConfigs on it, and Read on the \
                               pages and the state topic";
                 return Finding::failed(subject, "hidden from this user", Some(remedy));
             }
-            (Found::Missing, Some((_, Err(error)))) => return failed(subject, error),
-            (Found::Missing, Some((_, Ok(())))) => {
+            (FoundTopic::Missing, Some((_, Err(error)))) => return failed(subject, error),
+            (FoundTopic::Missing, Some((_, Ok(())))) => {
                 return Finding::ok(subject, "missing; the start creates it");
             }
-            (Found::Missing, None) => {
+            (FoundTopic::Missing, None) => {
                 let remedy =
                     format!("create it{}, or set kafka.topics.create to true", self.needed(topic));
                 let says = "missing, and kafka.topics.create is false";
@@ -156,19 +156,19 @@ impl Judge<'_> {
         }
     }
 
-    fn copies(&self, replicas: usize, settings: Option<&TopicSettings>) -> Vec<Fault> {
+    fn copies(&self, replicas: usize, settings: Option<&TopicSettings>) -> Vec<TopicFault> {
         let in_sync = settings.and_then(|it| it.number("min.insync.replicas")).unwrap_or(1);
         let copies = u64::try_from(replicas).unwrap_or(u64::MAX);
         if in_sync > copies {
             return vec![(
-                Verdict::Failed,
+                Severity::Failed,
                 format!("min.insync.replicas is {in_sync}, but there are only {replicas} copies"),
                 "lower it or add copies: until then, no write succeeds".to_owned(),
             )];
         }
         if self.brokers > 1 && replicas == 1 {
             return vec![(
-                Verdict::Warning,
+                Severity::Warning,
                 "one copy: its data is lost if its broker is lost".to_owned(),
                 "add copies (kafka-reassign-partitions), or set \
                  kafka.topics.replication_factor before it is created"
@@ -177,7 +177,7 @@ impl Judge<'_> {
         }
         if replicas > 1 && in_sync < 2 {
             return vec![(
-                Verdict::Warning,
+                Severity::Warning,
                 "min.insync.replicas is 1: a write may be confirmed by one broker alone".to_owned(),
                 "set min.insync.replicas=2".to_owned(),
             )];
@@ -185,7 +185,7 @@ impl Judge<'_> {
         Vec::new()
     }
 
-    fn partitions(&self, topic: Topic, partitions: usize) -> Option<Fault> {
+    fn partitions(&self, topic: Topic, partitions: usize) -> Option<TopicFault> {
         let fixed = matches!(topic, Topic::Pages | Topic::State);
         let (key, wanted) = match fixed {
             true => ("page_partitions", self.topics.page_partitions.get()),
@@ -197,7 +197,7 @@ impl Judge<'_> {
             Err(error) if fixed && partitions != wanted as usize => {
                 let remedy = "set the key to the number that the memory was written with: an app \
                               must not move between partitions";
-                return Some((Verdict::Failed, error.finding(), remedy.to_owned()));
+                return Some((Severity::Failed, error.finding(), remedy.to_owned()));
             }
             Err(_) => return None,
         };
@@ -205,34 +205,34 @@ impl Judge<'_> {
         let (verdict, remedy) = match (misfit.lacks(), fixed, self.topics.create) {
             (false, ..) => {
                 let remedy = format!("no action needed: the first {wanted} are used");
-                (Verdict::Warning, remedy)
+                (Severity::Warning, remedy)
             }
             (true, true, false) => {
                 let remedy = format!("add partitions until it has {wanted}");
-                (Verdict::Failed, remedy)
+                (Severity::Failed, remedy)
             }
             (true, true, true) => {
                 let remedy = "no action needed: the start adds the others".to_owned();
-                (Verdict::Warning, remedy)
+                (Severity::Warning, remedy)
             }
             (true, false, _) => {
                 let remedy = format!(
                     "set the key to {partitions} if that is intended; the start adds partitions \
                      only while the topic is empty"
                 );
-                (Verdict::Warning, remedy)
+                (Severity::Warning, remedy)
             }
         };
         Some((verdict, says, remedy))
     }
 
     /// All topics but those of events should use the broker's timestamps.
-    fn stamped_by(&self, topic: Topic, settings: &TopicSettings) -> Option<Fault> {
+    fn stamped_by(&self, topic: Topic, settings: &TopicSettings) -> Option<TopicFault> {
         let is_of_events = matches!(topic, Topic::UserEvents | Topic::ChannelEvents);
         let by = settings.get("message.timestamp.type").filter(|by| *by != "LogAppendTime")?;
         (!is_of_events && !self.topics.create).then(|| {
             (
-                Verdict::Warning,
+                Severity::Warning,
                 format!(
                     "message.timestamp.type is {by}: records carry this machine's time, so a \
                      machine with a wrong clock can't write them"
@@ -242,7 +242,7 @@ impl Judge<'_> {
         })
     }
 
-    fn settings(&self, topic: Topic, settings: &TopicSettings) -> Vec<Fault> {
+    fn settings(&self, topic: Topic, settings: &TopicSettings) -> Vec<TopicFault> {
         match topic {
             Topic::State => state(settings),
             Topic::Pages => self.pages(settings),
@@ -251,11 +251,11 @@ impl Judge<'_> {
         }
     }
 
-    fn pages(&self, settings: &TopicSettings) -> Vec<Fault> {
+    fn pages(&self, settings: &TopicSettings) -> Vec<TopicFault> {
         let mut faults = Vec::new();
         if settings.get("cleanup.policy").is_some_and(|it| it.contains("compact")) {
             faults.push((
-                Verdict::Failed,
+                Severity::Failed,
                 "it is compacted: Kafka would keep only the newest page of each app".to_owned(),
                 "set cleanup.policy=delete".to_owned(),
             ));
@@ -263,7 +263,7 @@ impl Judge<'_> {
         let largest = u64::try_from(LARGEST_PAGE).unwrap_or(u64::MAX);
         if let Some(bytes) = settings.number("max.message.bytes").filter(|it| *it < largest) {
             faults.push((
-                Verdict::Warning,
+                Severity::Warning,
                 format!("max.message.bytes is {bytes}: a larger answer from Agora would not fit"),
                 format!("set max.message.bytes={LARGEST_PAGE}"),
             ));
@@ -271,7 +271,7 @@ impl Judge<'_> {
         let wanted = u64::try_from(self.topics.page_retention.as_millis()).unwrap_or(u64::MAX);
         if let Some(kept) = settings.number("retention.ms").filter(|it| *it < wanted) {
             faults.push((
-                Verdict::Warning,
+                Severity::Warning,
                 format!(
                     "retention.ms is {kept}, less than kafka.topics.page_retention ({wanted}): \
                      pages not published by then are lost"
@@ -283,11 +283,11 @@ impl Judge<'_> {
     }
 }
 
-fn state(settings: &TopicSettings) -> Vec<Fault> {
+fn state(settings: &TopicSettings) -> Vec<TopicFault> {
     match settings.get("cleanup.policy") {
         None | Some("compact") => Vec::new(),
         Some(policy) => vec![(
-            Verdict::Failed,
+            Severity::Failed,
             format!("cleanup.policy is {policy}: the memory of what was delivered would expire"),
             "set cleanup.policy=compact".to_owned(),
         )],
@@ -295,7 +295,7 @@ fn state(settings: &TopicSettings) -> Vec<Fault> {
 }
 
 /// An event's time becomes its record's timestamp only up to half the age that the topic allows.
-fn events(settings: &TopicSettings) -> Option<Fault> {
+fn events(settings: &TopicSettings) -> Option<TopicFault> {
     let bounds = [
         "retention.ms",
         "message.timestamp.before.max.ms",
@@ -309,7 +309,7 @@ fn events(settings: &TopicSettings) -> Option<Fault> {
     (kept / 2 < OLD_EVENT_MS).then(|| {
         let hours = kept / 2 / 3_600_000;
         (
-            Verdict::Warning,
+            Severity::Warning,
             format!(
                 "{bound} is {kept}: events older than {hours} h, as after an outage, get the \
                  broker's timestamp, so that they don't expire at once (ce_time keeps their time)"

@@ -18,26 +18,26 @@ const LEAST_ROOM: u64 = 64 << 20;
 const RUNNING: &str = "expected if a bridge is already running here; a second bridge needs another";
 
 /// File systems by their magic number in `statfs`.
-const FILE_SYSTEMS: &[(i64, &str, Kind)] = &[
-    (0x6969, "NFS", Kind::Remote),
-    (0xff53_4d42, "CIFS", Kind::Remote),
-    (0xfe53_4d42, "SMB", Kind::Remote),
-    (0x517b, "SMB", Kind::Remote),
-    (0x0102_1997, "9P", Kind::Remote),
-    (0x00c3_6400, "Ceph", Kind::Remote),
-    (0x5346_414f, "AFS", Kind::Remote),
-    (0x6573_5546, "FUSE", Kind::Remote),
-    (0x0102_1994, "tmpfs", Kind::Passing),
-    (0x8584_58f6, "ramfs", Kind::Passing),
-    (0x794c_7630, "overlayfs", Kind::Passing),
-    (0xef53, "ext4", Kind::Local),
-    (0x5846_5342, "XFS", Kind::Local),
-    (0x9123_683e, "Btrfs", Kind::Local),
-    (0x2fc1_2fc1, "ZFS", Kind::Local),
+const FILE_SYSTEMS: &[(i64, &str, FileSystemKind)] = &[
+    (0x6969, "NFS", FileSystemKind::Remote),
+    (0xff53_4d42, "CIFS", FileSystemKind::Remote),
+    (0xfe53_4d42, "SMB", FileSystemKind::Remote),
+    (0x517b, "SMB", FileSystemKind::Remote),
+    (0x0102_1997, "9P", FileSystemKind::Remote),
+    (0x00c3_6400, "Ceph", FileSystemKind::Remote),
+    (0x5346_414f, "AFS", FileSystemKind::Remote),
+    (0x6573_5546, "FUSE", FileSystemKind::Remote),
+    (0x0102_1994, "tmpfs", FileSystemKind::Passing),
+    (0x8584_58f6, "ramfs", FileSystemKind::Passing),
+    (0x794c_7630, "overlayfs", FileSystemKind::Passing),
+    (0xef53, "ext4", FileSystemKind::Local),
+    (0x5846_5342, "XFS", FileSystemKind::Local),
+    (0x9123_683e, "Btrfs", FileSystemKind::Local),
+    (0x2fc1_2fc1, "ZFS", FileSystemKind::Local),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FileSystemKind {
     Local,
     /// Another machine is responsible for its locks and syncs.
     Remote,
@@ -123,7 +123,8 @@ fn taken(data_dir: &Path) -> u64 {
 
 fn judged(subject: String, magic: i64, free: u64, taken: u64, max_size: u64) -> Finding {
     let known = FILE_SYSTEMS.iter().find(|(number, ..)| *number == magic);
-    let (name, kind) = known.map_or(("local", Kind::Local), |(_, name, kind)| (*name, *kind));
+    let (name, kind) =
+        known.map_or(("local", FileSystemKind::Local), |(_, name, kind)| (*name, *kind));
     let [free_text, most] = [free, max_size].map(size);
     if free < LEAST_ROOM {
         let says = format!("the disk is full: {free_text} free, and polling pauses below 64 MiB");
@@ -131,16 +132,16 @@ fn judged(subject: String, magic: i64, free: u64, taken: u64, max_size: u64) -> 
         return Finding::failed(subject, says, Some(remedy));
     }
     match kind {
-        Kind::Remote => {
+        FileSystemKind::Remote => {
             let says = format!("on {name}: pages written there may not be durable");
             return Finding::warning(subject, says, "set a directory on a local disk");
         }
-        Kind::Passing => {
+        FileSystemKind::Passing => {
             let says =
                 format!("on {name}: waiting pages are lost with the container, or at a reboot");
             return Finding::warning(subject, says, "set a directory on a disk or a volume");
         }
-        Kind::Local => {}
+        FileSystemKind::Local => {}
     }
     if free.saturating_add(taken) < max_size {
         let says = format!("{free_text} free, but the journal may grow to {most}");
@@ -185,22 +186,22 @@ async fn port(settings: &Settings) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Verdict;
+    use crate::check::Severity;
 
     const GIB: u64 = 1 << 30;
 
     #[test]
     fn a_data_directory_is_judged_by_its_room_and_its_file_system() {
         for (magic, free, taken, verdict, words) in [
-            (0xef53, 9 * GIB, 0, Verdict::Ok, "9 GiB free for at most 4 GiB"),
-            (0xef53, GIB, 3 * GIB, Verdict::Ok, "1 GiB free"),
-            (0xef53, GIB, 0, Verdict::Warning, "lower journal.max_size"),
-            (0xef53, 1 << 20, 0, Verdict::Failed, "disk is full: 1 MiB free"),
-            (0xef53, 1 << 20, GIB, Verdict::Failed, "make room"),
-            (0x6969, 9 * GIB, 0, Verdict::Warning, "on NFS"),
-            (0x6969, 0, 0, Verdict::Failed, "disk is full: 0 B free"),
-            (0x0102_1994, 9 * GIB, 0, Verdict::Warning, "lost with the container"),
-            (0x1234, 9 * GIB, 0, Verdict::Ok, "local file system"),
+            (0xef53, 9 * GIB, 0, Severity::Ok, "9 GiB free for at most 4 GiB"),
+            (0xef53, GIB, 3 * GIB, Severity::Ok, "1 GiB free"),
+            (0xef53, GIB, 0, Severity::Warning, "lower journal.max_size"),
+            (0xef53, 1 << 20, 0, Severity::Failed, "disk is full: 1 MiB free"),
+            (0xef53, 1 << 20, GIB, Severity::Failed, "make room"),
+            (0x6969, 9 * GIB, 0, Severity::Warning, "on NFS"),
+            (0x6969, 0, 0, Severity::Failed, "disk is full: 0 B free"),
+            (0x0102_1994, 9 * GIB, 0, Severity::Warning, "lost with the container"),
+            (0x1234, 9 * GIB, 0, Severity::Ok, "local file system"),
         ] {
             let found = judged("data_dir".to_owned(), magic, free, taken, 4 * GIB);
             assert_eq!(found.verdict, verdict, "{found}");

@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use super::{Failure, WRONG_CONFIGURATION};
 use crate::check;
-use crate::check::{Finding, Verdict, Waiting};
+use crate::check::{Finding, InProgress, Severity};
 use crate::config;
 use crate::config::{Faults, Settings};
 
 /// Interval at which a terminal shows what the command is waiting for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SHOW_EVERY: Duration = Duration::from_secs(2);
 
 /// Check everything before a start, without draining any events
 ///
@@ -72,11 +72,11 @@ pub(super) async fn run(args: Check) -> Result<(), Failure> {
     if args.print_config {
         return print(&settings.shown_with(&origins));
     }
-    let waiting = Waiting::default();
+    let waiting = InProgress::default();
     let mut findings = vec![Finding::ok("configuration", what_it_says(&settings))];
     let looking = check::run(&settings, !args.no_console, &waiting);
     findings.extend(with_progress(looking, &waiting).await);
-    let failed = |findings: &[Finding]| findings.iter().any(|it| it.verdict == Verdict::Failed);
+    let failed = |findings: &[Finding]| findings.iter().any(|it| it.verdict == Severity::Failed);
     if args.ask && !failed(&findings) {
         findings.extend(ask::once(settings).await);
     } else if args.ask {
@@ -92,7 +92,7 @@ pub(super) async fn run(args: Check) -> Result<(), Failure> {
     if ok {
         return Ok(());
     }
-    let count = findings.iter().filter(|it| it.verdict == Verdict::Failed).count();
+    let count = findings.iter().filter(|it| it.verdict == Severity::Failed).count();
     let plural = if count == 1 { "" } else { "s" };
     Err(Failure { message: format!("check: {count} failure{plural}"), code: 1 })
 }
@@ -113,13 +113,13 @@ fn what_it_says(settings: &Settings) -> String {
 }
 
 /// While the work runs, prints to a terminal what it is waiting for.
-async fn with_progress<T>(work: impl Future<Output = T>, waiting: &Waiting) -> T {
+async fn with_progress<T>(work: impl Future<Output = T>, waiting: &InProgress) -> T {
     tokio::pin!(work);
     loop {
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(PATIENCE) => {
+            () = tokio::time::sleep(SHOW_EVERY) => {
                 let names = waiting.names();
                 if io::stderr().is_terminal() && !names.is_empty() {
                     eprintln!("waiting for {}", names.join(", "));
@@ -134,9 +134,9 @@ fn lines(findings: &[Finding]) -> String {
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let line = |finding: &Finding| {
         let (word, code) = match finding.verdict {
-            Verdict::Ok => ("ok     ", "32"),
-            Verdict::Warning => ("warning", "33"),
-            Verdict::Failed => ("FAILED ", "31"),
+            Severity::Ok => ("ok     ", "32"),
+            Severity::Warning => ("warning", "33"),
+            Severity::Failed => ("FAILED ", "31"),
         };
         let word = if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.to_owned() };
         format!("{word} {finding}\n")

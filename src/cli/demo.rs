@@ -29,11 +29,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::broker::{Broker, Command};
+use self::broker::{Broker, BrokerCommand};
 use self::consumer::{Consumer, Subject};
 use self::plan::{Plan, REGIONS, Wishes};
 use self::screen::{Figures, Screen};
-use self::verdict::Verdict;
+use self::verdict::DemoVerdict;
 use super::{Failure, asked_to_stop};
 use crate::config;
 use crate::config::Settings;
@@ -89,7 +89,7 @@ pub(super) struct Demo {
 }
 
 /// All running parts of the demo.
-struct Stage {
+struct DemoParts {
     broker: Broker,
     server: Server,
     simulation: (TaskTracker, CancellationToken),
@@ -120,7 +120,7 @@ pub(super) async fn run(args: Demo) -> Result<(), Failure> {
         apps: args.apps,
         seed: args.seed,
     };
-    let mut stage = Stage::set_up(&args, &wishes, &scratch.0).await?;
+    let mut stage = DemoParts::set_up(&args, &wishes, &scratch.0).await?;
     stage.play(wishes.length, args.keep, &mut signal).await?;
     signal = Box::pin(asked_to_stop()?);
     stage.come_to_rest(&mut signal).await;
@@ -135,7 +135,7 @@ pub(super) async fn run(args: Demo) -> Result<(), Failure> {
 
 // === impl Stage ===
 
-impl Stage {
+impl DemoParts {
     async fn set_up(args: &Demo, wishes: &Wishes, data_dir: &Path) -> Result<Self, Failure> {
         let broker = Broker::start().await.map_err(|error| Failure::of(&error))?;
         print(&introduction(wishes, broker.address()))?;
@@ -192,7 +192,8 @@ impl Stage {
             }
             let shall_be_away = self.plan.pause.contains(&at);
             if shall_be_away != is_away {
-                let command = if shall_be_away { Command::Pause } else { Command::Resume };
+                let command =
+                    if shall_be_away { BrokerCommand::Pause } else { BrokerCommand::Resume };
                 self.broker.ask(command).await.map_err(|error| Failure::of(&error))?;
                 is_away = shall_be_away;
             }
@@ -203,7 +204,7 @@ impl Stage {
             }
         }
         if is_away {
-            self.broker.ask(Command::Resume).await.map_err(|error| Failure::of(&error))?;
+            self.broker.ask(BrokerCommand::Resume).await.map_err(|error| Failure::of(&error))?;
         }
         Ok(())
     }
@@ -236,7 +237,7 @@ impl Stage {
     }
 
     /// Stops everything in order and computes the verdict.
-    async fn judge(self, signal: &mut Signal) -> Result<Verdict, Failure> {
+    async fn judge(self, signal: &mut Signal) -> Result<DemoVerdict, Failure> {
         let report = self.daemon.report().clone();
         let give_up = self.daemon.give_up();
         let stop = self.daemon.stop(GRACE);
@@ -257,8 +258,8 @@ impl Stage {
         self.broker.end().await;
         let world = self.server.world();
         let regions = REGIONS.len() as u64;
-        let verdict = Verdict::of(world.ledger().events(), regions, evidence);
-        Ok(Verdict { repeats: repeats(&report), ..verdict })
+        let verdict = DemoVerdict::of(world.ledger().events(), regions, evidence);
+        Ok(DemoVerdict { repeats: repeats(&report), ..verdict })
     }
 
     fn show(&mut self, now: &str) -> Figures {
@@ -356,7 +357,7 @@ async fn create_topics(broker: &Broker, settings: &Settings) -> Result<Vec<Subje
         (Topic::State, &topics.state, pages),
     ] {
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
-        let created = broker.ask(Command::Create(name.clone(), partitions)).await;
+        let created = broker.ask(BrokerCommand::Create(name.clone(), partitions)).await;
         created.map_err(|error| Failure::of(&error))?;
         if !matches!(topic, Topic::Pages | Topic::State) {
             subjects.push(Subject { topic, name: name.clone(), partitions });

@@ -19,13 +19,13 @@ use super::progress::Progress;
 use super::{Failure, settings};
 use crate::error::Chain;
 use crate::journal;
-use crate::journal::{ReadError, Reader, Seen, State};
+use crate::journal::{EntryState, EntryView, JournalReader, ReadError};
 use crate::model::{Clock, Content, PageId};
 
 /// List, show or verify the pages on this machine's disk
 #[derive(Debug, Args)]
 #[command(after_long_help = TEACH)]
-pub(super) struct Journal {
+pub(super) struct JournalCli {
     #[command(subcommand)]
     action: Action,
 }
@@ -49,7 +49,7 @@ struct List {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: JournalArgs,
 }
 
 /// Print an answer as received; its metadata goes to stderr
@@ -62,7 +62,7 @@ struct Show {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: JournalArgs,
 }
 
 /// Verify structure, checksums and requests; exit code 0 or 1
@@ -74,12 +74,12 @@ struct Verify {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: JournalArgs,
 }
 
 /// Selects the journal.
 #[derive(Debug, Args)]
-struct Place {
+struct JournalArgs {
     /// The data directory
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
@@ -108,7 +108,7 @@ EXIT CODES
 
   0 success, or sound; 1 failure, or damaged; 2 usage error; 78 invalid configuration.";
 
-pub(super) async fn run(args: Journal) -> Result<(), Failure> {
+pub(super) async fn run(args: JournalCli) -> Result<(), Failure> {
     aside(move || match args.action {
         Action::List(list) => list.run(),
         Action::Show(show) => show.run(),
@@ -119,7 +119,7 @@ pub(super) async fn run(args: Journal) -> Result<(), Failure> {
 
 // === impl Place ===
 
-impl Place {
+impl JournalArgs {
     fn data_dir(&self) -> Result<PathBuf, Failure> {
         match &self.data_dir {
             Some(data_dir) => Ok(data_dir.clone()),
@@ -127,8 +127,8 @@ impl Place {
         }
     }
 
-    fn open(&self) -> Result<Reader, Failure> {
-        Reader::open(&self.data_dir()?).map_err(unreadable)
+    fn open(&self) -> Result<JournalReader, Failure> {
+        JournalReader::open(&self.data_dir()?).map_err(unreadable)
     }
 }
 
@@ -137,7 +137,7 @@ impl Place {
 impl List {
     fn run(self) -> Result<(), Failure> {
         let data_dir = self.place.data_dir()?;
-        let reader = Reader::open(&data_dir).map_err(unreadable)?;
+        let reader = JournalReader::open(&data_dir).map_err(unreadable)?;
         let mut output = Output::new();
         if self.paces {
             for (feed, pace, at) in reader.paces().map_err(unreadable)? {
@@ -196,7 +196,7 @@ impl List {
 }
 
 /// When the page was received; for a gap, the end of its time range.
-fn came(seen: &Seen) -> crate::model::Timestamp {
+fn came(seen: &EntryView) -> crate::model::Timestamp {
     match seen.entry.as_ref().map(|entry| &entry.content) {
         Some(Content::Page(page)) => page.answered_at,
         Some(Content::Gap(gap)) => gap.to,
@@ -233,7 +233,7 @@ impl Show {
 impl Verify {
     fn run(self) -> Result<(), Failure> {
         let data_dir = self.place.data_dir()?;
-        let verified = Reader::open(&data_dir).and_then(|reader| {
+        let verified = JournalReader::open(&data_dir).and_then(|reader| {
             let mut progress = Progress::begin("entries of the journal", reader.count()?);
             reader.verify(|| progress.step())
         });
@@ -241,7 +241,7 @@ impl Verify {
             Ok(verdict) => verdict,
             Err(error @ ReadError::Database { .. }) => {
                 let structure = vec![Chain(&error).to_string()];
-                journal::Verdict { structure, ..journal::Verdict::default() }
+                journal::Verification { structure, ..journal::Verification::default() }
             }
             Err(error) => return Err(Failure::of(&error)),
         };
@@ -270,4 +270,4 @@ fn unreadable(error: ReadError) -> Failure {
 }
 
 /// The summary indexes its counts by these states.
-const _: () = assert!(State::Waiting as usize == 0 && State::SetAside as usize == 3);
+const _: () = assert!(EntryState::Waiting as usize == 0 && EntryState::SetAside as usize == 3);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use tokio::task::spawn_blocking;
 
-use self::selection::{Found, Selection, When};
+use self::selection::{FoundEntry, Selection, When};
 use super::{Failure, settings};
 use crate::dedupe;
 use crate::kafka::{Cluster, Reader};
@@ -173,10 +173,10 @@ impl Show {
     }
 
     /// Finds the page with this name. A page that was forwarded twice counts as one.
-    fn find(&self, reader: &Reader) -> Result<Found, Failure> {
+    fn find(&self, reader: &Reader) -> Result<FoundEntry, Failure> {
         let apps = self.app.iter().cloned().collect();
         let selection = Selection::of_page(self.page, apps, self.when.clone());
-        let mut found: Vec<Found> = Vec::new();
+        let mut found: Vec<FoundEntry> = Vec::new();
         selection.read(reader, |candidate| {
             let app = &candidate.entry.content.feed().app;
             if found.iter().all(|known| known.entry.content.feed().app != *app) {

@@ -14,7 +14,7 @@ use std::{io, thread};
 use clap::Args;
 use tokio::time::Instant;
 
-use self::report::Report;
+use self::report::PlanReport;
 use super::Failure;
 use crate::model::PAGE_LIMIT;
 use crate::plan::{Tally, Trial, bridge};
@@ -34,7 +34,7 @@ const WORK: Duration = Duration::from_millis(5);
 const NEARBY: Spread = Spread::always(Duration::from_millis(5));
 
 /// Time after which progress is shown.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SHOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// Will it keep up with your load? Simulate it and see what would be lost
 #[derive(Clone, Debug, Args)]
@@ -132,7 +132,7 @@ struct Remedies {
 }
 
 /// Progress of the trials.
-struct Progress {
+struct TrialProgress {
     begun: Instant,
     is_watched: bool,
     played: AtomicU64,
@@ -144,11 +144,11 @@ pub(super) async fn run(args: Plan) -> Result<(), Failure> {
         let message = "--shortest-interval must be above zero and at most --longest-interval";
         return Err(Failure { message: message.to_owned(), code: 2 });
     }
-    let progress = Progress::begin();
+    let progress = TrialProgress::begin();
     let tally = args.play(args.rate, false, &progress);
     let remedies = (tally.measured_overwritten > 0).then(|| args.look_for_remedies(&progress));
     progress.end();
-    let report = Report::new(&args, &tally, remedies);
+    let report = PlanReport::new(&args, &tally, remedies);
     let text = if args.json { report.json() } else { report.text() };
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -163,7 +163,7 @@ pub(super) async fn run(args: Plan) -> Result<(), Failure> {
 
 impl Plan {
     /// Plays this rate with each seed, on all cores; with `until_loss`, stops at the first loss.
-    fn play(&self, rate: f64, until_loss: bool, progress: &Progress) -> Tally {
+    fn play(&self, rate: f64, until_loss: bool, progress: &TrialProgress) -> Tally {
         let (next, is_over) = (AtomicU64::new(1), AtomicBool::new(false));
         let work = || {
             let mut sum = Tally::default();
@@ -192,7 +192,7 @@ impl Plan {
         })
     }
 
-    fn look_for_remedies(&self, progress: &Progress) -> Remedies {
+    fn look_for_remedies(&self, progress: &TrialProgress) -> Remedies {
         let nearby = Self { rtt: NEARBY, page_time: Duration::ZERO, ..self.clone() };
         Remedies {
             largest_rate: self.largest_sustainable(progress),
@@ -200,7 +200,7 @@ impl Plan {
         }
     }
 
-    fn largest_sustainable(&self, progress: &Progress) -> f64 {
+    fn largest_sustainable(&self, progress: &TrialProgress) -> f64 {
         let ceiling = f64::from(self.requests_per_second) * PAGE_LIMIT as f64;
         let (mut low, mut high) = (0.0, self.rate.min(ceiling));
         let close = (high / 100.0).max(1.0);
@@ -259,7 +259,7 @@ impl Plan {
 
 // === impl Progress ===
 
-impl Progress {
+impl TrialProgress {
     fn begin() -> Self {
         let is_watched = io::stderr().is_terminal();
         Self { begun: Instant::now(), is_watched, played: AtomicU64::new(0) }
@@ -268,7 +268,7 @@ impl Progress {
     /// One more trial is done.
     fn tell(&self) {
         let played = self.played.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.is_watched && self.begun.elapsed() > PATIENCE {
+        if self.is_watched && self.begun.elapsed() > SHOWN_AFTER {
             // Failing to print must not stop the plan.
             write!(io::stderr(), "\r{played} trials done …").ok();
         }
@@ -276,7 +276,7 @@ impl Progress {
 
     /// Clears the line.
     fn end(&self) {
-        if self.is_watched && self.begun.elapsed() > PATIENCE {
+        if self.is_watched && self.begun.elapsed() > SHOWN_AFTER {
             write!(io::stderr(), "\r\x1b[K").ok();
         }
     }
@@ -307,22 +307,22 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct Arguments {
         #[command(flatten)]
         plan: Plan,
     }
 
     fn plan(line: &str) -> Plan {
-        Line::try_parse_from(line.split_whitespace()).unwrap().plan
+        Arguments::try_parse_from(line.split_whitespace()).unwrap().plan
     }
 
     /// The report of a short trial with these arguments.
-    fn report(line: &str) -> Report {
+    fn report(line: &str) -> PlanReport {
         let plan = plan(&format!("plan --seconds 20 --seeds 2 --rtt 60ms {line}"));
-        let progress = Progress::begin();
+        let progress = TrialProgress::begin();
         let tally = plan.play(plan.rate, false, &progress);
         let remedies = (tally.measured_overwritten > 0).then(|| plan.look_for_remedies(&progress));
-        Report::new(&plan, &tally, remedies)
+        PlanReport::new(&plan, &tally, remedies)
     }
 
     #[test]
@@ -393,7 +393,7 @@ mod tests {
             "plan --rate 1 --seeds 0",
             "plan --rate 1 --page-time 300kB",
         ] {
-            assert!(Line::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+            assert!(Arguments::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
     }
 

@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 use tokio::time::Instant;
 
 /// Time after which progress is shown.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SHOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// Number of steps between two looks at the clock.
 const STEPS: u64 = 256;
@@ -36,7 +36,8 @@ impl Progress {
     /// One more step is done.
     pub(super) fn step(&mut self) {
         self.done += 1;
-        if self.is_watched && self.done.is_multiple_of(STEPS) && self.begun.elapsed() > PATIENCE {
+        if self.is_watched && self.done.is_multiple_of(STEPS) && self.begun.elapsed() > SHOWN_AFTER
+        {
             let (what, done, total) = (self.what, HumanCount(self.done), HumanCount(self.total));
             // Failing to print must not stop the work.
             write!(io::stderr(), "\r{what}: {done} of {total} …").ok();

@@ -359,13 +359,13 @@ mod tests {
     use crate::simulator::DEFAULT_EPOCH;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct Arguments {
         #[command(flatten)]
         simulate: Simulate,
     }
 
     fn parsed(line: &str) -> Result<Simulate, clap::Error> {
-        Line::try_parse_from(line.split_whitespace()).map(|it| it.simulate)
+        Arguments::try_parse_from(line.split_whitespace()).map(|it| it.simulate)
     }
 
     fn prepared(line: &str) -> (Script, Vec<SocketAddr>) {
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_arguments_are_sound() {
-        Line::command().debug_assert();
+        Arguments::command().debug_assert();
     }
 
     #[test]
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn the_help_teaches() {
-        let help = Line::command().render_long_help().to_string();
+        let help = Arguments::command().render_long_help().to_string();
         for word in ["READING IS DESTRUCTIVE", "--wild-names", "2,000", "Retry-After"] {
             assert!(help.contains(word), "{word}");
         }

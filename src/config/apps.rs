@@ -21,9 +21,9 @@ const FORMS: &str = "customer_id with customer_secret, or app_certificate with u
 ///
 /// Two entries with the same value would take events from each other.
 #[derive(Debug, Default)]
-struct Seen(BTreeMap<String, String>);
+struct SeenValues(BTreeMap<String, String>);
 
-impl Seen {
+impl SeenValues {
     fn once(&mut self, reader: &mut Reader, path: &str, value: String) -> Read<String> {
         match self.0.insert(value.clone(), path.to_owned()) {
             None => Ok(value),
@@ -45,7 +45,7 @@ pub(super) fn apps(reader: &mut Reader) -> Read<Vec<App>> {
                       AGORA_RTM_BRIDGE__APPS__0__APP_ID";
         return Err(reader.fault("apps", reason));
     }
-    let mut seen = Seen::default();
+    let mut seen = SeenValues::default();
     let apps: Vec<_> = (0..count)
         .map(|index| {
             let path = format!("apps[{index}]");
@@ -58,7 +58,7 @@ pub(super) fn apps(reader: &mut Reader) -> Read<Vec<App>> {
     apps.into_iter().collect()
 }
 
-fn app(reader: &mut Reader, path: &str, seen: &mut Seen) -> Read<App> {
+fn app(reader: &mut Reader, path: &str, seen: &mut SeenValues) -> Read<App> {
     let app_id_path = format!("{path}.app_id");
     let app_id = reader.checked(&app_id_path, app_id);
     let app_id = app_id.and_then(|id| seen.once(reader, &app_id_path, id));
@@ -93,7 +93,7 @@ fn regions(reader: &mut Reader, app: &str) -> Read<Vec<RegionHosts>> {
     let list = format!("{app}.regions");
     let count = reader.len(&list);
     let plain_http = reader.flag(&format!("{app}.allow_plain_http"))?;
-    let mut seen = Seen::default();
+    let mut seen = SeenValues::default();
     if count == 0 {
         let hosts = hosts(reader, &hosts_path, plain_http, &mut seen)?;
         return Ok(vec![RegionHosts { name: Region::new(ONLY_REGION), hosts }]);
@@ -130,7 +130,12 @@ fn region(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn hosts(reader: &mut Reader, path: &str, plain_http: bool, seen: &mut Seen) -> Read<Vec<Host>> {
+fn hosts(
+    reader: &mut Reader,
+    path: &str,
+    plain_http: bool,
+    seen: &mut SeenValues,
+) -> Read<Vec<Host>> {
     let hosts: Vec<_> = reader
         .texts(path)?
         .into_iter()

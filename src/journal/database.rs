@@ -28,7 +28,7 @@ use self::trust::{
 };
 use super::ballast::{BALLAST_BYTES, Ballast};
 use super::files::Lock;
-use super::salvage::{Carried, Known};
+use super::salvage::{Carried, KnownInMemory};
 use super::{OpenError, doubt, files, image, salvage, schema};
 use crate::error::Chain;
 use crate::model::Timestamp;
@@ -67,7 +67,7 @@ pub(super) struct Database {
     /// Size of the used part of the database and its log, in bytes.
     bytes: u64,
     /// The parts of that size, as last counted by SQLite.
-    pages: Option<Pages>,
+    pages: Option<PageSizes>,
     distrust: Option<Distrust>,
     /// A new file that is complete but has not replaced the old one yet.
     declared: Option<Declared>,
@@ -97,7 +97,7 @@ struct Files {
 /// Sizes of all pages of a database, of its free pages, and of the page images in its log, in
 /// bytes.
 #[derive(Clone, Copy, Debug)]
-struct Pages {
+struct PageSizes {
     all: u64,
     free: u64,
     log: u64,
@@ -308,7 +308,7 @@ impl Database {
     /// transaction, and continues with that file.
     pub(super) fn renew(
         &mut self,
-        known: Option<&Known>,
+        known: Option<&KnownInMemory>,
         now: Timestamp,
         more: impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Carried> {
@@ -327,7 +327,7 @@ impl Database {
 
     fn try_to_renew(
         &mut self,
-        known: Option<&Known>,
+        known: Option<&KnownInMemory>,
         now: Timestamp,
         more: impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Carried> {
@@ -367,7 +367,7 @@ impl Database {
     /// Creates the new file, complete except for its name.
     fn make(
         &self,
-        known: Option<&Known>,
+        known: Option<&KnownInMemory>,
         more: &impl Fn(&Connection, &mut Carried) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Declared> {
         let files = self.files.as_ref().expect("only files are distrusted");
@@ -461,7 +461,7 @@ impl Database {
     pub(super) fn weigh(&mut self) {
         let Some(connection) = &self.connection else { return };
         let known = self.pages.filter(|it| it.counted_at.elapsed() < COUNT_EVERY);
-        let pages = known.unwrap_or_else(|| Pages::count(connection));
+        let pages = known.unwrap_or_else(|| PageSizes::count(connection));
         self.pages = Some(pages);
         self.bytes = pages.all - pages.free;
         let Some(files) = &mut self.files else { return };
@@ -514,7 +514,7 @@ impl Database {
 
 // === impl Pages ===
 
-impl Pages {
+impl PageSizes {
     fn count(connection: &Connection) -> Self {
         let pragma = |statement| {
             let asked = connection.query_row(statement, [], |row| row.get::<_, i64>(0));

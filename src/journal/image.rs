@@ -55,12 +55,12 @@ pub(super) struct Record {
     /// Its row id.
     pub(super) row: i64,
     /// Its columns.
-    pub(super) values: Vec<Value>,
+    pub(super) values: Vec<ColumnValue>,
 }
 
 /// The value of a column.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(super) enum ColumnValue {
     Null,
     Integer(i64),
     Real(f64),
@@ -297,7 +297,7 @@ fn local_bytes(length: usize, usable: usize) -> usize {
 }
 
 /// Parses a record.
-fn columns(payload: &[u8]) -> Option<Vec<Value>> {
+fn columns(payload: &[u8]) -> Option<Vec<ColumnValue>> {
     let mut types = payload;
     let header = usize::try_from(varint(&mut types)?).ok()?;
     let taken = payload.len() - types.len();
@@ -317,13 +317,13 @@ fn columns(payload: &[u8]) -> Option<Vec<Value>> {
         let (bytes, rest) = data.split_at_checked(usize::try_from(length).ok()?)?;
         data = rest;
         values.push(match kind {
-            0 => Value::Null,
-            8 => Value::Integer(0),
-            9 => Value::Integer(1),
-            7 => Value::Real(f64::from_bits(integer(bytes).cast_unsigned())),
-            1..=6 => Value::Integer(integer(bytes)),
-            _ if kind % 2 == 0 => Value::Blob(bytes.to_vec()),
-            _ => Value::Text(bytes.to_vec()),
+            0 => ColumnValue::Null,
+            8 => ColumnValue::Integer(0),
+            9 => ColumnValue::Integer(1),
+            7 => ColumnValue::Real(f64::from_bits(integer(bytes).cast_unsigned())),
+            1..=6 => ColumnValue::Integer(integer(bytes)),
+            _ if kind % 2 == 0 => ColumnValue::Blob(bytes.to_vec()),
+            _ => ColumnValue::Text(bytes.to_vec()),
         });
     }
     Some(values)
@@ -395,16 +395,21 @@ mod tests {
         let mut found = BTreeMap::new();
         Image::open(&path, &log).unwrap().each_record(|record| {
             // The schema is a table, too.
-            if record.values.len() == 5 && record.values[0] == Value::Null {
+            if record.values.len() == 5 && record.values[0] == ColumnValue::Null {
                 found.entry(record.row).or_insert(record.values);
             }
         });
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), rows);
         for (row, number) in rows.iter().zip(numbers.iter().cycle()) {
-            let real = Value::Real(*row as f64 / 4.0);
-            let text = Value::Text(format!("text {row}").into_bytes());
-            let values =
-                [Value::Null, Value::Integer(*number), real, text, Value::Blob(body(*row))];
+            let real = ColumnValue::Real(*row as f64 / 4.0);
+            let text = ColumnValue::Text(format!("text {row}").into_bytes());
+            let values = [
+                ColumnValue::Null,
+                ColumnValue::Integer(*number),
+                real,
+                text,
+                ColumnValue::Blob(body(*row)),
+            ];
             assert_eq!(found[row], values, "{row}");
         }
     }

@@ -25,7 +25,7 @@ const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A journal opened for reading.
 #[derive(Debug)]
-pub struct Reader {
+pub struct JournalReader {
     connection: Connection,
     data_dir: PathBuf,
     path: PathBuf,
@@ -34,9 +34,9 @@ pub struct Reader {
 
 /// An entry in the journal.
 #[derive(Debug)]
-pub struct Seen {
+pub struct EntryView {
     /// Its state.
-    pub state: State,
+    pub state: EntryState,
     /// Its name, as far as it is readable.
     pub name: String,
     /// Size of its body, in bytes.
@@ -47,7 +47,7 @@ pub struct Seen {
 
 /// The state of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum EntryState {
     /// Waits to be forwarded.
     Waiting,
     /// Waits for earlier pages of its feed.
@@ -71,7 +71,7 @@ pub struct Out {
 
 /// The result of a verification.
 #[derive(Debug, Default)]
-pub struct Verdict {
+pub struct Verification {
     /// Errors that SQLite reports.
     pub structure: Vec<String>,
     /// Names of entries whose checksum is wrong.
@@ -113,9 +113,9 @@ pub enum ReadError {
     },
 }
 
-// === impl Reader ===
+// === impl JournalReader ===
 
-impl Reader {
+impl JournalReader {
     /// Opens the journal of a data directory.
     pub fn open(data_dir: &Path) -> Result<Self, ReadError> {
         let path = data_dir.join(files::DATABASE);
@@ -133,11 +133,18 @@ impl Reader {
 
     /// Calls `take` with each entry, in the order in which they are forwarded; held entries and
     /// those set aside come last. An entry that is released meanwhile may be missed.
-    pub fn each(&self, mut take: impl FnMut(Seen) -> ControlFlow<()>) -> Result<(), ReadError> {
+    pub fn each(
+        &self,
+        mut take: impl FnMut(EntryView) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
         for (place, condition, state) in [
-            ("sequence", "FROM entries WHERE sequence > ? ORDER BY sequence", State::Waiting),
-            ("-sequence", "FROM entries WHERE sequence < -? ORDER BY sequence DESC", State::Held),
-            ("rowid", "FROM damaged WHERE rowid > ? ORDER BY rowid", State::SetAside),
+            ("sequence", "FROM entries WHERE sequence > ? ORDER BY sequence", EntryState::Waiting),
+            (
+                "-sequence",
+                "FROM entries WHERE sequence < -? ORDER BY sequence DESC",
+                EntryState::Held,
+            ),
+            ("rowid", "FROM damaged WHERE rowid > ? ORDER BY rowid", EntryState::SetAside),
         ] {
             let select = format!("SELECT {place} AS place, {COLUMNS} {condition}");
             let mut last = 0;
@@ -157,7 +164,12 @@ impl Reader {
     }
 
     /// Reads entries after `last`, as many as one transaction may have, and updates `last`.
-    fn batch(&self, select: &str, last: &mut i64, state: State) -> Result<Vec<Seen>, ReadError> {
+    fn batch(
+        &self,
+        select: &str,
+        last: &mut i64,
+        state: EntryState,
+    ) -> Result<Vec<EntryView>, ReadError> {
         let mut statement = self.connection.prepare_cached(select).map_err(self.failed())?;
         let mut rows = statement.query([*last]).map_err(self.failed())?;
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -175,18 +187,19 @@ impl Reader {
 
     /// Finds the entry with this name, and its body. If it is damaged, returns the page and not the
     /// gap that replaced it.
-    pub fn find(&self, id: PageId) -> Result<Option<(Seen, Vec<u8>)>, ReadError> {
+    pub fn find(&self, id: PageId) -> Result<Option<(EntryView, Vec<u8>)>, ReadError> {
         let name = (id.incarnation.to_string(), id.ticket.0.cast_signed());
         let mut found = None;
-        for (table, state) in [("entries", State::Waiting), ("damaged", State::SetAside)] {
+        for (table, state) in [("entries", EntryState::Waiting), ("damaged", EntryState::SetAside)]
+        {
             let select =
                 format!("SELECT {COLUMNS} FROM {table} WHERE incarnation = ? AND ticket = ?");
             let mut statement = self.connection.prepare(&select).map_err(self.failed())?;
             let mut rows = statement.query((&name.0, name.1)).map_err(self.failed())?;
             while let Some(row) = rows.next().map_err(self.failed())? {
                 let is_held = row.get::<_, i64>("sequence").is_ok_and(|sequence| sequence < 0);
-                let held = is_held && state == State::Waiting;
-                let seen = self.seen(row, if held { State::Held } else { state });
+                let held = is_held && state == EntryState::Waiting;
+                let seen = self.seen(row, if held { EntryState::Held } else { state });
                 found = Some((seen, row.get("body").map_err(self.failed())?));
             }
         }
@@ -233,15 +246,15 @@ impl Reader {
     }
 
     /// Verifies everything. Calls `step` for each entry.
-    pub fn verify(&self, mut step: impl FnMut()) -> Result<Verdict, ReadError> {
-        let mut verdict = Verdict { structure: self.structure()?, ..Verdict::default() };
+    pub fn verify(&self, mut step: impl FnMut()) -> Result<Verification, ReadError> {
+        let mut verdict = Verification { structure: self.structure()?, ..Verification::default() };
         let mut names = std::collections::HashSet::new();
         self.each(|seen| {
             step();
             match seen.state {
-                State::SetAside => verdict.set_aside += 1,
-                State::Damaged => verdict.damaged.push(seen.name),
-                State::Waiting | State::Held => {
+                EntryState::SetAside => verdict.set_aside += 1,
+                EntryState::Damaged => verdict.damaged.push(seen.name),
+                EntryState::Waiting | EntryState::Held => {
                     verdict.sound += 1;
                     if let Some(Entry { id, .. }) = seen.entry
                         && !names.insert(id)
@@ -284,7 +297,7 @@ impl Reader {
         Ok(found)
     }
 
-    fn seen(&self, row: &Row<'_>, state: State) -> Seen {
+    fn seen(&self, row: &Row<'_>, state: EntryState) -> EntryView {
         let text = |column| row.get::<_, String>(column).unwrap_or_else(|_| "?".to_owned());
         let ticket =
             row.get::<_, i64>("ticket").map_or_else(|_| "?".to_owned(), |it| it.to_string());
@@ -294,10 +307,10 @@ impl Reader {
             Raw::read(row).map(|raw| if self.version < 3 { raw.of_this_version() } else { raw });
         let entry = raw.filter(Raw::is_sound).and_then(Raw::entry);
         let state = match state {
-            State::Waiting | State::Held if entry.is_none() => State::Damaged,
+            EntryState::Waiting | EntryState::Held if entry.is_none() => EntryState::Damaged,
             state => state,
         };
-        Seen { state, name, bytes: bytes.unwrap_or(0) as u64, entry }
+        EntryView { state, name, bytes: bytes.unwrap_or(0) as u64, entry }
     }
 
     fn failed(&self) -> impl Fn(rusqlite::Error) -> ReadError + use<> {
@@ -308,7 +321,7 @@ impl Reader {
 
 // === impl State ===
 
-impl State {
+impl EntryState {
     /// The state as a word.
     pub const fn name(self) -> &'static str {
         match self {
@@ -322,7 +335,7 @@ impl State {
 
 // === impl Verdict ===
 
-impl Verdict {
+impl Verification {
     /// Whether nothing is damaged except what is already set aside.
     pub fn is_sound(&self) -> bool {
         self.structure.is_empty()

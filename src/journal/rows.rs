@@ -41,7 +41,7 @@ pub(super) struct Damaged {
 }
 
 /// The place of an entry, and its feed if the row contains a valid one.
-pub(super) type Found = (Place, Option<Feed>);
+pub(super) type RowSummary = (Place, Option<Feed>);
 
 /// An entry and its row.
 pub(super) type Stored = Result<(Sequence, Entry), Damaged>;
@@ -235,7 +235,9 @@ pub(super) fn renew_checksums(connection: &Connection) -> rusqlite::Result<()> {
 
 /// The places and feeds of all entries, without reading the rest. A damaged place is `None`; the
 /// row is examined when it is read.
-pub(super) fn places(connection: &Connection) -> rusqlite::Result<Vec<(Sequence, Option<Found>)>> {
+pub(super) fn places(
+    connection: &Connection,
+) -> rusqlite::Result<Vec<(Sequence, Option<RowSummary>)>> {
     let mut statement = connection.prepare(
         "SELECT sequence, partition, incarnation, ticket, app, region, endpoint FROM entries",
     )?;

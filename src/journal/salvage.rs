@@ -12,14 +12,14 @@ use std::sync::Arc;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, Row, params_from_iter};
 
-use super::image::{Image, Record, Value};
+use super::image::{ColumnValue, Image, Record};
 use super::rows::Raw;
 use super::{Sequence, rows};
 use crate::model::{Feed, PageId};
 
 /// What memory knows about a database that was in use until now.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownInMemory {
     /// Rows that are still needed, with the names of their entries.
     pub(super) rows: BTreeMap<Sequence, PageId>,
     /// The rows by name.
@@ -43,7 +43,7 @@ pub(super) struct Carried {
 /// Copies entries into the new database.
 struct Carrier<'a> {
     new: &'a Connection,
-    known: Option<&'a Known>,
+    known: Option<&'a KnownInMemory>,
     ids: HashSet<PageId>,
     carried: Carried,
 }
@@ -53,7 +53,7 @@ pub(super) fn carry(
     old: Option<&Connection>,
     (database, log): (&Path, &Path),
     new: &Connection,
-    known: Option<&Known>,
+    known: Option<&KnownInMemory>,
 ) -> rusqlite::Result<Carried> {
     let (rows, lost, nameless) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
     let carried = Carried { rows, whole: true, lost, nameless };
@@ -206,19 +206,19 @@ fn values_of(row: &Row<'_>) -> rusqlite::Result<Vec<rusqlite::types::Value>> {
 
 /// Converts a record to an entry, if it is an intact one.
 fn entry_of(record: Record) -> Option<Raw> {
-    let columns: [Value; 10] = record.values.try_into().ok()?;
+    let columns: [ColumnValue; 10] = record.values.try_into().ok()?;
     let [
         // The row id replaces the first column.
-        Value::Null,
-        Value::Integer(partition),
-        Value::Text(incarnation),
-        Value::Integer(ticket),
-        Value::Text(app),
-        Value::Text(region),
-        Value::Text(endpoint),
-        Value::Text(head),
-        Value::Blob(body),
-        Value::Integer(checksum),
+        ColumnValue::Null,
+        ColumnValue::Integer(partition),
+        ColumnValue::Text(incarnation),
+        ColumnValue::Integer(ticket),
+        ColumnValue::Text(app),
+        ColumnValue::Text(region),
+        ColumnValue::Text(endpoint),
+        ColumnValue::Text(head),
+        ColumnValue::Blob(body),
+        ColumnValue::Integer(checksum),
     ] = columns
     else {
         return None;

@@ -22,11 +22,11 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use self::room::Room;
-use self::standing::{Feeds, Request, Standing};
+use self::standing::{Feeds, OpenRequest, Standing};
 use super::database::Database;
 use super::{
-    Backlog, Command, Held, JournalError, OpenError, Place, RESERVED_BYTES, Recovered, Sequence,
-    Settled, doubt, files, rows, tickets,
+    Backlog, Held, JournalCommand, JournalError, OpenError, Place, RESERVED_BYTES, Recovered,
+    Sequence, Settled, doubt, files, rows, tickets,
 };
 use crate::model::{AppId, Content, Entry, Feed, Gap, Incarnation, Pace, Ticket, Timestamp};
 
@@ -52,7 +52,7 @@ pub(super) struct Store {
     /// The number of the next request of each app, counted over all processes.
     next_request: HashMap<AppId, i64>,
     /// Requests in flight.
-    open: HashMap<Place, Request>,
+    open: HashMap<Place, OpenRequest>,
     /// Space reserved for their answers, in bytes.
     reserved: u64,
     room: Room,
@@ -150,48 +150,50 @@ impl Store {
     }
 
     /// Executes commands in one transaction and replies to them.
-    pub(super) fn execute(&mut self, commands: impl IntoIterator<Item = Command>) {
+    pub(super) fn execute(&mut self, commands: impl IntoIterator<Item = JournalCommand>) {
         let mut reads = Vec::new();
         let mut moves = Vec::new();
         let mut flushes = Vec::new();
         let mut group = Group::default();
         for command in commands {
             match command {
-                Command::Open { feed, partition, since, now, reply } => {
+                JournalCommand::Open { feed, partition, since, now, reply } => {
                     self.now = self.now.max(now);
                     group.opened.push(Opening { feed, partition, since, now, reply });
                 }
-                Command::Settle { place, content, reply } => {
+                JournalCommand::Settle { place, content, reply } => {
                     let row = self.next_sequence();
                     group.settled.push(Settling::new(place, row, content, Some(reply)));
                 }
-                Command::Close { place } => group.closed.push(place),
-                Command::Hold { place, content, reply } => {
+                JournalCommand::Close { place } => group.closed.push(place),
+                JournalCommand::Hold { place, content, reply } => {
                     let row = self.next_row_of_held();
                     group.settled.push(Settling::new(place, row, content, Some(reply)));
                 }
-                Command::Note { partition, gap, reply } => {
+                JournalCommand::Note { partition, gap, reply } => {
                     group.settled.push(self.noting(partition, gap, Some(reply)));
                 }
-                Command::SettleDoubt { gaps, reply } => {
+                JournalCommand::SettleDoubt { gaps, reply } => {
                     let gaps = gaps.into_iter().map(|(it, gap)| self.noting(it, gap, None));
                     group.settled.extend(gaps);
                     group.doubt = Some(reply);
                 }
-                Command::Release { held } => held.into_iter().for_each(|it| self.release(it)),
-                Command::KeepPace { feed, pace, now } => {
+                JournalCommand::Release { held } => {
+                    held.into_iter().for_each(|it| self.release(it))
+                }
+                JournalCommand::KeepPace { feed, pace, now } => {
                     self.paces.insert(feed, (pace, now));
                 }
-                Command::Forget { sequences } => {
+                JournalCommand::Forget { sequences } => {
                     let rows = sequences.into_iter().map(|it| self.forget(it));
                     let rows: Vec<Sequence> = rows.collect();
                     self.forgotten.extend(rows);
                 }
-                Command::MoveBehind { partition, sequence, reply } => {
+                JournalCommand::MoveBehind { partition, sequence, reply } => {
                     moves.push((partition, sequence, reply));
                 }
-                Command::Flush { reply } => flushes.push(reply),
-                Command::Read { partition, after, limit, reply } => {
+                JournalCommand::Flush { reply } => flushes.push(reply),
+                JournalCommand::Read { partition, after, limit, reply } => {
                     reads.push((partition, after, limit, reply));
                 }
             }

@@ -32,10 +32,10 @@ const FILE_MODE: u32 = 0o600;
 
 /// Where the files are made. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
-pub struct Attic(Option<Arc<Place>>);
+pub struct Attic(Option<Arc<CellPlace>>);
 
 #[derive(Debug)]
-struct Place {
+struct CellPlace {
     folder: PathBuf,
     /// Something failed: everything stays in memory from now on.
     is_shut: AtomicBool,
@@ -65,7 +65,7 @@ impl Attic {
     /// Files in this folder. [`Attic::default`] has none: everything stays in memory.
     pub fn in_folder(folder: &Path) -> Self {
         let is_shut = AtomicBool::new(false);
-        Self(Some(Arc::new(Place { folder: folder.to_owned(), is_shut })))
+        Self(Some(Arc::new(CellPlace { folder: folder.to_owned(), is_shut })))
     }
 
     /// A file for the memory of this partition. Nothing is made before something is stored.

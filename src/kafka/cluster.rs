@@ -29,7 +29,7 @@ use tokio::time::Instant;
 pub use self::clients::LARGEST_PAGE;
 use self::clients::{Clients, Listener};
 use self::failure::failure_of;
-pub use self::inspect::{Found, Inspection, Right, TopicSettings};
+pub use self::inspect::{FoundTopic, Inspection, Right, TopicSettings};
 use self::owner::OwnedPartition;
 use self::page_writer::PageWriter;
 pub use self::reader::{Reader, Spans, Stored};
@@ -174,7 +174,7 @@ struct Preparation {
     facts: Option<Arc<Facts>>,
     /// The topics are not ours to look at.
     is_given: bool,
-    seen: topics::Seen,
+    seen: topics::TopicsSeen,
     /// The last failure, and when it came.
     failed: Option<(Instant, KafkaError)>,
 }

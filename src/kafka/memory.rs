@@ -183,16 +183,16 @@ impl Recall {
 
     fn read(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), BadMemory> {
         let memory = &mut self.memory;
-        match (Kind::of(key), value) {
-            (Some(Kind::Position), Some(value)) => memory.position = read_json(key, value)?,
-            (Some(Kind::Position), None) => memory.position = Position::default(),
-            (Some(Kind::Tickets(incarnation)), Some(value)) => {
+        match (RecordKind::of(key), value) {
+            (Some(RecordKind::Position), Some(value)) => memory.position = read_json(key, value)?,
+            (Some(RecordKind::Position), None) => memory.position = Position::default(),
+            (Some(RecordKind::Tickets(incarnation)), Some(value)) => {
                 memory.tickets.insert(incarnation, read_json(key, value)?);
             }
-            (Some(Kind::Tickets(incarnation)), None) => {
+            (Some(RecordKind::Tickets(incarnation)), None) => {
                 memory.tickets.remove(&incarnation);
             }
-            (Some(Kind::Window(app, endpoint, slot)), value) => {
+            (Some(RecordKind::Window(app, endpoint, slot)), value) => {
                 let block = value.map(|value| read_block(key, slot, value)).transpose()?;
                 let blocks = self.blocks.entry((app, endpoint)).or_default();
                 let at = blocks.binary_search_by_key(&slot, Shelved::slot);
@@ -204,7 +204,7 @@ impl Recall {
                     blocks.insert(at, block.lay(&mut memory.cells));
                 }
             }
-            (Some(Kind::Claim), _) => {}
+            (Some(RecordKind::Claim), _) => {}
             (None, Some(_)) => return Err(BadMemory::Unreadable { key: key.to_owned() }),
             (None, None) => {}
         }
@@ -381,7 +381,7 @@ impl Memory {
     }
 }
 
-enum Kind {
+enum RecordKind {
     Claim,
     Position,
     Tickets(Incarnation),
@@ -390,7 +390,7 @@ enum Kind {
 
 // === impl Kind ===
 
-impl Kind {
+impl RecordKind {
     fn of(key: &str) -> Option<Self> {
         match key {
             CLAIM => return Some(Self::Claim),

@@ -283,13 +283,13 @@ mod tests {
 
     fn kept(file: &str) -> Vec<Forwarded> {
         #[derive(serde::Deserialize)]
-        struct Kept {
+        struct KeptRecord {
             key: String,
             value: String,
             headers: Vec<(String, String)>,
         }
-        let kept: Vec<Kept> = serde_json::from_str(file).unwrap();
-        let read = kept.into_iter().map(|Kept { key, value, headers }| {
+        let kept: Vec<KeptRecord> = serde_json::from_str(file).unwrap();
+        let read = kept.into_iter().map(|KeptRecord { key, value, headers }| {
             let headers = headers.into_iter().map(|(name, value)| (name, value.into_bytes()));
             let headers = headers.collect();
             let (key, value) = (key.into_bytes(), value.into());

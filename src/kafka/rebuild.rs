@@ -34,7 +34,7 @@ pub(crate) const NAMING: [Topic; 4] =
 pub struct Rebuild {
     partition: i32,
     partitions: u32,
-    pages: Vec<Waiting>,
+    pages: Vec<PageSeen>,
     /// Where each page stands first: what another journal forwarded again need not be delivered up
     /// to its second place.
     places: HashMap<PageId, usize>,
@@ -61,7 +61,7 @@ pub enum Delivered {
 
 /// A record of the pages topic.
 #[derive(Debug)]
-struct Waiting {
+struct PageSeen {
     offset: i64,
     id: PageId,
     settled: Ticket,
@@ -92,7 +92,7 @@ impl Rebuild {
         let id = forwarded.entry.id;
         let at = record.appended.or(forwarded.entry.content.answered_at());
         self.places.entry(id).or_insert(self.pages.len());
-        self.pages.push(Waiting { offset, id, settled: forwarded.settled, at });
+        self.pages.push(PageSeen { offset, id, settled: forwarded.settled, at });
     }
 
     /// Takes in a record of one of the topics that are published: its key, when it was stamped, and

@@ -35,7 +35,7 @@ use crate::model::{Clock, Timestamp};
 #[derive(Clone, Debug)]
 pub struct Health {
     clock: Clock,
-    state: Arc<State>,
+    state: Arc<HealthState>,
 }
 
 /// The content of `/ready`.
@@ -62,7 +62,7 @@ pub struct Reason {
 }
 
 #[derive(Debug)]
-struct State {
+struct HealthState {
     started_at: Timestamp,
     polling: AtomicBool,
     /// Locked to add a condition and to read all of them, not to report on one.
@@ -102,7 +102,7 @@ pub struct Trouble {
 impl Health {
     /// The health of a process that starts now. `clock` timestamps the changes.
     pub fn new(clock: Clock) -> Self {
-        let state = State {
+        let state = HealthState {
             started_at: clock.now(),
             polling: AtomicBool::new(false),
             conditions: Mutex::default(),

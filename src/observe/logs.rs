@@ -28,7 +28,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 pub use self::panics::abort_at_panic;
 
-use self::queue::{Dropped, Limits, Queue};
+use self::queue::{Dropped, Queue, QueueLimits};
 use crate::model::Clock;
 use crate::observe::health::{Health, Trouble};
 use crate::observe::metrics::Metrics;
@@ -80,7 +80,7 @@ struct Sink(Arc<Mutex<Vec<u8>>>);
 
 /// An incident writes 64 KiB a minute at `info`, so this is enough for a quarter of an hour; the
 /// extra room for errors holds some 15,000 lines.
-const LIMITS: Limits = Limits {
+const LIMITS: QueueLimits = QueueLimits {
     room: 1 << 20,
     room_for_errors: 4 << 20,
     retry: Duration::from_secs(1),
@@ -204,7 +204,7 @@ where
     // when stderr is gone.
     let layer = fmt::layer().with_writer(writer).with_ansi(colour).log_internal_errors(false);
     let layer = match format {
-        Format::Text => layer.event_format(line::Line).fmt_fields(line::Fields).boxed(),
+        Format::Text => layer.event_format(line::LineFormat).fmt_fields(line::Fields).boxed(),
         Format::Json => {
             layer.json().with_timer(WallClock).flatten_event(true).with_span_list(false).boxed()
         }

@@ -32,20 +32,20 @@ pub struct Trial {
 }
 
 /// A running trial.
-struct Run<'a, P: Program> {
+struct TrialRun<'a, P: Program> {
     trial: &'a Trial,
     program: P,
     /// The program's clock at time zero.
     origin: Instant,
     agora: Counted,
-    out: Vec<Request<P::Asked>>,
+    out: Vec<TrialRequest<P::Asked>>,
     /// For each feed, the number after the newest event that arrived.
     newest: [u64; 2],
     tally: Tally,
 }
 
 /// An in-flight request.
-struct Request<A> {
+struct TrialRequest<A> {
     asked: A,
     feed: usize,
     arrives: Duration,
@@ -74,7 +74,7 @@ impl Trial {
     /// Runs the trial with the program that starts at the given moment of its own clock.
     pub fn play<P: Program>(&self, start: impl FnOnce(Instant) -> P) -> Tally {
         let origin = Instant::now();
-        let run = Run {
+        let run = TrialRun {
             trial: self,
             program: start(origin + self.starts_at),
             origin,
@@ -89,7 +89,7 @@ impl Trial {
 
 // === impl Run ===
 
-impl<P: Program> Run<'_, P> {
+impl<P: Program> TrialRun<'_, P> {
     fn play(mut self) -> Tally {
         let mut before = None;
         let mut wakes_at = Some(self.trial.starts_at);
@@ -150,7 +150,7 @@ impl<P: Program> Run<'_, P> {
                     let head = arrives + back;
                     let (is_heard, answered) = (false, head);
                     let request =
-                        Request { asked, feed, arrives, head, is_heard, answered, came: None };
+                        TrialRequest { asked, feed, arrives, head, is_heard, answered, came: None };
                     self.out.push(request);
                 }
                 Decision::Wait(until) => {
@@ -183,7 +183,7 @@ impl<P: Program> Run<'_, P> {
     }
 
     fn answer(&mut self, index: usize) {
-        let Request { asked, feed, head, answered, came, .. } = self.out.swap_remove(index);
+        let TrialRequest { asked, feed, head, answered, came, .. } = self.out.swap_remove(index);
         let outcome = match came.flatten() {
             Some(taken) => {
                 self.read(feed, answered, &taken);

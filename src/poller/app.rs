@@ -40,7 +40,7 @@ const EPISODE: Duration = Duration::from_secs(300);
 
 /// An App ID that is being drained.
 pub(super) struct App<T> {
-    states: Vec<State>,
+    states: Vec<FeedState>,
     partition: i32,
     access: Access,
     schedule: Schedule,
@@ -56,7 +56,7 @@ pub(super) struct App<T> {
 }
 
 /// State of a feed that the schedule doesn't keep.
-struct State {
+struct FeedState {
     target: Target,
     /// The last request that found it empty.
     emptied_by: Option<Ticket>,
@@ -81,7 +81,7 @@ impl<T: Transport> App<T> {
         let health = &poller.tools.health;
         let longest = poller.tools.transport.longest();
         poller.feeds.iter().for_each(|target| poller.tools.metrics.failover(&target.feed, 0));
-        let state = |target: Target| State {
+        let state = |target: Target| FeedState {
             condition: health.condition("agora", target.feed.to_string()),
             emptied_by: None,
             failures: 0,
@@ -336,7 +336,7 @@ impl<T: Transport> App<T> {
 
 // === impl State ===
 
-impl State {
+impl FeedState {
     async fn learn<T>(&mut self, tools: &Tools<T>, done: Done, rest: Duration, locked_out: bool) {
         let mut order = self.order.lock().await;
         // Hold the lock until the journal has released them: they precede all later pages.

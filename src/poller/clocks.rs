@@ -49,11 +49,11 @@ const NEAR_AGAIN: i64 = 50_000;
 
 /// The clocks of all hosts. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
-pub struct Clocks(Arc<Mutex<BTreeMap<String, Host>>>);
+pub struct Clocks(Arc<Mutex<BTreeMap<String, HostClock>>>);
 
 /// One of Agora's hosts.
 #[derive(Debug, Default)]
-struct Host {
+struct HostClock {
     /// Its clock minus ours, in milliseconds.
     samples: VecDeque<i64>,
     seen: Option<Moment>,
@@ -68,7 +68,7 @@ impl Clocks {
     pub(super) fn observe(&self, host: &str, date: Timestamp, now: Moment) {
         let mut hosts = self.lock();
         if !hosts.contains_key(host) {
-            hosts.insert(host.to_owned(), Host::default());
+            hosts.insert(host.to_owned(), HostClock::default());
         }
         let told = hosts.get_mut(host).and_then(|it| it.observe(date, now));
         drop(hosts);
@@ -99,7 +99,7 @@ impl Clocks {
     }
 
     fn difference(&self, host: &str) -> i64 {
-        self.lock().get(host).map_or(0, Host::difference)
+        self.lock().get(host).map_or(0, HostClock::difference)
     }
 
     /// Seconds by which each host is ahead of us, where that is known.
@@ -109,7 +109,7 @@ impl Clocks {
         known.map(|(host, it)| (host.clone(), it.median() as f64 / 1_000.0)).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Host>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, HostClock>> {
         // The map is consistent after every step, even one that panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +129,7 @@ impl Collector for Clocks {
 
 // === impl Host ===
 
-impl Host {
+impl HostClock {
     /// Returns whether the clocks are too far apart, and by how much, when that changes.
     fn observe(&mut self, date: Timestamp, now: Moment) -> Option<(bool, i64)> {
         if self.seen.replace(now).is_some_and(|before| jumped(before, now)) {

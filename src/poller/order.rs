@@ -27,15 +27,15 @@ use tokio::time::Instant;
 use crate::model::{PageId, SETTLE_MARGIN, Ticket, Timestamp};
 
 /// The times of the first and the last event of a page.
-pub(super) type Times = (Timestamp, Timestamp);
+pub(super) type PageTimes = (Timestamp, Timestamp);
 
 /// Orders the pages of one feed. `H` is the handle of a held page.
 #[derive(Debug)]
 pub(super) struct Order<H> {
     /// Requests that are not settled.
-    out: BTreeMap<Ticket, Span>,
+    out: BTreeMap<Ticket, ArrivalSpan>,
     /// Held pages, in publishing order as far as it is known.
-    held: Vec<Waiting<H>>,
+    held: Vec<WaitingPage<H>>,
     /// Maximum time that a page is held.
     patience: Duration,
 }
@@ -60,14 +60,14 @@ pub(super) enum Ended<H> {
         /// The handle of the page.
         held: H,
         /// The times of its first and last event, where they can be read.
-        times: Option<Times>,
+        times: Option<PageTimes>,
     },
 }
 
 /// When a request may have arrived, shifted to the time of sending (see the module's
 /// documentation).
 #[derive(Clone, Copy, Debug)]
-struct Span {
+struct ArrivalSpan {
     sent: Instant,
     host: usize,
     /// `None` until the head of the answer has arrived.
@@ -77,10 +77,10 @@ struct Span {
 }
 
 #[derive(Debug)]
-struct Waiting<H> {
+struct WaitingPage<H> {
     ticket: Ticket,
-    span: Span,
-    times: Option<Times>,
+    span: ArrivalSpan,
+    times: Option<PageTimes>,
     held: H,
 }
 
@@ -96,7 +96,7 @@ impl<H> Order<H> {
 
     /// A request is about to leave for a host. Tickets must grow in sending order.
     pub(super) fn begin(&mut self, ticket: Ticket, sent: Instant, host: usize) {
-        self.out.insert(ticket, Span { sent, host, latest: None, waits_since: sent });
+        self.out.insert(ticket, ArrivalSpan { sent, host, latest: None, waits_since: sent });
     }
 
     /// The answer to a request has arrived and nothing has looked into it yet. `fastest` is the
@@ -110,7 +110,7 @@ impl<H> Order<H> {
         let fastest = if alone { fastest } else { Duration::ZERO };
         let latest = head_at.checked_sub(fastest).map_or(span.sent, |it| it.max(span.sent));
         let is_next = others.clone().all(|other| latest < other.sent);
-        self.out.insert(ticket, Span { latest: Some(latest), waits_since: head_at, ..span });
+        self.out.insert(ticket, ArrivalSpan { latest: Some(latest), waits_since: head_at, ..span });
         if is_next { Turn::Now } else { Turn::Later }
     }
 
@@ -120,7 +120,7 @@ impl<H> Order<H> {
     pub(super) fn settled(&mut self, ticket: Ticket, end: Ended<H>) -> Vec<H> {
         let span = self.out.remove(&ticket).expect("a request begins before it is settled");
         if let Ended::Held { held, times } = end {
-            self.held.push(Waiting { ticket, span, times, held });
+            self.held.push(WaitingPage { ticket, span, times, held });
             arrange(&mut self.held);
         }
         let earliest = self.out.values().map(|it| it.sent).min();
@@ -143,7 +143,7 @@ impl<H> Order<H> {
     }
 
     /// Releases the last page that is `ready` and all pages before it.
-    fn release_up_to(&mut self, ready: impl Fn(&Waiting<H>) -> bool) -> Vec<H> {
+    fn release_up_to(&mut self, ready: impl Fn(&WaitingPage<H>) -> bool) -> Vec<H> {
         let pages = self.held.iter().rposition(ready).map_or(0, |last| last + 1);
         self.held.drain(..pages).map(|it| it.held).collect()
     }
@@ -151,7 +151,7 @@ impl<H> Order<H> {
 
 /// Orders pages of a previous process, which are given in settling order. Their arrival times are
 /// unknown, so all pages of an incarnation are ambiguous.
-pub(super) fn recovered<H>(mut pages: Vec<(PageId, Option<Times>, H)>) -> Vec<H> {
+pub(super) fn recovered<H>(mut pages: Vec<(PageId, Option<PageTimes>, H)>) -> Vec<H> {
     for pages in pages.chunk_by_mut(|(a, ..), (b, ..)| a.incarnation == b.incarnation) {
         pages.sort_by_key(|(id, times, _)| (*times, id.ticket));
         if !in_line(pages.iter().map(|(_, times, _)| *times)) {
@@ -162,7 +162,7 @@ pub(super) fn recovered<H>(mut pages: Vec<(PageId, Option<Times>, H)>) -> Vec<H>
 }
 
 /// Sorts pages into publishing order: first by certain arrival order.
-fn arrange<H>(pages: &mut [Waiting<H>]) {
+fn arrange<H>(pages: &mut [WaitingPage<H>]) {
     pages.sort_by_key(|it| (it.span.sent, it.ticket));
     let mut latest = None;
     let groups = pages.chunk_by_mut(|page, next| {
@@ -174,7 +174,7 @@ fn arrange<H>(pages: &mut [Waiting<H>]) {
 }
 
 /// Sorts a group of pages that are linked by ambiguity: each is ambiguous with at least one other.
-fn arrange_group<H>(pages: &mut [Waiting<H>]) {
+fn arrange_group<H>(pages: &mut [WaitingPage<H>]) {
     pages.sort_by_key(|it| (it.times, it.ticket));
     let mut latest_sent = None;
     let certain = pages.iter().all(|page| {
@@ -187,7 +187,7 @@ fn arrange_group<H>(pages: &mut [Waiting<H>]) {
 }
 
 /// Whether all pages have times and none begins before the previous one ends.
-fn in_line(pages: impl Iterator<Item = Option<Times>>) -> bool {
+fn in_line(pages: impl Iterator<Item = Option<PageTimes>>) -> bool {
     let mut end = None;
     let mut pages = pages;
     pages.all(|times| {
@@ -200,7 +200,7 @@ fn in_line(pages: impl Iterator<Item = Option<Times>>) -> bool {
 
 // === impl Span ===
 
-impl Span {
+impl ArrivalSpan {
     /// Whether the request certainly arrived before one that was sent at `sent`.
     fn is_before(&self, sent: Instant) -> bool {
         self.latest.is_some_and(|latest| latest < sent)

@@ -36,10 +36,10 @@ const NEAR_AGAIN: i64 = 50_000;
 
 /// The brokers' clock, as all partitions together see it. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
-pub struct BrokerClock(Arc<Mutex<Seen>>);
+pub struct BrokerClock(Arc<Mutex<Observed>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Observed {
     /// The brokers' clock less ours, in milliseconds.
     samples: VecDeque<i64>,
     sampled_at: Option<Instant>,
@@ -73,7 +73,7 @@ impl BrokerClock {
         BrokerTime { appended, now: appended.map_or(now, |appended| now.max(appended)) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, Observed> {
         // It is whole after every step, also after one that panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +94,7 @@ impl Collector for BrokerClock {
 
 // === impl Seen ===
 
-impl Seen {
+impl Observed {
     /// Whether the clocks begin or cease to be too far apart, and by how much.
     fn observe(&mut self, appended: Timestamp, ours: Timestamp) -> Option<(bool, i64)> {
         let now = Instant::now();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::ladder::{Ladder, Times};
 use super::loss::Loss;
 use super::pairs::{Pairs, Told};
-use super::switches::Held;
+use super::switches::HeldEvents;
 use crate::agora::{Contents, Ending, event};
 use crate::dedupe::{Fingerprint, Window};
 use crate::kafka::pages::BadPageRecord;
@@ -21,7 +21,7 @@ use crate::model::{
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub(super) batch: Batch,
-    pub(super) counts: BTreeMap<(AppId, Endpoint), Counts>,
+    pub(super) counts: BTreeMap<(AppId, Endpoint), ElementCounts>,
     pub(super) gaps: Vec<Gap>,
     /// Pages that Kafka lost.
     pub(super) losses: Vec<Loss>,
@@ -35,12 +35,12 @@ pub(super) struct Draft {
     /// What users' logins and logouts tell of a second consumer.
     pub(super) told: Vec<(AppId, Told)>,
     /// What each page held.
-    pub(super) held: Vec<Held>,
+    pub(super) held: Vec<HeldEvents>,
 }
 
 /// What became of the elements of one app's endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct ElementCounts {
     pub(super) received: u64,
     pub(super) delivered: u64,
     pub(super) repeats: u64,
@@ -137,8 +137,8 @@ struct PageReader<'a> {
 
 /// What was taken from a page so far.
 #[derive(Default)]
-struct Taken {
-    counts: Counts,
+struct PageTally {
+    counts: ElementCounts,
     /// Its events that are new.
     new: Vec<Fingerprint>,
     newest: Option<Timestamp>,
@@ -164,7 +164,8 @@ impl PageReader<'_> {
         let source = Source::new(&feed.app, feed.endpoint, self.id);
         let contents = Contents::of(page);
         let split = contents.split();
-        let mut taken = Taken { new: Vec::with_capacity(split.elements.len()), ..Taken::default() };
+        let mut taken =
+            PageTally { new: Vec::with_capacity(split.elements.len()), ..PageTally::default() };
         taken.counts.received = split.elements.len() as u64;
         for (index, element) in split.elements.iter().enumerate() {
             self.take_element(&source, index, element, &mut taken);
@@ -198,10 +199,14 @@ impl PageReader<'_> {
             self.draft.gap(self.id, gap, self.pairs);
         }
         self.draft.set_aside.push(self.id);
-        self.count(Counts { received: elements, set_aside: elements, ..Counts::default() });
+        self.count(ElementCounts {
+            received: elements,
+            set_aside: elements,
+            ..ElementCounts::default()
+        });
     }
 
-    fn count(&mut self, mut counts: Counts) {
+    fn count(&mut self, mut counts: ElementCounts) {
         if self.id.incarnation == self.context.incarnation {
             counts.own = std::mem::take(&mut counts.received);
         }
@@ -210,7 +215,13 @@ impl PageReader<'_> {
         total.add(counts);
     }
 
-    fn take_element(&mut self, source: &Source, index: usize, element: &[u8], taken: &mut Taken) {
+    fn take_element(
+        &mut self,
+        source: &Source,
+        index: usize,
+        element: &[u8],
+        taken: &mut PageTally,
+    ) {
         let feed = &self.page.feed;
         let counts = &mut taken.counts;
         let event = match event::read(feed.endpoint, element) {
@@ -290,10 +301,10 @@ impl Context<'_> {
 
 // === impl Taken ===
 
-impl Taken {
+impl PageTally {
     /// Nothing where the page held no event.
-    fn held(&self, page: &Page) -> Option<Held> {
-        Some(Held {
+    fn held(&self, page: &Page) -> Option<HeldEvents> {
+        Some(HeldEvents {
             feed: page.feed.clone(),
             answered_at: page.answered_at,
             newest: self.newest?,
@@ -305,7 +316,7 @@ impl Taken {
 
 // === impl Counts ===
 
-impl Counts {
+impl ElementCounts {
     fn add(&mut self, other: Self) {
         self.received += other.received;
         self.delivered += other.delivered;

@@ -44,7 +44,7 @@ pub(super) struct Switches {
 
 /// What a page held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct HeldEvents {
     pub(super) feed: Feed,
     pub(super) answered_at: Timestamp,
     /// The newest of its events.
@@ -75,7 +75,7 @@ struct Known {
 
 // === impl Held ===
 
-impl Held {
+impl HeldEvents {
     /// The age of its oldest repeat.
     pub(super) fn oldest_age(&self) -> Option<Duration> {
         self.oldest_repeat.map(|oldest| self.answered_at.since(oldest))
@@ -91,7 +91,7 @@ impl Switches {
     }
 
     /// Takes in what the next page of a feed held. A switch, if it shows first in this one.
-    pub(super) fn observe(&mut self, held: &Held) -> Option<Switch> {
+    pub(super) fn observe(&mut self, held: &HeldEvents) -> Option<Switch> {
         let one_region = self.regions.get(&held.feed.app) == Some(&1);
         let known = self.feeds.entry(held.feed.clone()).or_default();
         let is_old = held.is_old(known.newest, one_region);
@@ -111,7 +111,7 @@ impl Switches {
     }
 }
 
-impl Held {
+impl HeldEvents {
     /// Whether it repeats what the feed's own buffer can't.
     fn is_old(&self, newest: Option<Timestamp>, one_region: bool) -> bool {
         let Some(oldest) = self.oldest_repeat else { return false };
@@ -142,7 +142,7 @@ mod tests {
         let app = AppId::new("a");
         let mut switches = Switches::new([(app.clone(), regions)].into());
         let feed = Feed { app, region: Region::new("eu"), endpoint: Endpoint::User };
-        let held = pages.iter().map(|&(answered, newest, repeats, oldest)| Held {
+        let held = pages.iter().map(|&(answered, newest, repeats, oldest)| HeldEvents {
             feed: feed.clone(),
             answered_at: at(answered),
             newest: at(newest),

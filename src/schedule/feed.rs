@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::forecast::{Forecast, Observation, gathering};
 use super::hosts::{Hosts, TurnedDown};
 use super::overflow::{Emptying, Overflow};
-use super::shared::{Bounds, Emptied};
+use super::shared::{Emptied, LossBounds};
 use super::skew::{Skew, millis};
 use super::way::RoundTrip;
 use super::{Answered, Asked, FeedFacts, Limits, Seen, Suspected};
@@ -46,7 +46,7 @@ const PROOF: Duration = Duration::from_secs(1);
 const STALLED: Duration = Duration::from_secs(1);
 
 /// How much longer freshness waits for a moment when no other feed is in need.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MOST_FRESHNESS_WAIT: Duration = Duration::from_secs(10);
 
 /// A request leaves when a full page is expected plus this many times the usual forecast error: a
 /// page that isn't quite full wastes budget where it is scarce.
@@ -163,7 +163,7 @@ impl Wish {
             let whole = to.saturating_duration_since(from).as_secs_f64();
             now.saturating_duration_since(from).as_secs_f64() / whole.max(1e-3)
         };
-        let fresh = share(self.fresh, self.fresh + PATIENCE);
+        let fresh = share(self.fresh, self.fresh + MOST_FRESHNESS_WAIT);
         let needed = self.needed.zip(self.over);
         let needed = needed.map_or(0.0, |(needed, over)| 4.0 * share(needed, over));
         fresh.max(needed).min(1.0)
@@ -511,7 +511,7 @@ impl FeedPlan {
     }
 
     /// Suspects that a buffer that it may share with other feeds overflowed.
-    pub(super) fn accuse(&mut self, bounds: Bounds) {
+    pub(super) fn accuse(&mut self, bounds: LossBounds) {
         self.overflow.accuse(bounds.from, bounds.to);
     }
 

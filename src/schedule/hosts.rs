@@ -56,7 +56,7 @@ const RETURN_AFTER: Duration = Duration::from_secs(300);
 /// The hosts of one feed, in failover order.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    hosts: Vec<Host>,
+    hosts: Vec<HostState>,
     current: usize,
     /// Whether the current host has answered since the feed moved to it.
     proven: bool,
@@ -65,8 +65,8 @@ pub(super) struct Hosts {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Host {
-    verdict: Verdict,
+struct HostState {
+    verdict: LastOutcome,
     /// Number of consecutive requests turned down.
     strikes: usize,
     /// When it last turned one down.
@@ -77,7 +77,7 @@ struct Host {
 
 /// Outcome of the last request to a host that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum LastOutcome {
     /// It answered, or hasn't been asked yet.
     Well,
     Failed,
@@ -107,7 +107,8 @@ pub(super) struct TurnedDown {
 impl Hosts {
     /// Hosts that haven't been asked yet.
     pub(super) fn new(count: usize, now: Instant) -> Self {
-        let host = Host { verdict: Verdict::Well, strikes: 0, struck_at: None, not_before: now };
+        let host =
+            HostState { verdict: LastOutcome::Well, strikes: 0, struck_at: None, not_before: now };
         Self { hosts: vec![host; count.max(1)], current: 0, proven: true, away_since: None }
     }
 
@@ -142,7 +143,7 @@ impl Hosts {
 
     /// Whether every host refuses the credentials, as far as is known.
     pub(super) fn refuse_credentials(&self) -> bool {
-        let refused = Verdict::Refused(Refusal::Credentials);
+        let refused = LastOutcome::Refused(Refusal::Credentials);
         self.hosts.iter().all(|host| host.verdict == refused)
     }
 
@@ -192,7 +193,7 @@ impl Hosts {
             self.move_to(host);
         }
         if let Some(of_host) = self.hosts.get_mut(host) {
-            of_host.verdict = Verdict::Well;
+            of_host.verdict = LastOutcome::Well;
             of_host.strikes = 0;
             of_host.not_before = of_host.not_before.min(now);
         }
@@ -213,10 +214,10 @@ impl Hosts {
     /// Clears refusals of the credentials: the bridge has new ones, or another host accepts them.
     pub(super) fn forgive_credentials(&mut self, now: Instant) {
         for host in &mut self.hosts {
-            if host.verdict == Verdict::Refused(Refusal::Credentials) {
+            if host.verdict == LastOutcome::Refused(Refusal::Credentials) {
                 // Requests that are still in flight carry the old ones.
-                *host = Host {
-                    verdict: Verdict::Well,
+                *host = HostState {
+                    verdict: LastOutcome::Well,
                     strikes: 0,
                     struck_at: Some(now),
                     not_before: host.not_before.min(now),
@@ -231,16 +232,16 @@ impl Hosts {
         self.away_since = None;
     }
 
-    fn host(&self) -> &Host {
+    fn host(&self) -> &HostState {
         self.hosts.get(self.current).expect("the current host is one of them")
     }
 }
 
 // === impl Host ===
 
-impl Host {
+impl HostState {
     fn strike(&mut self, how: TurnedDown, now: Instant, shortest: Duration, shortened: f64) {
-        let verdict = how.refuses.map_or(Verdict::Failed, Verdict::Refused);
+        let verdict = how.refuses.map_or(LastOutcome::Failed, LastOutcome::Refused);
         if verdict != self.verdict {
             self.strikes = 0;
         }

@@ -44,11 +44,11 @@ const LATE: Duration = Duration::from_millis(500);
 /// How long a row of doubtful pages is watched before it counts as an overflow, how far back a full
 /// buffer convicts pages that look fine, and how often a long overflow is reported; in
 /// milliseconds.
-const PATIENCE: i64 = 1_000;
+const PROOF_WAIT_MS: i64 = 1_000;
 
 /// How far back a full buffer convicts pages that are doubtful or behind a hole, in milliseconds:
 /// within a burst a hole shows nothing, so a row of full buffers can seem to end.
-const LONG_PATIENCE: i64 = 5_000;
+const LONG_PROOF_WAIT_MS: i64 = 5_000;
 
 /// Maximum factor by which the part beyond an arrival may exceed the hole before it and still be
 /// comparable.
@@ -80,7 +80,7 @@ pub(super) struct Overflow {
     /// When a row of doubtful pages began.
     doubtful_since: Option<i64>,
     /// What was found and is not reported yet.
-    found: Option<Bounds>,
+    found: Option<ArrivalBounds>,
     /// Last report of an overflow that hasn't ended.
     spoken_at: Option<i64>,
 }
@@ -138,14 +138,14 @@ struct Doubt {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
+struct ArrivalBounds {
     from: Option<Timestamp>,
     to: Timestamp,
 }
 
 /// What two consecutive full pages say about the buffer at the arrival of the first request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Suspicion {
     Full,
     /// Full, if it was full again when the second request arrived.
     Doubtful,
@@ -172,7 +172,7 @@ impl Overflow {
 
     /// Takes what is not reported yet; for the end of the process.
     pub(super) fn rest(&mut self) -> Option<Suspected> {
-        let Bounds { from, to } = self.found.take()?;
+        let ArrivalBounds { from, to } = self.found.take()?;
         Some(Suspected { from, to, begins: self.spoken_at.is_none() })
     }
 
@@ -193,15 +193,15 @@ impl Overflow {
         }
         self.found = Some(match self.found {
             // `None` sorts before every time.
-            Some(found) => Bounds { from: found.from.min(from), to: found.to.max(to) },
-            None => Bounds { from, to },
+            Some(found) => ArrivalBounds { from: found.from.min(from), to: found.to.max(to) },
+            None => ArrivalBounds { from, to },
         });
     }
 
     fn judge(&mut self, former: &Former, page: &Emptying, skew: &Skew) {
         let verdict = by_times(former, page, skew).unwrap_or_else(|| self.by_rate(former, page));
-        let acquitted = verdict == Verdict::NotFull && !former.behind_a_hole;
-        let remember = if acquitted { PATIENCE } else { LONG_PATIENCE };
+        let acquitted = verdict == Suspicion::NotFull && !former.behind_a_hole;
+        let remember = if acquitted { PROOF_WAIT_MS } else { LONG_PROOF_WAIT_MS };
         let arrived = former.page.arrived;
         self.doubts.retain(|it| it.forget_at >= page.arrived);
         if self.doubts.len() == MOST_DOUBTS {
@@ -210,22 +210,22 @@ impl Overflow {
         let forget_at = arrived.saturating_add(remember);
         self.doubts.push_back(Doubt { floor: former.floor, forget_at });
         match verdict {
-            Verdict::Full => self.convict(former),
-            Verdict::Doubtful => {
+            Suspicion::Full => self.convict(former),
+            Suspicion::Doubtful => {
                 let began = *self.doubtful_since.get_or_insert(arrived);
-                if page.arrived.saturating_sub(began) >= PATIENCE {
+                if page.arrived.saturating_sub(began) >= PROOF_WAIT_MS {
                     self.convict(former);
                 }
             }
-            Verdict::NotFull => self.doubtful_since = None,
+            Suspicion::NotFull => self.doubtful_since = None,
         }
     }
 
-    fn by_rate(&self, former: &Former, page: &Emptying) -> Verdict {
+    fn by_rate(&self, former: &Former, page: &Emptying) -> Suspicion {
         let between = page.arrived.saturating_sub(former.page.arrived);
         let came = former.rate_before * between as f64 * GROWTH;
         let explained = came >= PAGE_LIMIT as f64 && self.row < LONG_ROW;
-        if explained { Verdict::NotFull } else { Verdict::Full }
+        if explained { Suspicion::NotFull } else { Suspicion::Full }
     }
 
     /// Records that the buffer was full when `last` arrived, and perhaps at the arrivals before it.
@@ -245,7 +245,7 @@ impl Overflow {
             return;
         }
         let to = self.found.map_or(to, |found| found.to.max(to));
-        self.found = Some(Bounds { from, to });
+        self.found = Some(ArrivalBounds { from, to });
     }
 
     fn acquit(&mut self) {
@@ -253,10 +253,10 @@ impl Overflow {
         self.doubtful_since = None;
     }
 
-    /// At most once in [`PATIENCE`], and at the end of an overflow.
+    /// At most once in [`PROOF_WAIT_MS`], and at the end of an overflow.
     fn hand_out(&mut self, page: &Emptying) -> Option<Suspected> {
         let waited = self.spoken_at.map(|at| page.arrived.saturating_sub(at));
-        let due = !page.is_full() || waited.is_none_or(|waited| waited >= PATIENCE);
+        let due = !page.is_full() || waited.is_none_or(|waited| waited >= PROOF_WAIT_MS);
         let suspected = if due { self.rest() } else { None };
         if !page.is_full() {
             self.spoken_at = None;
@@ -268,7 +268,7 @@ impl Overflow {
 }
 
 /// `None` if the times don't decide it.
-fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
+fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Suspicion> {
     let (_, former_last) = former.page.times?;
     let (first, last) = page.times?;
     let arrived = skew.at_agora(former.page.arrived).filter(|_| skew.calibrated())?;
@@ -279,12 +279,12 @@ fn by_times(former: &Former, page: &Emptying, skew: &Skew) -> Option<Verdict> {
     let likely = beyond.saturating_add(former.page.uncertain / 2) <= MARGIN;
     let burst = between(first, last) <= former.page.uncertain;
     if likely || beyond <= margin && (former.hole || burst) {
-        return Some(Verdict::Full);
+        return Some(Suspicion::Full);
     }
     let hole = between(former_last, first);
     let comparable = beyond <= hole.saturating_mul(COMPARABLE).saturating_add(margin);
     let doubtful = comparable && page.is_behind_a_hole(&former.page);
-    Some(if doubtful { Verdict::Doubtful } else { Verdict::NotFull })
+    Some(if doubtful { Suspicion::Doubtful } else { Suspicion::NotFull })
 }
 
 /// Milliseconds; negative if time runs backwards.
@@ -303,7 +303,7 @@ impl Emptying {
     fn precedes(&self, other: &Self) -> bool {
         match (self.times, other.times) {
             (Some((_, last)), Some((first, _))) => {
-                last < first && self.arrived.saturating_sub(other.arrived) <= LONG_PATIENCE
+                last < first && self.arrived.saturating_sub(other.arrived) <= LONG_PROOF_WAIT_MS
             }
             _ => self.arrived < other.arrived,
         }

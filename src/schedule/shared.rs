@@ -15,7 +15,7 @@
 //!
 //! Feeds with a buffer each may hold 2,000 together by chance, too. So a hole in the timestamps
 //! must precede the page of one of them, or the finding must repeat. It is then held back for
-//! [`PATIENCE`]: a sum near 2,000 soon exceeds it if the buffers are separate.
+//! [`PROOF_WAIT`]: a sum near 2,000 soon exceeds it if the buffers are separate.
 //!
 //! This needs readable timestamps and a calibrated clock offset ([`super::skew`]). Without them a
 //! feed is suspected only if its own buffer was full.
@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::model::{BUFFER_LIMIT, Timestamp};
 
 /// How long a finding waits for proof of the contrary.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PROOF_WAIT: Duration = Duration::from_secs(3);
 
 /// Events beyond the size of a buffer that prove that there is more than one.
 const CLEARLY: f64 = 50.0;
@@ -46,14 +46,14 @@ const MOST_ARRIVALS: usize = 32;
 
 /// Watches the feeds of one region.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedBuffer {
     /// Indices of the feeds.
     feeds: Vec<usize>,
     arrivals: VecDeque<Arrival>,
     /// Each feed was proved to have its own buffer.
     separate: bool,
     /// When the buffer was found full; not reported yet.
-    found: Option<Found>,
+    found: Option<FullBuffer>,
 }
 
 /// What a page showed about its feed.
@@ -93,7 +93,7 @@ struct Arrival {
     /// For each feed: whether all its events from before were returned, and where it may have lost
     /// events.
     complete: Vec<bool>,
-    bounds: Vec<Option<Bounds>>,
+    bounds: Vec<Option<LossBounds>>,
 }
 
 /// What lies between a page and the one before it.
@@ -109,23 +109,23 @@ enum Before {
 
 /// A buffer that was full.
 #[derive(Debug)]
-struct Found {
+struct FullBuffer {
     at: Timestamp,
     /// Found more than once, or with a hole.
     sure: bool,
-    bounds: Vec<Option<Bounds>>,
+    bounds: Vec<Option<LossBounds>>,
 }
 
 /// No lost event is older, or newer. `from` is `None` if nothing is known from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bounds {
+pub(super) struct LossBounds {
     pub(super) from: Option<Timestamp>,
     pub(super) to: Timestamp,
 }
 
 // === impl Shared ===
 
-impl Shared {
+impl SharedBuffer {
     /// Watches the feeds with these indices.
     pub(super) fn new(feeds: Vec<usize>) -> Self {
         Self { feeds, arrivals: VecDeque::new(), separate: false, found: None }
@@ -138,7 +138,7 @@ impl Shared {
 
     /// Learns from a page. Returns where each feed may have lost events, if it is time to report
     /// that.
-    pub(super) fn observe(&mut self, feed: usize, page: Emptied) -> Vec<(usize, Bounds)> {
+    pub(super) fn observe(&mut self, feed: usize, page: Emptied) -> Vec<(usize, LossBounds)> {
         let Some(place) = self.feeds().iter().position(|it| *it == feed) else {
             return Vec::new();
         };
@@ -153,13 +153,13 @@ impl Shared {
             self.arrivals.pop_front().into_iter().for_each(|it| self.judge(it));
         }
         match &self.found {
-            Some(found) if page.at.since(found.at) >= PATIENCE => self.rest(),
+            Some(found) if page.at.since(found.at) >= PROOF_WAIT => self.rest(),
             _ => Vec::new(),
         }
     }
 
     /// Takes what is not reported yet.
-    pub(super) fn rest(&mut self) -> Vec<(usize, Bounds)> {
+    pub(super) fn rest(&mut self) -> Vec<(usize, LossBounds)> {
         let Some(found) = self.found.take().filter(|it| it.sure) else { return Vec::new() };
         let named = self.feeds.iter().zip(found.bounds);
         named.filter_map(|(feed, bounds)| Some((*feed, bounds?))).collect()
@@ -177,7 +177,7 @@ impl Shared {
         {
             let Arrival { moments: [_, at, _], bounds, before, .. } = arrival;
             match &mut self.found {
-                None => self.found = Some(Found { at, sure: before == Before::Hole, bounds }),
+                None => self.found = Some(FullBuffer { at, sure: before == Before::Hole, bounds }),
                 Some(found) => {
                     found.sure = true;
                     for (known, new) in found.bounds.iter_mut().zip(bounds) {
@@ -223,7 +223,7 @@ impl Arrival {
         }
         if bounds.is_none() {
             let first = page.times.map_or(latest, |(first, _)| first);
-            *bounds = Some(Bounds { from: page.floor, to: first.min(latest) });
+            *bounds = Some(LossBounds { from: page.floor, to: first.min(latest) });
             self.before = self.before.max(page.before());
             if page.at > latest && page.before() == Before::Hole {
                 self.missing += page.missing_by(latest);
@@ -275,7 +275,7 @@ impl Emptied {
 
 // === impl Bounds ===
 
-impl Bounds {
+impl LossBounds {
     fn with(self, other: Option<Self>) -> Self {
         let Some(other) = other else { return self };
         // `None` sorts before every time: nothing is known from before.
@@ -292,8 +292,8 @@ mod tests {
     /// Polls two feeds in turn, at this interval in milliseconds. Events arrive evenly, this many
     /// per feed in each step of 50 ms. Returns what is suspected, and whether the buffers were
     /// proved to be separate.
-    fn play(each: u64, every: u64, shared: bool) -> (Vec<(usize, Bounds)>, bool) {
-        let mut watch = Shared::new(vec![0, 1]);
+    fn play(each: u64, every: u64, shared: bool) -> (Vec<(usize, LossBounds)>, bool) {
+        let mut watch = SharedBuffer::new(vec![0, 1]);
         let (mut buffers, mut found) = ([const { VecDeque::new() }; 2], Vec::new());
         let mut floors = [None; 2];
         for step in 1..400_u64 {

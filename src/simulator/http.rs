@@ -50,12 +50,12 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// The world itself. Never hold it across an `await`.
     pub world: Arc<Mutex<World>>,
-    clock: Clock,
+    clock: ServerClock,
 }
 
 /// Simulated time: continues from the world's time when serving began.
 #[derive(Clone, Copy, Debug)]
-struct Clock {
+struct ServerClock {
     started: Instant,
     offset: Duration,
 }
@@ -64,7 +64,7 @@ struct Clock {
 #[derive(Clone)]
 struct Face {
     world: Arc<Mutex<World>>,
-    clock: Clock,
+    clock: ServerClock,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -80,7 +80,7 @@ struct Station {
 }
 
 /// A request head, and whether the connection may carry another request.
-struct Asked {
+struct AskedHead {
     request: Request,
     is_last: bool,
 }
@@ -100,7 +100,7 @@ pub async fn serve(
         let reason = "need exactly one address per region";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
-    let clock = Clock { started: Instant::now(), offset: world.now() };
+    let clock = ServerClock { started: Instant::now(), offset: world.now() };
     let world = Arc::new(Mutex::new(world));
     let face = Face { world: Arc::clone(&world), clock, tracker: tracker.clone(), stop };
     let mut stations = Vec::new();
@@ -141,7 +141,7 @@ impl Server {
 
 // === impl Clock ===
 
-impl Clock {
+impl ServerClock {
     fn now(self) -> Duration {
         self.offset + self.started.elapsed()
     }
@@ -263,7 +263,7 @@ impl Station {
                 () = until(idle_until) => return Ok(()),
                 () = self.open.cancelled() => return Ok(()),
             };
-            let Some(Asked { request, is_last }) = asked else { return Ok(()) };
+            let Some(AskedHead { request, is_last }) = asked else { return Ok(()) };
             let answer = self.answer(&request).await;
             let is_whole = matches!(answer.ending, Ending::Whole | Ending::Slow { .. });
             let is_over = is_last || !is_whole || answer.framing == Framing::UntilClose;
@@ -332,7 +332,7 @@ async fn until(instant: Option<Instant>) {
 /// The next request head; `None` if the client closed the connection.
 ///
 /// Cancel-safe: bytes already read are in the buffer.
-async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<AskedHead>> {
     loop {
         if let Some((asked, length)) = parse_head(buffer)? {
             buffer.drain(..length);
@@ -350,7 +350,7 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
     }
 }
 
-fn parse_head(buffer: &[u8]) -> io::Result<Option<(Asked, usize)>> {
+fn parse_head(buffer: &[u8]) -> io::Result<Option<(AskedHead, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Request::new(&mut headers);
     let parsed = head.parse(buffer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
@@ -367,7 +367,7 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<(Asked, usize)>> {
         || request.value_of("transfer-encoding").is_some();
     // These endpoints ignore request bodies; leaving one unread costs the connection.
     let is_last = wants_close || has_body || head.version != Some(1);
-    Ok(Some((Asked { request, is_last }, length)))
+    Ok(Some((AskedHead { request, is_last }, length)))
 }
 
 /// The bytes of head and body that are sent; `None` if none are.

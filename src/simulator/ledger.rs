@@ -23,8 +23,8 @@ use crate::model::{AppId, Endpoint};
 #[derive(Debug)]
 pub struct Ledger {
     keeps_records: bool,
-    accounts: Vec<Account>,
-    lines: Vec<Line>,
+    accounts: Vec<AppLedger>,
+    lines: Vec<EndpointLedger>,
     /// Free lines, whose events are finished; used where records are not kept.
     free: Vec<u32>,
     answers: Vec<AnswerRecord>,
@@ -147,7 +147,7 @@ pub struct AppSummary {
 }
 
 #[derive(Debug)]
-struct Account {
+struct AppLedger {
     app: AppId,
     style: Style,
     requests: Requests,
@@ -156,7 +156,7 @@ struct Account {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Line {
+struct EndpointLedger {
     event: Event,
     /// Copies waiting in a region or on their way to one.
     copies: u8,
@@ -176,7 +176,7 @@ enum Sent {
 
 impl Ledger {
     pub(super) fn new(script: &Script) -> Self {
-        let accounts = script.apps.iter().map(|app| Account {
+        let accounts = script.apps.iter().map(|app| AppLedger {
             app: app.app_id.clone(),
             style: Style::of(app),
             requests: Requests::default(),
@@ -202,7 +202,7 @@ impl Ledger {
 
     /// The same without the first `skipped` events, to judge incrementally.
     pub fn events_from(&self, skipped: usize) -> impl Iterator<Item = Recorded> + '_ {
-        let is_in_use = |line: &&Line| self.keeps_records || line.copies > 0;
+        let is_in_use = |line: &&EndpointLedger| self.keeps_records || line.copies > 0;
         let lines = self.lines.iter().skip(skipped).filter(is_in_use);
         lines.map(|line| self.recorded(line))
     }
@@ -256,7 +256,7 @@ impl Ledger {
 
     /// Records a new event, which has `copies` copies.
     pub(super) fn made(&mut self, event: Event, copies: u8) -> Copied {
-        let line = Line { event, copies, sent: Sent::No, answer: 0 };
+        let line = EndpointLedger { event, copies, sent: Sent::No, answer: 0 };
         if let Some(totals) = self.totals_mut(&event) {
             totals.made += 1;
             totals.buffered += 1;
@@ -353,7 +353,7 @@ impl Ledger {
         })
     }
 
-    fn recorded(&self, line: &Line) -> Recorded {
+    fn recorded(&self, line: &EndpointLedger) -> Recorded {
         let Event { seq, ms, user, channel, endpoint, .. } = line.event;
         let account = self.accounts.get(usize::from(line.event.app)).expect("one for each app");
         let wild = account.style.wild_names;
@@ -410,7 +410,7 @@ impl Totals {
 
 // === impl Account ===
 
-impl Account {
+impl AppLedger {
     fn totals(&self, endpoint: Endpoint) -> &Totals {
         match endpoint {
             Endpoint::User => &self.user_events,
@@ -421,7 +421,7 @@ impl Account {
 
 // === impl Line ===
 
-impl Line {
+impl EndpointLedger {
     fn fate(&self) -> Fate {
         let answer = self.answer;
         match (self.sent, self.copies) {
@@ -511,6 +511,6 @@ mod tests {
 
     #[test]
     fn an_event_is_small_to_remember() {
-        assert!(size_of::<Line>() <= 48, "{}", size_of::<Line>());
+        assert!(size_of::<EndpointLedger>() <= 48, "{}", size_of::<EndpointLedger>());
     }
 }

@@ -22,7 +22,7 @@ use crate::model::{Endpoint, Timestamp};
 /// All sources of events, merged by time.
 #[derive(Debug)]
 pub(super) struct Crowds {
-    sources: Vec<Source>,
+    sources: Vec<EventSource>,
     /// When each source is due. A source may be listed more than once; outdated entries are
     /// skipped.
     due: BinaryHeap<Reverse<(Duration, usize)>>,
@@ -34,7 +34,7 @@ pub(super) struct Crowds {
 
 /// One endpoint of one App ID.
 #[derive(Debug)]
-struct Source {
+struct EventSource {
     app: u16,
     endpoint: Endpoint,
     in_seconds: bool,
@@ -61,10 +61,10 @@ struct Crowd {
 
 impl Crowds {
     pub(super) fn new(script: &Script) -> Self {
-        let sources: Vec<Source> = (0_u16..)
+        let sources: Vec<EventSource> = (0_u16..)
             .zip(&script.apps)
             .flat_map(|(index, app)| {
-                Endpoint::ALL.map(|endpoint| Source::new(script, index, app, endpoint))
+                Endpoint::ALL.map(|endpoint| EventSource::new(script, index, app, endpoint))
             })
             .collect();
         let due = sources.iter().enumerate().map(|(i, source)| Reverse((source.clock.due(), i)));
@@ -123,7 +123,7 @@ impl Crowds {
 
 // === impl Source ===
 
-impl Source {
+impl EventSource {
     fn new(script: &Script, index: u16, app: &AppScript, endpoint: Endpoint) -> Self {
         let purpose = 100_000 + 2 * u64::from(index) + u64::from(endpoint == Endpoint::Channel);
         let crowds = match endpoint {

@@ -40,7 +40,7 @@ pub struct World {
     /// `[region][2 × app + endpoint]`
     buffers: Vec<Vec<Buffer>>,
     links: Links,
-    gates: Vec<Gate>,
+    gates: Vec<AppGate>,
     faults: Faults,
     /// Draws network delays.
     network: StdRng,
@@ -51,7 +51,7 @@ pub struct World {
 
 /// The checks in front of the buffers of an App ID.
 #[derive(Debug)]
-struct Gate {
+struct AppGate {
     lock: Lock,
     window: Window,
 }
@@ -68,7 +68,7 @@ struct Links {
 }
 
 /// An answer that is being built.
-struct Reply {
+struct PendingReply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -85,7 +85,7 @@ impl World {
     /// world; [`Script::check`] reports it.
     pub fn new(script: Script) -> Self {
         let buffers_of_region = || (0..2 * script.apps.len()).map(|_| Buffer::default()).collect();
-        let gate = |app| Gate { lock: Lock::of(app), window: Window::default() };
+        let gate = |app| AppGate { lock: Lock::of(app), window: Window::default() };
         Self {
             now: Duration::ZERO,
             crowds: Crowds::new(&script),
@@ -175,14 +175,16 @@ impl World {
         self.advance(now);
         let region = self.behind(region);
         let (feed, reply) = match Target::of(&request.path) {
-            _ if request.method != "GET" => (None, Reply::message(405, "method not allowed")),
-            Target::Nothing => (None, Reply::message(404, "not found")),
+            _ if request.method != "GET" => {
+                (None, PendingReply::message(405, "method not allowed"))
+            }
+            Target::Nothing => (None, PendingReply::message(404, "not found")),
             Target::Projects => (None, self.projects(request)),
             Target::Feed(app_id, endpoint) => {
                 let found = self.script.apps.iter().position(|it| it.app_id.as_str() == app_id);
                 match found {
                     Some(app) => (Some((app, endpoint)), self.ask(region, app, endpoint, request)),
-                    None => (None, Reply::message(400, "invalid appid")),
+                    None => (None, PendingReply::message(400, "invalid appid")),
                 }
             }
         };
@@ -245,7 +247,13 @@ impl World {
     }
 
     /// A request for a feed: the checks, the faults, then the buffer.
-    fn ask(&mut self, region: usize, app: usize, endpoint: Endpoint, request: &Request) -> Reply {
+    fn ask(
+        &mut self,
+        region: usize,
+        app: usize,
+        endpoint: Endpoint,
+        request: &Request,
+    ) -> PendingReply {
         if let Some(refusal) = self.refusal(app, request) {
             return refusal;
         }
@@ -257,16 +265,16 @@ impl World {
         }
     }
 
-    fn refusal(&mut self, app: usize, request: &Request) -> Option<Reply> {
+    fn refusal(&mut self, app: usize, request: &Request) -> Option<PendingReply> {
         let wall = self.wall_clock();
         let gate = self.gates.get_mut(app)?;
         let requests = self.ledger.requests_mut(app)?;
         requests.asked += 1;
         if !gate.lock.opens(request, self.now, wall) {
-            return Some(Reply::message(401, "Invalid authentication credentials"));
+            return Some(PendingReply::message(401, "Invalid authentication credentials"));
         }
         if self.script.apps.get(app)?.disabled {
-            return Some(Reply::message(403, "Signaling is not enabled for this App ID"));
+            return Some(PendingReply::message(403, "Signaling is not enabled for this App ID"));
         }
         let in_this_second = gate.window.arrive(self.now);
         requests.most_in_a_second = requests.most_in_a_second.max(in_this_second);
@@ -275,23 +283,25 @@ impl World {
             return None;
         }
         requests.over_limit += 1;
-        let refused = Reply::message(429, "API rate limit exceeded");
+        let refused = PendingReply::message(429, "API rate limit exceeded");
         Some(refused.retry_after(limit.retry_after.map(whole_seconds)))
     }
 
     /// The answer to a request hit by a fault that takes no events.
-    fn without_events(&self, fault: &Fault) -> Reply {
+    fn without_events(&self, fault: &Fault) -> PendingReply {
         let reply = match fault.kind {
-            FaultKind::TimedOut => Reply::message(408, "times out or fails to respond"),
-            FaultKind::Throttled => Reply::message(429, "API rate limit exceeded"),
+            FaultKind::TimedOut => PendingReply::message(408, "times out or fails to respond"),
+            FaultKind::Throttled => PendingReply::message(429, "API rate limit exceeded"),
             FaultKind::Denied => denial(fault.status.unwrap_or(404)),
-            FaultKind::ServerError => Reply::html(fault.status.unwrap_or(502), "Server Error"),
+            FaultKind::ServerError => {
+                PendingReply::html(fault.status.unwrap_or(502), "Server Error")
+            }
             FaultKind::Failed => {
                 let number = self.ledger.next_answer();
-                Reply::json(200, body::failed(number, &request_id(number)))
+                PendingReply::json(200, body::failed(number, &request_id(number)))
             }
-            FaultKind::NotJson => Reply::html(200, "Welcome"),
-            _ => Reply::json(200, Vec::new()),
+            FaultKind::NotJson => PendingReply::html(200, "Welcome"),
+            _ => PendingReply::json(200, Vec::new()),
         };
         let says_when = fault.kind.may_name_a_delay();
         let after =
@@ -300,7 +310,7 @@ impl World {
                 false => whole_seconds(after),
             });
         let reply = reply.retry_after(after);
-        Reply { ending: Ending::struck_by(fault, 0), fault: Some(fault.kind), ..reply }
+        PendingReply { ending: Ending::struck_by(fault, 0), fault: Some(fault.kind), ..reply }
     }
 
     /// Removes the oldest events from a buffer and writes them into an answer.
@@ -310,7 +320,7 @@ impl World {
         app: usize,
         endpoint: Endpoint,
         fault: Option<&Fault>,
-    ) -> Reply {
+    ) -> PendingReply {
         let number = self.ledger.next_answer();
         let buffer = self.buffers.get_mut(region).and_then(|it| it.get_mut(slot(app, endpoint)));
         let taken: Vec<Copied> = buffer.map_or_else(Vec::new, |it| it.take().collect());
@@ -326,12 +336,12 @@ impl World {
             complete += u64::from(is_whole);
             self.ledger.handed_over(*copied, number, is_whole);
         }
-        Reply {
+        PendingReply {
             ending,
             fault: fault.map(|it| it.kind),
             taken: taken.len() as u64,
             complete,
-            ..Reply::json(200, body.bytes)
+            ..PendingReply::json(200, body.bytes)
         }
     }
 
@@ -345,7 +355,7 @@ impl World {
 
     /// The Console's list of the projects that the credentials give access to. Takes no events. Its
     /// separate rate limit is not simulated.
-    fn projects(&self, request: &Request) -> Reply {
+    fn projects(&self, request: &Request) -> PendingReply {
         let apps = self.script.apps.iter().zip(&self.gates);
         let projects: Vec<serde_json::Value> = apps
             .filter(|(_, gate)| gate.lock.opens_with_basic(request))
@@ -363,24 +373,24 @@ impl World {
             })
             .collect();
         if projects.is_empty() {
-            return Reply::message(401, "Invalid authentication credentials");
+            return PendingReply::message(401, "Invalid authentication credentials");
         }
         let list = serde_json::json!({ "projects": projects, "success": true });
-        Reply::json(200, list.to_string().into_bytes())
+        PendingReply::json(200, list.to_string().into_bytes())
     }
 
     fn finish(
         &mut self,
         region: usize,
         feed: Option<(usize, Endpoint)>,
-        mut reply: Reply,
+        mut reply: PendingReply,
     ) -> Answer {
         let number = self.ledger.next_answer();
         let framing = self.script.network.framing.draw(&mut self.answering);
         reply.headers.push(("Date".into(), http_date(self.wall_clock())));
         reply.headers.push(("X-Request-ID".into(), format!("{:032x}", scattered(number))));
         reply.headers.push(("X-Resource-ID".into(), format!("simulated-{number}")));
-        let Reply { status, headers, body, ending, fault, taken, complete } = reply;
+        let PendingReply { status, headers, body, ending, fault, taken, complete } = reply;
         let ending = self.script.network.paced(ending, body.len(), taken);
         let (at, sent_at) = (self.now, None);
         let record = AnswerRecord { at, sent_at, region, feed, status, fault, taken, complete };
@@ -394,7 +404,7 @@ fn slot(app: usize, endpoint: Endpoint) -> usize {
 }
 
 /// Agora's message for such a status.
-fn denial(status: u16) -> Reply {
+fn denial(status: u16) -> PendingReply {
     let message = match status {
         400 => "invalid appid",
         401 => "Invalid authentication credentials",
@@ -402,7 +412,7 @@ fn denial(status: u16) -> Reply {
         404 => "not found",
         _ => "the request is denied",
     };
-    Reply::message(status, message)
+    PendingReply::message(status, message)
 }
 
 /// The region of a user or, for channel events, of a channel.
@@ -478,7 +488,7 @@ impl Links {
 
 // === impl Reply ===
 
-impl Reply {
+impl PendingReply {
     fn json(status: u16, body: Vec<u8>) -> Self {
         Self::new(status, "application/json; charset=utf-8", body)
     }

@@ -115,7 +115,7 @@ fn what_is_amiss_with_agora_is_named_with_its_remedy() {
     ]);
     check(&config.replace(&app, foreign), &[]).assert_failed(&[
         foreign,
-        "none of the account's 1 projects",
+        "not among the account's 1 projects",
         "correct app_id",
     ]);
     let host = agora.apps(Hosts::InOrder(&[0]));

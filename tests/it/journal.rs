@@ -21,7 +21,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use agora_rtm_bridge::journal::{Journal, JournalError, Reader, Recovered, Reservation, Sequence};
+use agora_rtm_bridge::journal::{
+    Journal, JournalError, JournalReader, Recovered, Reservation, Sequence,
+};
 use agora_rtm_bridge::model::{
     AppId, Content, Endpoint, Feed, Incarnation, Page, Region, Timestamp, Wholeness,
 };
@@ -170,7 +172,7 @@ fn compare(directory: &TempDir, said: &str, what: &str) {
     }
     assert!(said.contains("\nall"), "{what}: {said}");
     let forgotten = tickets("forgot ");
-    let verdict = Reader::open(directory.path()).unwrap().verify(|| {}).unwrap();
+    let verdict = JournalReader::open(directory.path()).unwrap().verify(|| {}).unwrap();
     assert!(verdict.is_sound(), "{what}: {verdict:?}");
     let (journal, recovered) = open(directory.path(), 2);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

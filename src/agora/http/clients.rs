@@ -51,13 +51,13 @@ struct Inner {
     settings: Agora,
     life: Duration,
     began: Instant,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     material: Material,
-    hosts: HashMap<String, Host>,
+    hosts: HashMap<String, HostClients>,
 }
 
 /// The configuration that all clients are built from, including secrets.
@@ -84,7 +84,7 @@ pub struct Stale {
 
 /// One host, by its scheme, name and port.
 #[derive(Debug, Default)]
-struct Host {
+struct HostClients {
     idle: IdleLimit,
     used: Used,
     clients: HashMap<u8, Made>,
@@ -156,7 +156,7 @@ impl Clients {
     pub(super) fn new(settings: Agora, life: Duration) -> Result<Self, HttpError> {
         let began = Instant::now();
         let material = Material::new(&settings, began)?;
-        let state = Mutex::new(State { material, hosts: HashMap::new() });
+        let state = Mutex::new(PoolState { material, hosts: HashMap::new() });
         Ok(Self(Arc::new(Inner { settings, life, began, state })))
     }
 
@@ -167,11 +167,11 @@ impl Clients {
         let (host, shard) = (host_of(url), shard_of(url));
         let generation = generation(now.saturating_duration_since(*began), *life, shard);
         let mut state = self.lock();
-        let State { material, hosts } = &mut *state;
+        let PoolState { material, hosts } = &mut *state;
         if !hosts.contains_key(host) {
-            hosts.insert(host.to_owned(), Host::default());
+            hosts.insert(host.to_owned(), HostClients::default());
         }
-        let Host { idle, clients, .. } = hosts.get_mut(host).expect("it was just inserted");
+        let HostClients { idle, clients, .. } = hosts.get_mut(host).expect("it was just inserted");
         let limit = idle.limit(now);
         let lease = |client: &Client| Lease {
             client: client.clone(),
@@ -219,7 +219,7 @@ impl Clients {
         self.lock().material.stale.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

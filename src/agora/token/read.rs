@@ -22,7 +22,7 @@ const LARGEST_BODY: usize = 16 * 1024;
 const APP_ID_006: usize = 32;
 
 /// Reads the fields of a layout.
-struct Reader<'a>(&'a [u8]);
+struct TokenReader<'a>(&'a [u8]);
 
 /// Privileges, and when each expires.
 type Privileges = BTreeMap<u16, u32>;
@@ -39,7 +39,7 @@ pub fn read(text: &str) -> Option<Token> {
 fn read_007(text: &str) -> Option<Token> {
     let packed = STANDARD.decode(text).ok()?;
     let bytes = decompress_to_vec_zlib_with_limit(&packed, LARGEST_BODY).ok()?;
-    let mut reader = Reader(&bytes);
+    let mut reader = TokenReader(&bytes);
     let signature = reader.string()?.to_vec();
     let signed = reader.0.to_vec();
     let app_id = reader.name()?;
@@ -67,11 +67,11 @@ fn read_007(text: &str) -> Option<Token> {
 fn read_006(text: &str) -> Option<Token> {
     let (app_id, rest) = text.split_at_checked(APP_ID_006)?;
     let bytes = STANDARD.decode(rest).ok()?;
-    let mut reader = Reader(&bytes);
+    let mut reader = TokenReader(&bytes);
     let signature = reader.string()?.to_vec();
     let (holder, _) = (reader.u32()?, reader.u32()?);
     let signed = reader.string()?.to_vec();
-    let mut reader = Reader(&signed);
+    let mut reader = TokenReader(&signed);
     let (salt, day_after) = (reader.u32()?, reader.u32()?);
     let login = reader.privileges()?.get(&LOGIN_006).copied();
     // A privilege without an expiry ends with the token.
@@ -91,7 +91,7 @@ fn read_006(text: &str) -> Option<Token> {
 
 // === impl Reader ===
 
-impl<'a> Reader<'a> {
+impl<'a> TokenReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;

@@ -154,7 +154,7 @@ impl Case {
     }
 
     /// The counts, and the faults with their numbers.
-    fn judged(&mut self) -> (Counts, Vec<(Fault, u64)>) {
+    fn judged(&mut self) -> (Counts, Vec<(AuditFault, u64)>) {
         let (accounts, _) = self.0.close();
         let mut counts = Counts::default();
         accounts.iter().for_each(|account| counts.add(account.counts));
@@ -163,7 +163,7 @@ impl Case {
     }
 
     #[track_caller]
-    fn assert_faults(&mut self, expected: &[(Fault, u64)]) {
+    fn assert_faults(&mut self, expected: &[(AuditFault, u64)]) {
         assert_eq!(self.judged().1, expected, "{:?}", self.0.faults);
     }
 }
@@ -184,42 +184,42 @@ fn what_is_delivered_once_and_in_order_balances() {
 #[test]
 fn each_way_to_be_wrong_is_found() {
     let two = [login(1), login(2)];
-    Case::new().page(1, &two).event(1, 1).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new().page(1, &two).event(1, 1).assert_faults(&[(AuditFault::Missing, 1)]);
     Case::new()
         .page(1, &two)
         .event(1, 1)
         .event(2, 1)
         .event(1, 1)
-        .assert_faults(&[(Fault::Twice, 1)]);
+        .assert_faults(&[(AuditFault::Twice, 1)]);
     // Also where no page of the window had it.
-    Case::new().event(1, 9).event(1, 8).assert_faults(&[(Fault::Twice, 1)]);
+    Case::new().event(1, 9).event(1, 8).assert_faults(&[(AuditFault::Twice, 1)]);
     Case::new()
         .page(1, &two)
         .event(1, 1)
         .event(2, 1)
         .event(3, 1)
-        .assert_faults(&[(Fault::Unknown, 1)]);
-    Case::new().page(1, &two).event(2, 1).event(1, 1).assert_faults(&[(Fault::OutOfOrder, 1)]);
+        .assert_faults(&[(AuditFault::Unknown, 1)]);
+    Case::new().page(1, &two).event(2, 1).event(1, 1).assert_faults(&[(AuditFault::OutOfOrder, 1)]);
     Case::new()
         .page(1, &two[..1])
         .page(2, &two[1..])
         .event(2, 2)
         .event(1, 1)
-        .assert_faults(&[(Fault::OutOfOrder, 1)]);
+        .assert_faults(&[(AuditFault::OutOfOrder, 1)]);
     let other = ["17".to_owned()];
-    Case::new().page(1, &other).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new().page(1, &other).assert_faults(&[(AuditFault::Missing, 1)]);
     Case::new()
         .letter(1, Some("0"))
         .letter(1, Some("0"))
         .page(1, &other)
-        .assert_faults(&[(Fault::Twice, 1)]);
+        .assert_faults(&[(AuditFault::Twice, 1)]);
     Case::new()
         .letter(1, Some("0"))
         .letter(1, Some("1"))
         .page(1, &other)
-        .assert_faults(&[(Fault::Unknown, 1)]);
-    Case::new().gap(1).assert_faults(&[(Fault::Missing, 1)]);
-    Case::new().gap_record(1).gap_record(1).gap(1).assert_faults(&[(Fault::Twice, 1)]);
+        .assert_faults(&[(AuditFault::Unknown, 1)]);
+    Case::new().gap(1).assert_faults(&[(AuditFault::Missing, 1)]);
+    Case::new().gap_record(1).gap_record(1).gap(1).assert_faults(&[(AuditFault::Twice, 1)]);
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn a_page_that_was_forwarded_again_and_what_was_replayed_are_no_faults() {
     let mut case = Case::new();
     case.page(9, &[login(1)]).page(4, &[login(1)]).event(1, 4).assert_faults(&[]);
     // That the publisher would take it for delivered does not prove that it was.
-    Case::new().page(9, &[]).page(4, &[login(1)]).assert_faults(&[(Fault::Missing, 1)]);
+    Case::new().page(9, &[]).page(4, &[login(1)]).assert_faults(&[(AuditFault::Missing, 1)]);
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn a_body_that_broke_off_has_a_gap() {
     let torn = format!(r#"{{"events":[{},"#, login(1));
     let mut case = Case::new();
     case.body(1, SINCE, SINCE, &torn).event(1, 1);
-    case.assert_faults(&[(Fault::Missing, 1)]);
+    case.assert_faults(&[(AuditFault::Missing, 1)]);
 }
 
 #[test]
@@ -360,15 +360,15 @@ fn of_three_events_one_is_removed_doubled_swapped_and_altered() {
         case
     };
     case().event(1, 1).event(2, 1).event(3, 1).assert_faults(&[]);
-    case().event(1, 1).event(3, 1).assert_faults(&[(Fault::Missing, 1)]);
-    case().event(1, 1).event(2, 1).event(2, 1).event(3, 1).assert_faults(&[(Fault::Twice, 1)]);
-    case().event(2, 1).event(1, 1).event(3, 1).assert_faults(&[(Fault::OutOfOrder, 1)]);
+    case().event(1, 1).event(3, 1).assert_faults(&[(AuditFault::Missing, 1)]);
+    case().event(1, 1).event(2, 1).event(2, 1).event(3, 1).assert_faults(&[(AuditFault::Twice, 1)]);
+    case().event(2, 1).event(1, 1).event(3, 1).assert_faults(&[(AuditFault::OutOfOrder, 1)]);
     let other = digest(b"u2", b"{}");
     case()
         .event(1, 1)
         .altered(fingerprint(2), 1, false, other)
         .event(3, 1)
-        .assert_faults(&[(Fault::Altered, 1)]);
+        .assert_faults(&[(AuditFault::Altered, 1)]);
 }
 
 #[test]
@@ -450,6 +450,6 @@ fn a_torn_and_a_blank_body_have_gaps() {
         let mut case = Case::new();
         case.letter(1, None).body(1, SINCE, SINCE, body);
         let faults = case.judged().1;
-        assert!(faults.contains(&(Fault::Missing, 1)), "{body:?}: {faults:?}");
+        assert!(faults.contains(&(AuditFault::Missing, 1)), "{body:?}: {faults:?}");
     }
 }

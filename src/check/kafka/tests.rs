@@ -52,12 +52,12 @@ fn found_with(
     let settings: TopicSettings =
         set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let (partitions, replicas) = there;
-    judge.topic(topic, Found::There { partitions, replicas }, Some(&settings), None)
+    judge.topic(topic, FoundTopic::There { partitions, replicas }, Some(&settings), None)
 }
 
 #[test]
 fn a_topic_that_would_lose_something_is_named_with_what_mends_it() {
-    let (ok, warning, failed) = (Verdict::Ok, Verdict::Warning, Verdict::Failed);
+    let (ok, warning, failed) = (Severity::Ok, Severity::Warning, Severity::Failed);
     let (short, week) = (("retention.ms", "3600000"), ("retention.ms", "604800000"));
     let policy = |value: &'static str| [("cleanup.policy", value)];
     for (topic, brokers, there, set, verdict, words) in [
@@ -103,13 +103,13 @@ fn what_the_start_would_alter_is_named_where_it_may_not() {
     for topic in [Topic::Pages, Topic::State, Topic::Gaps, Topic::DeadLetter] {
         let there = if matches!(topic, Topic::Pages | Topic::State) { (8, 1) } else { (1, 1) };
         let finding = of(false, topic, there, &ours);
-        assert_eq!(finding.verdict, Verdict::Warning, "{finding}");
+        assert_eq!(finding.verdict, Severity::Warning, "{finding}");
         assert!(finding.to_string().contains("set message.timestamp.type=LogAppendTime"));
-        assert_eq!(of(true, topic, there, &ours).verdict, Verdict::Ok);
-        assert_eq!(of(false, topic, there, &brokers).verdict, Verdict::Ok);
+        assert_eq!(of(true, topic, there, &ours).verdict, Severity::Ok);
+        assert_eq!(of(false, topic, there, &brokers).verdict, Severity::Ok);
     }
-    assert_eq!(of(false, Topic::UserEvents, (6, 1), &ours).verdict, Verdict::Ok);
+    assert_eq!(of(false, Topic::UserEvents, (6, 1), &ours).verdict, Severity::Ok);
     let few = of(false, Topic::Pages, (1, 1), &brokers);
-    assert_eq!(few.verdict, Verdict::Failed, "{few}");
+    assert_eq!(few.verdict, Severity::Failed, "{few}");
     assert!(few.to_string().contains("add partitions until it has 8"), "{few}");
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agora::http::Http;
 use crate::agora::{Contents, Raw, Reply, Request, Shape, Transport, TransportError};
-use crate::check::{Finding, Verdict};
+use crate::check::{Finding, Severity};
 use crate::config::Settings;
 use crate::daemon::{Daemon, Parts};
 use crate::error::Chain;
@@ -31,21 +31,21 @@ struct Once {
     http: Http,
     /// The feed of each URL; a feed has one URL per host.
     feeds: HashMap<String, Feed>,
-    shared: Arc<Shared>,
+    shared: Arc<AskShared>,
 }
 
 /// The outcomes of the requests.
 #[derive(Debug, Default)]
-struct Shared {
-    seen: Mutex<Seen>,
+struct AskShared {
+    seen: Mutex<AskOutcomes>,
     /// Cancelled once every feed has an answer.
     done: CancellationToken,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct AskOutcomes {
     asked: Vec<Feed>,
-    answered: Vec<(Feed, Verdict, String)>,
+    answered: Vec<(Feed, Severity, String)>,
 }
 
 /// A Kafka that is always unavailable.
@@ -72,7 +72,7 @@ async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
     let opened =
         Journal::open(&settings.data_dir, settings.journal.max_size, incarnation, clock.now());
     let (journal, recovered) = opened.map_err(|error| Chain(&error).to_string())?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(AskShared::default());
     let transport = Once { http, feeds: feeds(&settings), shared: Arc::clone(&shared) };
     let seed = rand::random::<u32>().into();
     let kafka = Nowhere;
@@ -104,8 +104,8 @@ fn feeds(settings: &Settings) -> HashMap<String, Feed> {
     feeds
 }
 
-fn finding((feed, verdict, says): &(Feed, Verdict, String)) -> Finding {
-    let remedy = (*verdict == Verdict::Failed)
+fn finding((feed, verdict, says): &(Feed, Severity, String)) -> Finding {
+    let remedy = (*verdict == Severity::Failed)
         .then(|| "compare app_id and credentials with Agora's Console".to_owned());
     Finding::of(*verdict, format!("asked {feed}"), says, remedy)
 }
@@ -115,24 +115,24 @@ fn pages(count: u64) -> String {
 }
 
 /// Describes an answer for a person. The page itself goes to the journal.
-fn said(reply: &Reply) -> (Verdict, String) {
+fn said(reply: &Reply) -> (Severity, String) {
     match reply {
         Reply::Answered(raw @ Raw { status: 200, body, cut, .. }) => {
             let wholeness = if cut.is_some() { Wholeness::Cut } else { Wholeness::Whole };
             let glance = Contents::read(body, raw.encoding(), wholeness).glance();
             if matches!(glance.shape, Shape::Alien | Shape::Strange) {
                 let says = "status 200, but the body is not in Agora's format";
-                return (Verdict::Failed, says.to_owned());
+                return (Severity::Failed, says.to_owned());
             }
             let times = glance.times.map(|(first, last)| format!(", from {first} to {last}"));
             let broken = raw.cut.as_ref().map(|why| format!("; the body was cut off: {why}"));
             let events = glance.received;
             let (times, broken) = (times.unwrap_or_default(), broken.unwrap_or_default());
-            (Verdict::Ok, format!("{events} events{times}{broken}"))
+            (Severity::Ok, format!("{events} events{times}{broken}"))
         }
-        Reply::Answered(Raw { status, .. }) => (Verdict::Failed, format!("status {status}")),
-        Reply::NotSent(why) => (Verdict::Failed, format!("request not sent: {why}")),
-        Reply::Lost(why) => (Verdict::Failed, format!("no answer; events may be lost: {why}")),
+        Reply::Answered(Raw { status, .. }) => (Severity::Failed, format!("status {status}")),
+        Reply::NotSent(why) => (Severity::Failed, format!("request not sent: {why}")),
+        Reply::Lost(why) => (Severity::Failed, format!("no answer; events may be lost: {why}")),
     }
 }
 
@@ -176,8 +176,8 @@ impl Transport for Once {
 
 // === impl Shared ===
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+impl AskShared {
+    fn lock(&self) -> MutexGuard<'_, AskOutcomes> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

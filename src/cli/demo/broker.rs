@@ -34,14 +34,14 @@ pub(super) enum BrokerError {
     #[error("start the embedded broker's thread")]
     Thread(#[source] io::Error),
     #[error("{0} the embedded broker")]
-    Refused(Command, #[source] KafkaError),
+    Refused(BrokerCommand, #[source] KafkaError),
     #[error("the embedded broker has stopped")]
     Gone,
 }
 
 /// Requests to the broker's thread.
 #[derive(Clone, Debug)]
-pub(super) enum Command {
+pub(super) enum BrokerCommand {
     /// Start serving.
     Start,
     /// Create a topic with this many partitions.
@@ -52,7 +52,7 @@ pub(super) enum Command {
     Resume,
 }
 
-type Job = (Command, oneshot::Sender<Result<(), KafkaError>>);
+type Job = (BrokerCommand, oneshot::Sender<Result<(), KafkaError>>);
 
 // === impl Broker ===
 
@@ -66,7 +66,7 @@ impl Broker {
             .spawn(move || serve(started, received))
             .map_err(BrokerError::Thread)?;
         let address = address.await.map_err(|_| BrokerError::Gone)?;
-        let address = address.map_err(|cause| BrokerError::Refused(Command::Start, cause))?;
+        let address = address.map_err(|cause| BrokerError::Refused(BrokerCommand::Start, cause))?;
         Ok(Self { address, jobs, thread })
     }
 
@@ -76,7 +76,7 @@ impl Broker {
     }
 
     /// Sends a command and waits until it is done.
-    pub(super) async fn ask(&self, command: Command) -> Result<(), BrokerError> {
+    pub(super) async fn ask(&self, command: BrokerCommand) -> Result<(), BrokerError> {
         let (reply, done) = oneshot::channel();
         self.jobs.send((command.clone(), reply)).map_err(|_| BrokerError::Gone)?;
         let outcome = done.await.map_err(|_| BrokerError::Gone)?;
@@ -101,10 +101,10 @@ fn serve(started: oneshot::Sender<Result<String, KafkaError>>, jobs: mpsc::Recei
     drop(started.send(Ok(cluster.bootstrap_servers())));
     for (command, done) in jobs {
         let outcome = match command {
-            Command::Start => Ok(()),
-            Command::Create(topic, partitions) => cluster.create_topic(&topic, partitions, 1),
-            Command::Pause => cluster.broker_down(BROKER),
-            Command::Resume => cluster.broker_up(BROKER),
+            BrokerCommand::Start => Ok(()),
+            BrokerCommand::Create(topic, partitions) => cluster.create_topic(&topic, partitions, 1),
+            BrokerCommand::Pause => cluster.broker_down(BROKER),
+            BrokerCommand::Resume => cluster.broker_up(BROKER),
         };
         drop(done.send(outcome));
     }
@@ -112,7 +112,7 @@ fn serve(started: oneshot::Sender<Result<String, KafkaError>>, jobs: mpsc::Recei
 
 // === impl Command ===
 
-impl fmt::Display for Command {
+impl fmt::Display for BrokerCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("start"),

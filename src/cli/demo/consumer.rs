@@ -32,7 +32,7 @@ const FINISH: Duration = Duration::from_secs(15);
 /// Reads until [`Self::finish`].
 #[derive(Debug)]
 pub(super) struct Consumer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedRecords>,
     thread: JoinHandle<Result<Evidence, ConsumerError>>,
 }
 
@@ -67,18 +67,18 @@ pub(super) struct Subject {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedRecords {
     verified: AtomicU64,
     finishing: AtomicBool,
 }
 
-struct Reader {
+struct TopicReader {
     consumer: BaseConsumer,
     subjects: Vec<Subject>,
     /// The next offset to read from each partition, by the index of its subject.
     next: HashMap<(usize, i32), i64>,
     evidence: Evidence,
-    shared: Arc<Shared>,
+    shared: Arc<SharedRecords>,
 }
 
 // === impl Consumer ===
@@ -104,9 +104,10 @@ impl Consumer {
         }
         assigned.set_all_offsets(Offset::Beginning).map_err(ConsumerError::Make)?;
         consumer.assign(&assigned).map_err(ConsumerError::Make)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SharedRecords::default());
         let (next, evidence) = (HashMap::new(), Evidence::default());
-        let reader = Reader { consumer, subjects, next, evidence, shared: Arc::clone(&shared) };
+        let reader =
+            TopicReader { consumer, subjects, next, evidence, shared: Arc::clone(&shared) };
         let thread = thread::Builder::new()
             .name("demo-consumer".to_owned())
             .spawn(move || reader.run())
@@ -130,7 +131,7 @@ impl Consumer {
 
 // === impl Reader ===
 
-impl Reader {
+impl TopicReader {
     fn run(mut self) -> Result<Evidence, ConsumerError> {
         while !self.shared.finishing.load(Ordering::Relaxed) {
             self.read_one();

@@ -54,7 +54,7 @@ pub(super) struct Gap {
 
 /// The value of an event's record.
 #[derive(Debug, Deserialize)]
-struct Value<'a> {
+struct EventValue<'a> {
     #[serde(borrow)]
     app_id: Cow<'a, str>,
     #[serde(borrow)]
@@ -94,7 +94,7 @@ impl Evidence {
     }
 
     fn take_event(&mut self, endpoint: Endpoint, read: Read<'_>) -> Result<bool, String> {
-        let value: Value<'_> =
+        let value: EventValue<'_> =
             serde_json::from_slice(read.value).map_err(|error| error.to_string())?;
         if value.endpoint != endpoint.name() {
             return Err(format!("an event of {} in the wrong topic", value.endpoint));

@@ -17,7 +17,7 @@ const SHOWN: usize = 8;
 
 /// What became of the events.
 #[derive(Debug, Default)]
-pub(super) struct Verdict {
+pub(super) struct DemoVerdict {
     /// All elements that Agora made, including those that are not events.
     pub(super) made: u64,
     /// Read once.
@@ -55,7 +55,7 @@ struct Letters {
 
 // === impl Verdict ===
 
-impl Verdict {
+impl DemoVerdict {
     /// Computes the verdict. An element without an identity may come back once from each of the
     /// `regions`.
     pub(super) fn of(
@@ -159,7 +159,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for DemoVerdict {
     /// The table, and the first faults of every kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |list: &Vec<String>| list.len() as u64;
@@ -295,7 +295,7 @@ mod tests {
             (Fate::Buffered, &[], &[], "waiting"),
         ];
         for (fate, times, gaps, place) in cases {
-            let verdict = Verdict::of([made(5, *fate)], 2, evidence(times, &[], gaps));
+            let verdict = DemoVerdict::of([made(5, *fate)], 2, evidence(times, &[], gaps));
             let places = [
                 ("delivered", verdict.delivered),
                 ("lost", verdict.lost),
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn a_gap_excuses_only_its_own_time() {
         for (ms, excused) in [(3, false), (4, true), (6, true), (7, false)] {
-            let verdict = Verdict::of([made(ms, TORN)], 2, evidence(&[], &[], &["body_cut"]));
+            let verdict = DemoVerdict::of([made(ms, TORN)], 2, evidence(&[], &[], &["body_cut"]));
             assert_eq!(verdict.is_good(), excused, "{ms}");
         }
     }
@@ -330,16 +330,17 @@ mod tests {
             (&[raw, raw, raw][..], false),
             (&[raw, b"18"][..], false),
         ] {
-            let verdict = Verdict::of([element(raw, DELIVERED)], 2, evidence(&[], letters, &[]));
+            let verdict =
+                DemoVerdict::of([element(raw, DELIVERED)], 2, evidence(&[], letters, &[]));
             assert_eq!(verdict.is_good(), good, "{letters:?}: {}", verdict.sentence());
         }
-        let verdict = Verdict::of([element(raw, TORN)], 2, evidence(&[], &[], &["body_cut"]));
+        let verdict = DemoVerdict::of([element(raw, TORN)], 2, evidence(&[], &[], &["body_cut"]));
         assert_eq!((verdict.torn, verdict.is_good()), (1, true));
     }
 
     #[test]
     fn what_agora_never_made_is_unknown() {
-        let verdict = Verdict::of([made(5, DELIVERED)], 2, evidence(&[5, 6], &[], &[]));
+        let verdict = DemoVerdict::of([made(5, DELIVERED)], 2, evidence(&[5, 6], &[], &[]));
         assert_eq!((verdict.delivered, verdict.unknown.len()), (1, 1));
         assert_eq!(verdict.sentence(), "Not every event is accounted for: 1 unknown.");
     }
@@ -347,7 +348,7 @@ mod tests {
     #[test]
     fn the_table_shows_the_first_of_many() {
         let missing = (0..20).map(|ms| made(ms, DELIVERED));
-        let verdict = Verdict::of(missing, 2, Evidence::default());
+        let verdict = DemoVerdict::of(missing, 2, Evidence::default());
         let text = verdict.to_string();
         assert!(text.contains("  missing                  20\n"), "{text}");
         assert!(text.contains("a user_events: Login of \"u\" at 7\n  … and 12 more"), "{text}");

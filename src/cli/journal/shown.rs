@@ -6,18 +6,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::journal::{Out, Seen, Verdict};
+use crate::journal::{EntryView, Out, Verification};
 use crate::model::{Content, Feed, Pace, Timestamp};
 
 /// Column headings of a list.
 pub(super) const HEAD: &str = "state    came                      status  body     bytes  page                                 app/region/endpoint  Agora's request id";
 
 /// A page, a gap or a damaged entry as one line.
-pub(super) fn entry(seen: &Seen, json: bool) -> String {
+pub(super) fn entry(seen: &EntryView, json: bool) -> String {
     if json {
         return known(seen).to_string();
     }
-    let Seen { state, name, bytes, entry } = seen;
+    let EntryView { state, name, bytes, entry } = seen;
     let state = state.name();
     match entry.as_ref().map(|entry| &entry.content) {
         Some(Content::Page(page)) => format!(
@@ -74,7 +74,7 @@ pub(super) fn pace(feed: &Feed, pace: Pace, at: Timestamp, json: bool) -> String
 }
 
 /// All metadata of an entry, with its body.
-pub(super) fn envelope(seen: &Seen, body: &[u8]) -> String {
+pub(super) fn envelope(seen: &EntryView, body: &[u8]) -> String {
     let mut envelope = known(seen);
     if let Value::Object(envelope) = &mut envelope {
         match std::str::from_utf8(body) {
@@ -86,7 +86,7 @@ pub(super) fn envelope(seen: &Seen, body: &[u8]) -> String {
 }
 
 /// Metadata of an entry, for people.
-pub(super) fn facts(seen: &Seen) -> String {
+pub(super) fn facts(seen: &EntryView) -> String {
     let mut rows = vec![("page", seen.name.clone()), ("state", seen.state.name().to_owned())];
     match seen.entry.as_ref().map(|entry| &entry.content) {
         Some(Content::Page(page)) => {
@@ -112,8 +112,8 @@ pub(super) fn facts(seen: &Seen) -> String {
 }
 
 /// The verdict of a verification.
-pub(super) fn verdict(verdict: &Verdict, kept: &[PathBuf], json: bool) -> String {
-    let Verdict { structure, damaged, twice, settled, sound, out, set_aside } = verdict;
+pub(super) fn verdict(verdict: &Verification, kept: &[PathBuf], json: bool) -> String {
+    let Verification { structure, damaged, twice, settled, sound, out, set_aside } = verdict;
     if json {
         let kept: Vec<_> = kept.iter().map(|path| path.display().to_string()).collect();
         return json!({
@@ -149,7 +149,7 @@ pub(super) fn verdict(verdict: &Verdict, kept: &[PathBuf], json: bool) -> String
 }
 
 /// Metadata of an entry, for programs. Times are in milliseconds since 1970.
-fn known(seen: &Seen) -> Value {
+fn known(seen: &EntryView) -> Value {
     let mut known = json!({
         "state": seen.state.name(),
         "page": seen.name,

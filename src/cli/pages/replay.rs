@@ -14,7 +14,7 @@ use clap::Args;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::selection::{Found, Selection};
+use super::selection::{FoundEntry, Selection};
 use super::{Bridge, Failure};
 use crate::agora::{Contents, event};
 use crate::dedupe::{Fingerprint, Window};
@@ -130,7 +130,7 @@ fn read(
         let batch = std::mem::take(batch);
         publish(&batch).map(|()| published += batch.len())
     };
-    selection.read(reader, |Found { entry, .. }| {
+    selection.read(reader, |FoundEntry { entry, .. }| {
         if let Content::Page(page) = &entry.content {
             decoder.take(entry.id, page);
         }

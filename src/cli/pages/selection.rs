@@ -44,7 +44,7 @@ pub(in crate::cli) struct When {
 
 /// A page or a gap, and its place in the topic.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct FoundEntry {
     pub(super) partition: i32,
     pub(super) offset: i64,
     /// When it was forwarded.
@@ -83,7 +83,7 @@ impl Selection {
     pub(super) fn read(
         &self,
         reader: &Reader,
-        mut each: impl FnMut(&Found) -> ControlFlow<()>,
+        mut each: impl FnMut(&FoundEntry) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         let failed = |error| Failure::of(&error);
         let from = self.when.beginning(Clock::system());
@@ -104,7 +104,7 @@ impl Selection {
             progress.step();
             match pages::decode(&stored.page_record()) {
                 Ok(forwarded) => {
-                    let found = Found {
+                    let found = FoundEntry {
                         partition: stored.partition(),
                         offset: stored.offset(),
                         forwarded_at: stored.stamped(),
@@ -129,7 +129,7 @@ impl Selection {
         read.map_err(failed)
     }
 
-    fn means(&self, found: &Found, from: Option<Timestamp>) -> bool {
+    fn means(&self, found: &FoundEntry, from: Option<Timestamp>) -> bool {
         let Entry { id, content } = &found.entry;
         self.meets(*id, content.feed(), found.came(), from)
     }
@@ -163,7 +163,7 @@ impl When {
 
 // === impl Found ===
 
-impl Found {
+impl FoundEntry {
     /// When it was received; for a gap, when its end was known.
     pub(super) fn came(&self) -> Timestamp {
         match &self.entry.content {
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use crate::model::{AppId, Incarnation, Page, Region, Ticket, Wholeness};
 
-    fn found(app: &str, ticket: u64, came: i64) -> Found {
+    fn found(app: &str, ticket: u64, came: i64) -> FoundEntry {
         let page = Page {
             feed: Feed {
                 app: AppId::new(app),
@@ -222,7 +222,7 @@ mod tests {
         };
         let id = PageId { incarnation: Incarnation::from_u128(1), ticket: Ticket(ticket) };
         let entry = Entry { id, content: Content::Page(page) };
-        Found { partition: 0, offset: 0, forwarded_at: None, entry }
+        FoundEntry { partition: 0, offset: 0, forwarded_at: None, entry }
     }
 
     fn all() -> Selection {

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::selection::Found;
+use super::selection::FoundEntry;
 use crate::agora::{Contents, event};
 use crate::dedupe::Fingerprint;
 use crate::kafka::record::Source;
@@ -32,12 +32,12 @@ struct Envelope<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum What<'a> {
-    Page(Answer<'a>),
+    Page(AnswerJson<'a>),
     Gap(Missing),
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct AnswerJson<'a> {
     since: Option<i64>,
     asked_at: i64,
     answered_at: i64,
@@ -75,7 +75,7 @@ enum Element<'a> {
 }
 
 /// A page or a gap as one line.
-pub(super) fn line(found: &Found) -> String {
+pub(super) fn line(found: &FoundEntry) -> String {
     let (id, feed, came) = (found.entry.id, found.entry.content.feed(), found.came());
     match &found.entry.content {
         Content::Page(page) => format!(
@@ -93,17 +93,17 @@ pub(super) fn line(found: &Found) -> String {
 }
 
 /// A page or a gap as a JSON object, without the body.
-pub(super) fn json(found: &Found) -> String {
+pub(super) fn json(found: &FoundEntry) -> String {
     text(&Envelope::new(found, false))
 }
 
 /// The same with the body.
-pub(super) fn envelope(found: &Found) -> String {
+pub(super) fn envelope(found: &FoundEntry) -> String {
     text(&Envelope::new(found, true))
 }
 
 /// Metadata of a page, for people.
-pub(super) fn facts(found: &Found) -> String {
+pub(super) fn facts(found: &FoundEntry) -> String {
     let (id, feed) = (found.entry.id, found.entry.content.feed());
     let mut rows = vec![("page", id.to_string()), ("feed", feed.to_string())];
     match &found.entry.content {
@@ -200,10 +200,10 @@ fn text(value: &impl Serialize) -> String {
 // === impl Envelope ===
 
 impl<'a> Envelope<'a> {
-    fn new(found: &'a Found, with_body: bool) -> Self {
+    fn new(found: &'a FoundEntry, with_body: bool) -> Self {
         let feed = found.entry.content.feed();
         let what = match &found.entry.content {
-            Content::Page(page) => What::Page(Answer::new(page, with_body)),
+            Content::Page(page) => What::Page(AnswerJson::new(page, with_body)),
             Content::Gap(gap) => What::Gap(Missing {
                 gap: gap.cause.name(),
                 from: gap.from.map(Timestamp::as_millis),
@@ -227,7 +227,7 @@ impl<'a> Envelope<'a> {
 
 // === impl Answer ===
 
-impl<'a> Answer<'a> {
+impl<'a> AnswerJson<'a> {
     fn new(page: &'a Page, with_body: bool) -> Self {
         let body = std::str::from_utf8(&page.body).ok().filter(|_| with_body);
         let encoded = (with_body && body.is_none()).then(|| STANDARD.encode(&page.body));

@@ -11,7 +11,7 @@ use crate::plan::Tally;
 
 /// The verdict.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct PlanReport {
     /// Whether nothing was lost.
     pub(super) sustainable: bool,
     /// The arguments.
@@ -39,7 +39,7 @@ pub(super) struct Report {
 
 // === impl Report ===
 
-impl Report {
+impl PlanReport {
     /// Builds the report; with `remedies`, it includes advice.
     pub(super) fn new(plan: &Plan, tally: &Tally, remedies: Option<Remedies>) -> Self {
         let millis = |age: Option<Duration>| age.and_then(|it| u64::try_from(it.as_millis()).ok());

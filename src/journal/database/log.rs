@@ -24,7 +24,7 @@ const SMALL: u64 = 1024 * 1024;
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
 /// Time that SQLite waits for a lock held by another process; the default of rusqlite.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Size of the header of each page image, in bytes.
 const FRAME_HEADER: u64 = 24;
@@ -49,7 +49,7 @@ impl Database {
         let emptied = self.connection().and_then(|connection| {
             connection.busy_timeout(Duration::ZERO)?;
             let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-            connection.busy_timeout(PATIENCE)?;
+            connection.busy_timeout(LOCK_TIMEOUT)?;
             emptied
         });
         if let Err(cause) = emptied {

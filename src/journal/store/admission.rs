@@ -1,7 +1,7 @@
 //! Admits requests, reserves room for their answers, and releases it.
 
 use super::JournalError::{DiskFull, Full};
-use super::{JournalError, Opened, Opening, Place, Request, Store};
+use super::{JournalError, OpenRequest, Opened, Opening, Place, Store};
 
 // === impl Store ===
 
@@ -41,7 +41,7 @@ impl Store {
         match written {
             Ok(()) => {
                 let feed = self.feeds.name(&feed);
-                self.open.insert(place, Request { feed, since, asked_at: now, room });
+                self.open.insert(place, OpenRequest { feed, since, asked_at: now, room });
                 self.reserved += room;
             }
             Err(_) => self.settle(place),

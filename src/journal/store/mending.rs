@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tracing::error;
 
-use super::{Place, Request, Sequence, Store, doubt, rows, tickets};
-use crate::journal::salvage::Known;
+use super::{OpenRequest, Place, Sequence, Store, doubt, rows, tickets};
+use crate::journal::salvage::KnownInMemory;
 use crate::model::{Entry, PageId};
 
 // === impl Store ===
@@ -43,7 +43,7 @@ impl Store {
         let known = self.known();
         let Self { database, places, in_memory, released, open, now, doubt, .. } = self;
         let renewed = database.renew(Some(&known), *now, |connection, carried| {
-            for (place, Request { feed, since, asked_at, .. }) in open.iter() {
+            for (place, OpenRequest { feed, since, asked_at, .. }) in open.iter() {
                 tickets::insert(connection, place, feed, *since, *asked_at)?;
             }
             if let Some(until) = *doubt {
@@ -103,8 +103,8 @@ impl Store {
     }
 
     /// The expected contents of the database, as far as memory knows.
-    fn known(&self) -> Known {
-        let mut known = Known::default();
+    fn known(&self) -> KnownInMemory {
+        let mut known = KnownInMemory::default();
         for (sequence, standing) in &self.places {
             if !self.in_memory.contains_key(sequence) {
                 let row = self.released.get(sequence).unwrap_or(sequence);

@@ -9,7 +9,7 @@ use crate::model::{CLOCK_MARGIN, Content, Entry, Feed, Gap, GapCause, PAGE_LIMIT
 
 /// A request in flight.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct OpenRequest {
     pub(super) feed: Arc<Feed>,
     pub(super) since: Option<Timestamp>,
     pub(super) asked_at: Timestamp,

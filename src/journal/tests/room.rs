@@ -132,7 +132,7 @@ async fn a_reader_is_in_nobodys_way_while_its_output_waits() {
     }
     let held = hold(&journal, "held").await;
     let other = onlooker(directory.path());
-    let reader = Reader::open(directory.path()).unwrap();
+    let reader = JournalReader::open(directory.path()).unwrap();
     let mut seen = Vec::new();
     reader
         .each(|it| {
@@ -142,8 +142,8 @@ async fn a_reader_is_in_nobodys_way_while_its_output_waits() {
         })
         .unwrap();
     let name = |ticket| format!("{:032x}/{ticket}", 1);
-    let mut expected: Vec<_> = (1..=300).map(|it| (State::Waiting, name(it))).collect();
-    expected.push((State::Held, name(301)));
+    let mut expected: Vec<_> = (1..=300).map(|it| (EntryState::Waiting, name(it))).collect();
+    expected.push((EntryState::Held, name(301)));
     assert_eq!(seen, expected);
     reader.out().unwrap();
     reader.paces().unwrap();
@@ -157,7 +157,7 @@ async fn a_reader_sees_what_comes_after_the_log_was_emptied() {
     let journal = open(&directory, 1);
     store(&journal, "one").await;
     assert!(nobody_reads(&onlooker(directory.path())));
-    let reader = Reader::open(directory.path()).unwrap();
+    let reader = JournalReader::open(directory.path()).unwrap();
     store(&journal, "two").await;
     let mut bytes = Vec::new();
     reader
@@ -258,7 +258,7 @@ async fn of_requests_that_ask_together_those_leave_that_there_is_room_for() {
         .map(|_| {
             let (reply, answer) = oneshot::channel();
             let (feed, since, now) = (feed(Endpoint::User), None, at(1));
-            (Command::Open { feed, partition: 3, since, now, reply }, answer)
+            (JournalCommand::Open { feed, partition: 3, since, now, reply }, answer)
         })
         .unzip();
     store.execute(commands);

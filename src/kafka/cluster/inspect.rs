@@ -41,7 +41,7 @@ pub struct Inspection {
     /// How many brokers there are.
     pub brokers: usize,
     /// Every topic, in the order of [`Topic::ALL`].
-    pub topics: Vec<(Topic, Found)>,
+    pub topics: Vec<(Topic, FoundTopic)>,
     /// The settings of the topics that may be looked at.
     pub settings: HashMap<Topic, TopicSettings>,
     /// Topics with another number of partitions than the configuration's, where that can be lived
@@ -55,7 +55,7 @@ pub struct Inspection {
 
 /// A topic as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundTopic {
     /// It is there.
     There {
         /// How many partitions it has.
@@ -95,16 +95,16 @@ pub(super) async fn inspect(clients: &Clients) -> Result<Inspection, KafkaError>
     let admin = clients.admin()?;
     let (brokers, topics) = found(clients).await?;
     let counts = topics.iter().filter_map(|(topic, found)| match found {
-        Found::There { partitions, .. } => Some((*topic, *partitions)),
-        Found::Missing | Found::Hidden => None,
+        FoundTopic::There { partitions, .. } => Some((*topic, *partitions)),
+        FoundTopic::Missing | FoundTopic::Hidden => None,
     });
     let counts: HashMap<Topic, usize> = counts.collect();
-    let mut seen = topics::Seen::default();
-    let of = |wanted: fn(&Found) -> bool| -> Vec<Topic> {
+    let mut seen = topics::TopicsSeen::default();
+    let of = |wanted: fn(&FoundTopic) -> bool| -> Vec<Topic> {
         topics.iter().filter(|(_, found)| wanted(found)).map(|(topic, _)| *topic).collect()
     };
-    let there = of(|found| matches!(found, Found::There { .. }));
-    let missing = of(|found| *found == Found::Missing);
+    let there = of(|found| matches!(found, FoundTopic::There { .. }));
+    let missing = of(|found| *found == FoundTopic::Missing);
     let readable = there.iter().filter(|topic| matches!(topic, Topic::Pages | Topic::State));
     let readable: Vec<Topic> = readable.copied().collect();
     let trying = |work: fn(&Clients, &[Topic]) -> Rights, topics: &[Topic]| {
@@ -129,7 +129,7 @@ pub(super) async fn inspect(clients: &Clients) -> Result<Inspection, KafkaError>
 
 type Rights = Vec<(Right, Result<(), KafkaError>)>;
 
-async fn found(clients: &Clients) -> Result<(Vec<i32>, Vec<(Topic, Found)>), KafkaError> {
+async fn found(clients: &Clients) -> Result<(Vec<i32>, Vec<(Topic, FoundTopic)>), KafkaError> {
     let reader = clients.probing_reader()?;
     let clients = clients.clone();
     blocking(move || {
@@ -142,20 +142,20 @@ async fn found(clients: &Clients) -> Result<(Vec<i32>, Vec<(Topic, Found)>), Kaf
             let metadata = reach(&reader, servers, Some(name))?;
             brokers = metadata.brokers().iter().map(|broker| broker.id()).collect();
             let found = metadata.topics().iter().find(|it| it.name() == name);
-            topics.push((topic, found.map_or(Found::Missing, found_as)));
+            topics.push((topic, found.map_or(FoundTopic::Missing, found_as)));
         }
         Ok((brokers, topics))
     })
     .await
 }
 
-fn found_as(topic: &rdkafka::metadata::MetadataTopic) -> Found {
+fn found_as(topic: &rdkafka::metadata::MetadataTopic) -> FoundTopic {
     let code = topic.error().map(RDKafkaErrorCode::from);
     let replicas = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
     match (code, replicas) {
-        (Some(RDKafkaErrorCode::TopicAuthorizationFailed), _) => Found::Hidden,
-        (_, Some(replicas)) => Found::There { partitions: topic.partitions().len(), replicas },
-        (_, None) => Found::Missing,
+        (Some(RDKafkaErrorCode::TopicAuthorizationFailed), _) => FoundTopic::Hidden,
+        (_, Some(replicas)) => FoundTopic::There { partitions: topic.partitions().len(), replicas },
+        (_, None) => FoundTopic::Missing,
     }
 }
 

@@ -15,7 +15,7 @@ use super::clients::Listener;
 use crate::kafka::{Failure, KafkaError};
 
 /// So long a reason is waited out that may pass: another broker may answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PASSING_REASON_WAIT: Duration = Duration::from_secs(3);
 
 /// Between two looks at what was said.
 const STEP: Duration = Duration::from_millis(500);
@@ -41,7 +41,7 @@ pub(super) fn reach(
         for _ in 0..WORDS {
             drop(reader.poll(Duration::ZERO));
         }
-        let patience = if listener.has_reason() { PATIENCE } else { ANSWER_TIMEOUT };
+        let patience = if listener.has_reason() { PASSING_REASON_WAIT } else { ANSWER_TIMEOUT };
         if listener.is_refused() || begun.elapsed() >= patience {
             let is_refused = listener.is_refused();
             let failure = if is_refused { Failure::Refused } else { Failure::Unavailable };

@@ -26,7 +26,7 @@ const BATCH_OVERHEAD: usize = 256;
 
 /// What this process has seen of topics, over all looks at them.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct TopicsSeen {
     /// Numbers of partitions that the memory was found to fit, though they are not the
     /// configuration's.
     spread: Option<Vec<usize>>,
@@ -62,7 +62,7 @@ impl Facts {
 
 // === impl Seen ===
 
-impl Seen {
+impl TopicsSeen {
     /// True the first time.
     fn tell(&mut self, topic: Topic, what: &'static str) -> bool {
         self.told.insert((topic, what))
@@ -74,7 +74,7 @@ impl Seen {
 }
 
 /// Finds the topics or makes them, and reads their settings.
-pub(super) async fn prepare(clients: &Clients, seen: &mut Seen) -> Result<Facts, KafkaError> {
+pub(super) async fn prepare(clients: &Clients, seen: &mut TopicsSeen) -> Result<Facts, KafkaError> {
     let admin = clients.admin()?;
     let found = partitions(clients).await?;
     let missing: Vec<Topic> =

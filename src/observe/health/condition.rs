@@ -23,15 +23,15 @@ use crate::model::Timestamp;
 /// condition reports [`Self::ok`].
 #[derive(Clone, Debug)]
 pub struct Condition {
-    holder: Arc<Holder>,
+    holder: Arc<ConditionHolder>,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct ConditionHolder {
     health: Health,
     key: Key,
     slot: Arc<Slot>,
-    /// Key of its failure in [`Said::failures`], or [`WELL`]. Written under the lock of the slot
+    /// Key of its failure in [`Reported::failures`], or [`WELL`]. Written under the lock of the slot
     /// and read without it, because a thousand apps report success after each answer.
     place: AtomicU64,
 }
@@ -39,7 +39,7 @@ struct Holder {
 /// The reports of all holders of one name and subject.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    said: Mutex<Said>,
+    said: Mutex<Reported>,
     /// Whether there is a failure, readable without the lock. Written under the lock.
     fails: AtomicBool,
     /// Whether there is a failure without a holder, likewise.
@@ -47,9 +47,9 @@ pub(super) struct Slot {
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct Reported {
     /// The failure of each failing holder, in the order of the reports.
-    failures: BTreeMap<u64, Failure>,
+    failures: BTreeMap<u64, ReportedFailure>,
     /// The key of the latest.
     latest: u64,
     /// The number of failures that are not pending.
@@ -62,14 +62,14 @@ struct Said {
 }
 
 #[derive(Debug)]
-struct Failure {
+struct ReportedFailure {
     reason: Arc<str>,
-    kind: Kind,
+    kind: FailureKind,
 }
 
 /// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FailureKind {
     /// Nothing failed: the holder waits for something to happen first.
     Pending,
     /// A failure.
@@ -78,7 +78,7 @@ enum Kind {
     Alike,
 }
 
-/// The number of [`Kind::Alike`] failures by reason.
+/// The number of [`FailureKind::Alike`] failures by reason.
 #[derive(Debug, Default)]
 pub(super) struct Causes {
     counts: Mutex<HashMap<Arc<str>, usize>>,
@@ -103,12 +103,14 @@ const LONGEST_REASON: usize = 4_000;
 
 impl Condition {
     pub(super) fn new(health: Health, key: Key, slot: Arc<Slot>) -> Self {
-        Self { holder: Arc::new(Holder { health, key, slot, place: AtomicU64::new(WELL) }) }
+        Self {
+            holder: Arc::new(ConditionHolder { health, key, slot, place: AtomicU64::new(WELL) }),
+        }
     }
 
     /// Reports success.
     pub fn ok(&self) {
-        let Holder { health, key, slot, place } = &*self.holder;
+        let ConditionHolder { health, key, slot, place } = &*self.holder;
         if place.load(Ordering::Acquire) == WELL && !slot.is_orphaned.load(Ordering::Acquire) {
             return;
         }
@@ -134,13 +136,13 @@ impl Condition {
     /// Reports what has to happen before the holder can succeed, as at a start. Not logged, because
     /// nothing failed.
     pub fn pending(&self, reason: impl Display) {
-        self.say(&told(reason), Kind::Pending);
+        self.say(&told(reason), FailureKind::Pending);
     }
 
     /// Reports a failure. Later reports during the same failure only replace the reason.
     pub fn failing(&self, reason: impl Display) {
         let reason = told(reason);
-        if self.say(&reason, Kind::Own).begins {
+        if self.say(&reason, FailureKind::Own).begins {
             self.log(&reason);
         }
     }
@@ -149,22 +151,25 @@ impl Condition {
     /// only one of them logs it.
     pub fn failing_alike(&self, reason: impl Display) {
         let reason = told(reason);
-        if matches!(self.say(&reason, Kind::Alike), News { begins: true, told: false }) {
+        if matches!(self.say(&reason, FailureKind::Alike), News { begins: true, told: false }) {
             self.log(&reason);
         }
     }
 
-    fn say(&self, reason: &Arc<str>, kind: Kind) -> News {
-        let Holder { health, slot, place, .. } = &*self.holder;
+    fn say(&self, reason: &Arc<str>, kind: FailureKind) -> News {
+        let ConditionHolder { health, slot, place, .. } = &*self.holder;
         let now = health.clock.now();
         let mut said = slot.lock();
-        let begins = said.failed == 0 && kind != Kind::Pending;
+        let begins = said.failed == 0 && kind != FailureKind::Pending;
         if begins || said.failures.is_empty() {
             said.since = now;
         }
         said.remove(place.load(Ordering::Acquire), &health.state.causes);
-        let told = kind == Kind::Alike && health.state.causes.add(reason);
-        place.store(said.add(Failure { reason: Arc::clone(reason), kind }), Ordering::Release);
+        let told = kind == FailureKind::Alike && health.state.causes.add(reason);
+        place.store(
+            said.add(ReportedFailure { reason: Arc::clone(reason), kind }),
+            Ordering::Release,
+        );
         slot.show(&said);
         News { begins, told }
     }
@@ -182,7 +187,7 @@ fn told(reason: impl Display) -> Arc<str> {
 
 // === impl Holder ===
 
-impl Drop for Holder {
+impl Drop for ConditionHolder {
     fn drop(&mut self) {
         let place = *self.place.get_mut();
         if place == WELL {
@@ -214,12 +219,12 @@ impl Slot {
         Some((Arc::clone(&latest.reason), said.since))
     }
 
-    fn show(&self, said: &Said) {
+    fn show(&self, said: &Reported) {
         self.fails.store(!said.failures.is_empty(), Ordering::Release);
         self.is_orphaned.store(said.orphan.is_some(), Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Said> {
+    fn lock(&self) -> MutexGuard<'_, Reported> {
         // It is consistent at any time, even after a panic.
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -227,18 +232,18 @@ impl Slot {
 
 // === impl Said ===
 
-impl Said {
-    fn add(&mut self, failure: Failure) -> u64 {
+impl Reported {
+    fn add(&mut self, failure: ReportedFailure) -> u64 {
         self.latest += 1;
-        self.failed += usize::from(failure.kind != Kind::Pending);
+        self.failed += usize::from(failure.kind != FailureKind::Pending);
         self.failures.insert(self.latest, failure);
         self.latest
     }
 
     fn remove(&mut self, place: u64, causes: &Causes) {
-        let Some(Failure { reason, kind }) = self.failures.remove(&place) else { return };
-        self.failed -= usize::from(kind != Kind::Pending);
-        if kind == Kind::Alike {
+        let Some(ReportedFailure { reason, kind }) = self.failures.remove(&place) else { return };
+        self.failed -= usize::from(kind != FailureKind::Pending);
+        if kind == FailureKind::Alike {
             causes.remove(&reason);
         }
     }

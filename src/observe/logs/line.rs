@@ -17,7 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::model::Clock;
 
 /// Formats the line.
-pub(super) struct Line;
+pub(super) struct LineFormat;
 
 /// Formats the message and fields of an event, or the fields of a span.
 pub(super) struct Fields;
@@ -33,7 +33,7 @@ const PLAIN: &str = "\x1b[0m";
 
 // === impl Line ===
 
-impl<S, N> FormatEvent<S, N> for Line
+impl<S, N> FormatEvent<S, N> for LineFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

@@ -36,7 +36,7 @@ pub(super) struct Queue {
 
 /// Limits on the queued lines, and the pauses after a failed write.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct QueueLimits {
     /// Room for lines of all levels, in bytes.
     pub(super) room: usize,
     /// Additional room for errors, in bytes.
@@ -68,7 +68,7 @@ pub(super) struct Entry<'q> {
 
 #[derive(Debug)]
 struct Shared {
-    limits: Limits,
+    limits: QueueLimits,
     dropped: Counter,
     state: Mutex<State>,
     /// Notified when there is something to write.
@@ -101,7 +101,7 @@ enum Batch {
 // === impl Queue ===
 
 impl Queue {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: QueueLimits) -> Self {
         let shared = Shared {
             limits,
             dropped: Counter::default(),
@@ -114,7 +114,7 @@ impl Queue {
 
     /// Adds a whole line, or drops it. Never waits for the reader.
     pub(super) fn push(&self, level: Level, line: &[u8]) {
-        let Limits { room, room_for_errors, .. } = self.shared.limits;
+        let QueueLimits { room, room_for_errors, .. } = self.shared.limits;
         let line = Box::from(line);
         let is_error = level == Level::ERROR;
         let mut state = self.lock();
@@ -205,7 +205,7 @@ impl Queue {
 
     /// Writes all of it. Returns false if the queue was closed first.
     fn write(&self, out: &mut impl io::Write, mut bytes: &[u8]) -> bool {
-        let Limits { retry, retry_full, .. } = self.shared.limits;
+        let QueueLimits { retry, retry_full, .. } = self.shared.limits;
         while !bytes.is_empty() {
             #[expect(clippy::disallowed_methods, reason = "the rest is tried again, not the whole")]
             let pause = match out.write(bytes) {

@@ -108,7 +108,7 @@ fn a_filter_that_cannot_be_read_is_an_error_that_names_it() {
 
 #[test]
 fn an_error_has_the_room_of_errors_and_a_warning_has_not() {
-    let queue = Queue::new(Limits { room: 0, ..LIMITS });
+    let queue = Queue::new(QueueLimits { room: 0, ..LIMITS });
     captured(Format::Text, "info", || {});
     let style = Style { format: Format::Text, colour: false };
     let dispatch = dispatch(style, "info", queue.clone()).unwrap();
@@ -140,7 +140,7 @@ fn the_line_about_dropped_ones_looks_like_the_others_and_is_an_error_if_one_of_t
 
 #[test]
 fn what_is_missing_is_a_reason_not_to_be_ready_while_it_is() {
-    let queue = Queue::new(Limits { room: 0, room_for_errors: 0, ..LIMITS });
+    let queue = Queue::new(QueueLimits { room: 0, room_for_errors: 0, ..LIMITS });
     let health = Health::new(Clock::system());
     health.polling_begun();
     let watched = queue.clone();

@@ -13,7 +13,7 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn times((first, last): (i64, i64)) -> Option<Times> {
+fn times((first, last): (i64, i64)) -> Option<PageTimes> {
     Some((Timestamp::from_millis(first), Timestamp::from_millis(last)))
 }
 
@@ -36,7 +36,7 @@ impl Bench {
         self.order.arrived(Ticket(ticket), self.origin + ms(at), FASTEST)
     }
 
-    fn held(&mut self, ticket: u64, times: Option<Times>) -> Vec<u64> {
+    fn held(&mut self, ticket: u64, times: Option<PageTimes>) -> Vec<u64> {
         self.order.settled(Ticket(ticket), Ended::Held { held: ticket, times })
     }
 
@@ -151,7 +151,7 @@ fn what_a_former_process_held_is_in_the_order_of_times_or_else_of_tickets() {
 
 /// What happens to one request, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-struct Fate {
+struct RequestFate {
     /// Since the previous one.
     sent: u64,
     there: u64,
@@ -179,25 +179,26 @@ enum Step {
     Settle,
 }
 
-fn fates(brings: impl Strategy<Value = Brings> + Clone) -> impl Strategy<Value = Vec<Fate>> {
+fn fates(brings: impl Strategy<Value = Brings> + Clone) -> impl Strategy<Value = Vec<RequestFate>> {
     let way = || prop_oneof![Just(20_u64), 20..40_u64, 20..300_u64];
-    let fate = (0..80_u64, way(), way(), 0..30_u64, brings)
-        .prop_map(|(sent, there, back, commit, brings)| Fate { sent, there, back, commit, brings });
+    let fate = (0..80_u64, way(), way(), 0..30_u64, brings).prop_map(
+        |(sent, there, back, commit, brings)| RequestFate { sent, there, back, commit, brings },
+    );
     prop::collection::vec(fate, 1..12)
 }
 
 // === impl Fate ===
 
-impl Fate {
+impl RequestFate {
     fn is_page(&self) -> bool {
         matches!(self.brings, Brings::Page | Brings::PageWithoutTimes)
     }
 }
 
 /// A run of several requests, in milliseconds; the ticket of each is its index plus one.
-struct Course {
+struct TestRun {
     bench: Bench,
-    fates: Vec<Fate>,
+    fates: Vec<RequestFate>,
     sent: Vec<u64>,
     /// Tickets with a page, in order of arrival.
     handed_over: Vec<u64>,
@@ -211,9 +212,9 @@ struct Course {
 
 // === impl Course ===
 
-impl Course {
+impl TestRun {
     /// Runs all requests to their end.
-    fn run(fates: Vec<Fate>) -> Self {
+    fn run(fates: Vec<RequestFate>) -> Self {
         let sent: Vec<u64> = fates
             .iter()
             .scan(0, |clock, fate| {
@@ -269,7 +270,7 @@ impl Course {
         steps
     }
 
-    fn fate(&self, ticket: u64) -> (u64, Fate) {
+    fn fate(&self, ticket: u64) -> (u64, RequestFate) {
         let index = usize::try_from(ticket - 1).unwrap();
         (self.sent[index], self.fates[index])
     }
@@ -330,7 +331,7 @@ proptest! {
             4 => Just(Brings::Page), 1 => Just(Brings::Nothing), 1 => Just(Brings::Failure)
         ])
     ) {
-        let run = Course::run(fates);
+        let run = TestRun::run(fates);
         prop_assert_eq!(run.given_up, 0);
         prop_assert_eq!(run.published, run.handed_over);
     }
@@ -343,7 +344,7 @@ proptest! {
         ])
     ) {
         let silent = fates.iter().any(|it| it.brings == Brings::Silence);
-        let mut run = Course::run(fates);
+        let mut run = TestRun::run(fates);
         run.published.sort_unstable();
         run.handed_over.sort_unstable();
         prop_assert_eq!(run.published, run.handed_over);

@@ -49,11 +49,14 @@ fn context(ladder: &Ladder) -> Context<'_> {
     }
 }
 
-fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
+fn read(pages: impl IntoIterator<Item = PageRecord>) -> (Draft, ElementCounts) {
     read_after(&Ladder::default(), pages)
 }
 
-fn read_after(ladder: &Ladder, pages: impl IntoIterator<Item = PageRecord>) -> (Draft, Counts) {
+fn read_after(
+    ladder: &Ladder,
+    pages: impl IntoIterator<Item = PageRecord>,
+) -> (Draft, ElementCounts) {
     let mut draft = Draft::default();
     let mut memory = Recall::default().finish().unwrap();
     let mut pairs = Pairs::new([(AppId::new("a"), 1)].into());
@@ -79,7 +82,13 @@ fn repeats_are_told_apart_by_where_they_stand() {
     ]);
     assert_eq!(
         counts,
-        Counts { received: 4, delivered: 2, repeats: 1, repeats_in_page: 1, ..Counts::default() }
+        ElementCounts {
+            received: 4,
+            delivered: 2,
+            repeats: 1,
+            repeats_in_page: 1,
+            ..ElementCounts::default()
+        }
     );
     assert_eq!(draft.pages_again, 1);
     assert_eq!(draft.batch.len(), 2);
@@ -93,7 +102,10 @@ fn repeats_are_told_apart_by_where_they_stand() {
 fn what_is_no_event_is_a_dead_letter_and_its_neighbours_are_delivered() {
     let body = format!(r#"{{"events":[7,{LOGIN},{{"user_id":1}}]}}"#);
     let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
-    assert_eq!(counts, Counts { received: 3, delivered: 1, dead_letters: 2, ..Counts::default() });
+    assert_eq!(
+        counts,
+        ElementCounts { received: 3, delivered: 1, dead_letters: 2, ..ElementCounts::default() }
+    );
     assert_eq!(dead_letters(&draft), ["7", r#"{"user_id":1}"#]);
     assert!(draft.gaps.is_empty());
 }
@@ -105,7 +117,7 @@ fn a_cut_body_delivers_what_is_complete_and_the_rest_is_a_gap() {
         Wholeness::Cut,
         &format!(r#"{{"events":[{LOGIN},{}"#, LOGOUT.strip_suffix('}').unwrap()),
     )]);
-    assert_eq!(counts, Counts { received: 1, delivered: 1, ..Counts::default() });
+    assert_eq!(counts, ElementCounts { received: 1, delivered: 1, ..ElementCounts::default() });
     assert!(dead_letters(&draft).is_empty());
     let [gap] = &draft.gaps[..] else { panic!("one gap") };
     assert_eq!(gap.cause, GapCause::BodyCut);
@@ -167,7 +179,7 @@ fn a_compressed_page_is_read_without_a_header_that_says_so() {
         let mut record = page(1, Wholeness::Whole, "");
         record.value = Bytes::from(packed);
         let (draft, counts) = read([record]);
-        assert_eq!(counts, Counts { received: 2, delivered: 2, ..Counts::default() });
+        assert_eq!(counts, ElementCounts { received: 2, delivered: 2, ..ElementCounts::default() });
         assert!(draft.gaps.is_empty());
     }
 }
@@ -211,7 +223,7 @@ fn refused_alone(unfit: Option<Unfit>) -> Ladder {
 async fn a_cut_page_that_is_set_aside_leaves_its_gap_too() {
     let body = format!(r#"{{"events":[{LOGIN},{}"#, LOGOUT.strip_suffix('}').unwrap());
     let (draft, counts) = read_after(&refused_alone(EVENTS), [page(1, Wholeness::Cut, &body)]);
-    assert_eq!(counts, Counts { received: 1, set_aside: 1, ..Counts::default() });
+    assert_eq!(counts, ElementCounts { received: 1, set_aside: 1, ..ElementCounts::default() });
     assert_eq!(dead_letters(&draft), [body]);
     let [gap] = &draft.gaps[..] else { panic!("what was cut off is missing") };
     assert_eq!((gap.cause, gap.at_least), (GapCause::BodyCut, 1));
@@ -224,7 +236,10 @@ async fn a_page_that_was_set_aside_is_recognised_and_its_events_are_new_in_anoth
     let body = format!(r#"{{"events":[{LOGIN},{LOGOUT}]}}"#);
     let pages = [1, 1, 2, 2].map(|ticket| page(ticket, Wholeness::Whole, &body));
     let (draft, counts) = read_after(&refused_alone(EVENTS), pages);
-    assert_eq!(counts, Counts { received: 4, delivered: 2, set_aside: 2, ..Counts::default() });
+    assert_eq!(
+        counts,
+        ElementCounts { received: 4, delivered: 2, set_aside: 2, ..ElementCounts::default() }
+    );
     assert_eq!((draft.pages, draft.pages_again, draft.set_aside.len()), (2, 2, 1));
     assert_eq!(dead_letters(&draft), [body]);
 }
@@ -286,6 +301,9 @@ fn an_event_that_no_record_can_hold_is_set_aside() {
     let body =
         format!(r#"{{"events":[{LOGIN},{{"user_id":"u","type":"T","ms":1,"note":"{large}"}}]}}"#);
     let (draft, counts) = read([page(1, Wholeness::Whole, &body)]);
-    assert_eq!(counts, Counts { received: 2, delivered: 1, set_aside: 1, ..Counts::default() });
+    assert_eq!(
+        counts,
+        ElementCounts { received: 2, delivered: 1, set_aside: 1, ..ElementCounts::default() }
+    );
     assert!(dead_letters(&draft)[0].len() < 2_000 && draft.has_too_large);
 }

@@ -26,7 +26,7 @@ struct Story {
 
 /// What happened, by the clock of the events.
 #[derive(Debug, Default)]
-struct Outcome {
+struct Truth {
     overwritten: Vec<i64>,
     suspected: Vec<Suspected>,
     spoken_at: Vec<i64>,
@@ -67,12 +67,12 @@ impl Story {
     }
 
     /// Runs until everything has happened and the feed is empty.
-    fn run(&self) -> Outcome {
+    fn run(&self) -> Truth {
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut events = self.events(&mut random).into_iter().peekable();
         let (mut buffer, mut now) = (VecDeque::new(), 100);
         let (mut overflow, mut skew) = (Overflow::default(), Skew::default());
-        let mut outcome = Outcome::default();
+        let mut outcome = Truth::default();
         while events.peek().is_some() || outcome.left {
             while let Some(event) = events.next_if(|event| *event < now) {
                 buffer.push_back(event);
@@ -107,7 +107,7 @@ impl Story {
     }
 }
 
-impl Outcome {
+impl Truth {
     /// The overwritten events that no suspicion covers.
     fn missed(&self) -> Vec<i64> {
         let covers = |suspected: &Suspected, time: i64| {
@@ -157,7 +157,7 @@ fn a_long_overload_is_one_episode_that_speaks_once_a_second() {
         assert!(outcome.suspected[0].begins);
         let last = outcome.spoken_at.len() - 1;
         for pair in outcome.spoken_at[..last].windows(2) {
-            assert!(pair[1] - pair[0] >= PATIENCE, "{pair:?}");
+            assert!(pair[1] - pair[0] >= PROOF_WAIT_MS, "{pair:?}");
         }
     }
 }

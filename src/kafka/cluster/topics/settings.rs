@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::super::ANSWER_TIMEOUT;
 use super::super::clients::{Clients, LARGEST_PAGE, Listener};
-use super::Seen;
+use super::TopicsSeen;
 use super::spread::{Misfit, is_empty};
 use crate::config;
 use crate::kafka::{Failure, KafkaError, Topic};
@@ -77,7 +77,7 @@ pub(super) async fn mend(
     admin: &AdminClient<Listener>,
     described: HashMap<Topic, ConfigResource>,
     misfits: &[Misfit],
-    seen: &mut Seen,
+    seen: &mut TopicsSeen,
 ) -> Result<HashMap<Topic, ConfigResource>, KafkaError> {
     let topics = &clients.settings().topics;
     if !topics.create {

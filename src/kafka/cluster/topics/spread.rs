@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use super::super::clients::{Clients, Listener};
 use super::super::reader::Reader;
 use super::super::{ANSWER_TIMEOUT, blocking};
-use super::Seen;
+use super::TopicsSeen;
 use crate::kafka::{Failure, KafkaError, Topic, pages, partition_of};
 
 /// The last pages of each partition that are looked at where there is no memory.
@@ -53,7 +53,7 @@ impl Misfit {
 pub(in super::super) async fn misfits(
     clients: &Clients,
     found: &HashMap<Topic, usize>,
-    seen: &mut Seen,
+    seen: &mut TopicsSeen,
 ) -> Result<Vec<Misfit>, KafkaError> {
     let topics = &clients.settings().topics;
     let misfits = |wanted: u32, of: [Topic; 2]| {
@@ -112,7 +112,7 @@ pub(super) async fn settle(
     clients: &Clients,
     admin: &AdminClient<Listener>,
     misfits: &[Misfit],
-    seen: &mut Seen,
+    seen: &mut TopicsSeen,
 ) -> Result<(), KafkaError> {
     for misfit in misfits {
         let Misfit { topic, has, wanted } = misfit;

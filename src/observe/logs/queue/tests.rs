@@ -24,8 +24,12 @@ struct Stage {
 const LONG: Duration = Duration::from_secs(600);
 
 /// Room for five lines of ten bytes, and for two errors.
-const LIMITS: Limits =
-    Limits { room: 50, room_for_errors: 20, retry: Duration::ZERO, retry_full: Duration::ZERO };
+const LIMITS: QueueLimits = QueueLimits {
+    room: 50,
+    room_for_errors: 20,
+    retry: Duration::ZERO,
+    retry_full: Duration::ZERO,
+};
 
 impl io::Write for Gate {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -43,7 +47,7 @@ impl io::Write for Gate {
 
 impl Stage {
     /// Makes the writer hold the line `held 0000` with a stalled reader.
-    fn stalled(limits: Limits) -> Self {
+    fn stalled(limits: QueueLimits) -> Self {
         let queue = Queue::new(limits);
         let (enter, entered) = mpsc::channel();
         let (open, opened) = mpsc::channel();
@@ -129,7 +133,7 @@ fn once_a_line_is_dropped_no_later_one_takes_its_place_before_the_report() {
 
 #[test]
 fn a_write_is_of_whole_lines_and_no_longer_than_a_pipe_takes_at_once() {
-    let stage = Stage::stalled(Limits { room: 1 << 20, ..LIMITS });
+    let stage = Stage::stalled(QueueLimits { room: 1 << 20, ..LIMITS });
     for number in 0..1_000 {
         stage.push(Level::INFO, number);
     }
@@ -216,7 +220,7 @@ fn a_flush_does_not_wait_for_a_reader_that_is_gone_nor_does_the_writer_spin() {
     }
 
     let (tried, tries) = mpsc::channel();
-    let queue = Queue::new(Limits { retry: LONG, ..LIMITS });
+    let queue = Queue::new(QueueLimits { retry: LONG, ..LIMITS });
     let writer = spawn(&queue, Gone(tried));
     for number in 0..10 {
         queue.push(Level::INFO, format!("line {number:04}\n").as_bytes());
