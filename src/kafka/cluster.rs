@@ -11,6 +11,7 @@ mod failure;
 mod history;
 mod inspect;
 mod memory;
+mod noter;
 mod owner;
 mod page_writer;
 mod reach;

@@ -26,7 +26,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// More answers than anybody asks for.
 const FOR_EVER: usize = 100_000;
 
-/// A mock with the bridge's topics, of one partition each.
+/// A partition whose thread no other test has.
+const RARE: i32 = 42;
+
+/// A mock with the bridge's topics, of one partition each by default.
 struct Mock {
     broker: MockCluster<'static, DefaultProducerContext>,
     settings: config::Kafka,
@@ -37,6 +40,10 @@ struct Mock {
 
 impl Mock {
     fn start() -> Self {
+        Self::with_partitions(1)
+    }
+
+    fn with_partitions(partitions: i32) -> Self {
         let broker = MockCluster::new(1).expect("loopback has free ports");
         let values = [
             ("KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers()),
@@ -49,7 +56,7 @@ impl Mock {
         let settings = config::load(None, values).expect("the settings are right").kafka;
         let cluster = Cluster::new(settings.clone(), "tests");
         for topic in Topic::ALL {
-            broker.create_topic(cluster.topic(topic), 1, 1).expect("the topic is new");
+            broker.create_topic(cluster.topic(topic), partitions, 1).expect("the topic is new");
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -104,6 +111,14 @@ async fn claim_and_deliver(
         event.key(b"u").value(|it| it.extend_from_slice(b"{}"));
     }
     owned.deliver(batch, 1).await
+}
+
+/// Whether this process has a thread of that name.
+fn has_thread(name: &str) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux has it");
+    let names =
+        tasks.flatten().filter_map(|it| std::fs::read_to_string(it.path().join("comm")).ok());
+    names.into_iter().any(|it| it.trim_end() == name)
 }
 
 fn what(outcome: Result<(), KafkaError>) -> (Option<Failure>, String) {
@@ -238,4 +253,30 @@ fn every_error_of_a_page_has_its_class_and_the_next_one_goes_on() {
         let is_well = failure == expected && next.is_ok() && mock.records(Topic::Pages) <= 2;
         (!is_well).then(|| format!("{row:?}: {said}; then {next:?}"))
     });
+}
+
+/// A position that could not be noted must not keep a client with outdated credentials alive.
+#[test]
+fn a_partition_that_is_let_go_while_its_broker_is_away_leaves_no_thread_behind() {
+    let mock = Mock::with_partitions(RARE + 1);
+    let name = format!("publish-{RARE}");
+    mock.runtime.block_on(async {
+        let kafka = mock.connect();
+        let (mut owned, _) = kafka.claim(RARE, Recall::default()).await.expect("the mock is well");
+        let mut batch = Batch::default();
+        let event = batch.begin(Topic::UserEvents).partition(0);
+        event.key(b"u").value(|it| it.extend_from_slice(b"{}"));
+        owned.deliver(batch, 1).await.expect("the mock is well");
+        assert!(has_thread(&name));
+        mock.broker.broker_down(1).expect("it is the one");
+        // The position is noted a second after the one before, or after the claim.
+        let pages = tokio::time::timeout(Duration::from_secs(2), owned.pages(1)).await;
+        assert!(pages.is_err(), "there are none");
+    });
+    // A commit that waits for its coordinator lasts for 45 s at least.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while has_thread(&name) {
+        assert!(std::time::Instant::now() < deadline, "`{name}` still runs");
+        thread::sleep(Duration::from_millis(100));
+    }
 }

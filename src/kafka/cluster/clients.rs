@@ -18,6 +18,7 @@ use rdkafka::{ClientContext, Message as _};
 use tokio::time::Instant;
 
 use super::failure::is_a_consequence;
+use super::noter::{Answers, Noter};
 use super::page_writer::Confirming;
 use crate::config;
 use crate::config::OptionValue;
@@ -52,6 +53,7 @@ pub(super) struct Clients {
     doubt: Arc<AtomicBool>,
     /// Partitions whose former transactional id is fenced.
     former: Arc<Mutex<BTreeSet<i32>>>,
+    noter: Arc<Noter>,
 }
 
 /// Hears what librdkafka says beside the answers: wrong credentials and a wrong CA are told by
@@ -100,6 +102,7 @@ impl Clients {
             listener: Listener::default(),
             doubt: Arc::default(),
             former: Arc::default(),
+            noter: Arc::default(),
         }
     }
 
@@ -125,6 +128,11 @@ impl Clients {
     /// What librdkafka said last.
     pub(super) fn listener(&self) -> &Listener {
         &self.listener
+    }
+
+    /// Notes delivered positions for lag tools.
+    pub(super) fn noter(&self) -> &Noter {
+        &self.noter
     }
 
     /// The name of a topic.
@@ -254,6 +262,12 @@ impl Clients {
         let mut config = self.reader()?;
         config.set("isolation.level", "read_uncommitted");
         self.consumer(&config, "the reader of pages")
+    }
+
+    /// Commits positions and reads nothing.
+    pub(super) fn committer(&self, context: Answers) -> Result<BaseConsumer<Answers>, KafkaError> {
+        BaseConsumer::from_config_and_context(&self.reader()?, context)
+            .map_err(|error| self.not_made("a client that commits positions", error))
     }
 
     /// Asks a question and is gone: what librdkafka tells it is said to nobody else.

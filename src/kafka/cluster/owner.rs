@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -64,9 +64,6 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Between two looks whether anybody still waits for pages.
 const STILL_WANTED: Duration = Duration::from_millis(200);
 
-/// The position is noted for lag tools no more often than this.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
-
 /// The handle of the thread. When it is dropped, the thread ends.
 #[derive(Debug)]
 pub struct OwnedPartition {
@@ -98,9 +95,6 @@ struct Worker {
     ahead: VecDeque<(i64, PageRecord)>,
     /// When pages came, or the brokers answered, last.
     answered_at: Instant,
-    /// The position that lag tools do not know yet.
-    to_note: Option<i64>,
-    noted_at: Instant,
 }
 
 // === impl OwnedPartition ===
@@ -189,9 +183,7 @@ impl Worker {
         let listener = Listener::default();
         let producer = clients.event_producer(partition, largest_batch, listener.clone())?;
         let reader = clients.page_reader()?;
-        let noted_at = Instant::now();
         let ahead = VecDeque::new();
-        let to_note = None;
         let worker = Self {
             clients,
             partition,
@@ -200,9 +192,7 @@ impl Worker {
             producer,
             reader,
             ahead,
-            answered_at: noted_at,
-            to_note,
-            noted_at,
+            answered_at: Instant::now(),
         };
         if worker.transactional() {
             // First of all: whatever a former owner has open is ended by this.
@@ -245,8 +235,8 @@ impl Worker {
                 Command::Deliver { batch, position, reply } => {
                     let delivered = self.deliver(&batch);
                     if delivered.is_ok() && position > 0 {
-                        self.to_note = Some(position);
-                        self.note();
+                        let noter = self.clients.noter();
+                        noter.note(&self.clients, self.partition, position);
                     }
                     drop(reply.send(delivered));
                 }
@@ -276,7 +266,7 @@ impl Worker {
                 drop(reply.send(Err(error)));
                 return;
             }
-            self.note();
+            self.clients.noter().commit_if_due(&self.clients);
         }
         let pages: Vec<_> = self.ahead.drain(..self.ahead.len().min(limit)).collect();
         if let Err(Ok(unwanted)) = reply.send(Ok(pages)) {
@@ -523,28 +513,15 @@ impl Worker {
         KafkaError::new(failure, operation, subject, format!("{error}{said}"))
     }
 
-    /// Notes the position, and whose it is, for lag tools and for a second bridge. What counts is
-    /// in the memory, so a failure is nobody's concern.
-    fn note(&mut self) {
-        if self.noted_at.elapsed() < NOTE_EVERY {
-            return;
-        }
-        let Some(position) = self.to_note.take() else { return };
-        self.noted_at = Instant::now();
-        let mut offsets = TopicPartitionList::new();
-        let topic = self.clients.topic(Topic::Pages);
-        let mut noted = offsets.add_partition(topic, self.partition);
-        noted.set_metadata(self.clients.instance());
-        let noted = noted
-            .set_offset(Offset::Offset(position))
-            .and_then(|()| self.reader.commit(&offsets, CommitMode::Async));
-        if let Err(error) = noted {
-            debug!(%error, partition = self.partition, "the position was not noted");
-        }
-    }
-
     fn transactional(&self) -> bool {
         self.clients.settings().delivery == Delivery::ExactlyOnce
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Another bridge may be the owner by now and have noted more.
+        self.clients.noter().forget(self.partition);
     }
 }
 

@@ -129,7 +129,8 @@ fn rest(stage: &mut Stage) -> Result<Report, String> {
             }
         }
     }
-    Err(format!("not well within {REST_LIMIT:?}: {last}"))
+    let progress = stage.consumer.progress();
+    Err(format!("not well within {REST_LIMIT:?}: {last}\n── the consumer ──\n{progress}"))
 }
 
 /// Whether nothing is lost, or so much for some time.

@@ -45,6 +45,8 @@ pub(crate) struct Record {
 struct Shared {
     bootstrap: String,
     records: Mutex<Vec<Record>>,
+    /// The first unread offset of each partition that a record was read from.
+    next: Mutex<BTreeMap<(String, i32), i64>>,
     finishing: AtomicBool,
 }
 
@@ -59,6 +61,8 @@ struct Reader {
 
 /// Maximum time for [`Consumer::finish`], even if the broker has just restarted.
 const FINISH_LIMIT: Duration = Duration::from_secs(60);
+/// Maximum time for one answer of the broker in [`Consumer::progress`].
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// All records committed in `topics` so far.
@@ -74,6 +78,7 @@ impl Consumer {
         let shared = Arc::new(Shared {
             bootstrap: bootstrap.to_owned(),
             records: Mutex::default(),
+            next: Mutex::default(),
             finishing: AtomicBool::new(false),
         });
         let read = |topic: &&str| {
@@ -113,6 +118,26 @@ impl Consumer {
     /// The records read since the last call, in the order of reading.
     pub(crate) fn take(&self) -> Vec<Record> {
         mem::take(&mut *self.shared.records.lock().expect("no reader panics holding it"))
+    }
+
+    /// Each partition's first unread offset next to its last stable offset and high watermark, for
+    /// the message of a test that waits for records in vain.
+    pub(crate) fn progress(&self) -> String {
+        let next = self.shared.next.lock().expect("no reader panics holding it").clone();
+        let end = |isolation, topic: &str, partition| {
+            let consumer = consumer(&self.shared.bootstrap, isolation);
+            let watermarks = consumer.fetch_watermarks(topic, partition, ANSWER_LIMIT);
+            watermarks.map_or_else(|error| error.to_string(), |(_, end)| end.to_string())
+        };
+        let lines = next.iter().map(|((topic, partition), next)| {
+            let stable = end("read_committed", topic, *partition);
+            let all = end("read_uncommitted", topic, *partition);
+            format!("{topic}/{partition}: read to {next}, stable {stable}, end {all}")
+        });
+        let dead = self.threads.iter().filter(|thread| thread.is_finished());
+        let dead =
+            dead.map(|thread| format!("`{}` has ended", thread.thread().name().unwrap_or("")));
+        lines.chain(dead).collect::<Vec<_>>().join("\n")
     }
 
     /// Reads up to the current end of every partition, as seen by a `read_committed` consumer, and
@@ -262,6 +287,9 @@ impl Reader {
                     record.partition,
                     record.offset
                 );
+                let at = (record.topic.clone(), record.partition);
+                let next = record.offset + 1;
+                self.shared.next.lock().expect("no test panics holding it").insert(at, next);
                 self.shared.records.lock().expect("no test panics holding it").push(record);
                 None
             }
