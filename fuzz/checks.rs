@@ -12,10 +12,10 @@ use agora_rtm_bridge::agora::{
     Answer, Contents, Ending, Flaw, LARGEST_BODY, Raw, Reply, Shape, TransportError, judge, split,
     token,
 };
-use agora_rtm_bridge::dedupe::Fingerprint;
 use agora_rtm_bridge::kafka::Batch;
-use agora_rtm_bridge::kafka::record::{Source, write_event};
+use agora_rtm_bridge::memory::Fingerprint;
 use agora_rtm_bridge::model::{AppId, Endpoint, Incarnation, PageId, Ticket, Wholeness};
+use agora_rtm_bridge::records::public::{Source, write_event};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;

@@ -25,9 +25,11 @@ pub use self::verdict::{Outcome, Verdict};
 use self::cut::Lack;
 use self::ledger::Ledger;
 use self::written::{Letter, Published, digest};
-use crate::kafka::pages::BadPageRecord;
-use crate::kafka::{BadMemory, Cluster, KafkaError, Reader, Spans, Stored, Topic, pages};
+use crate::kafka::{Cluster, KafkaError, Reader, Spans, Stored, Topic};
+use crate::memory::{BadMemory, Recall};
 use crate::model::{AppId, CLOCK_MARGIN, Clock, Endpoint, PageId, Timestamp};
+use crate::records::pages;
+use crate::records::pages::BadPageRecord;
 
 /// Why an audit can't look at the topics.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +169,7 @@ fn positions(reader: &Reader, all: &Spans) -> Result<BTreeMap<i32, Position>, Au
 }
 
 fn position(reader: &Reader, partition: i32) -> Result<Position, AuditError> {
-    let memory = reader.memory(partition)?.finish();
+    let memory = reader.memory(partition, Recall::default())?.finish();
     let memory = memory.map_err(|source| AuditError::Memory { partition, source })?;
     Ok(Position {
         offset: memory.position(),

@@ -30,10 +30,10 @@ pub use self::report::{Report, Waiting};
 use crate::agora::{Credentials, Transport};
 use crate::config;
 use crate::config::Settings;
-use crate::dedupe;
 use crate::forwarder::Forwarder;
 use crate::journal::{Held, Journal, Recovered};
-use crate::kafka::{Attic, Kafka, Progress, partition_of};
+use crate::kafka::{Kafka, Progress, partition_of};
+use crate::memory;
 use crate::model::{AppId, CLOCK_MARGIN, Clock, Feed, Gap, GapCause, Page, Timestamp};
 use crate::observe::accounts::Accounts;
 use crate::observe::health::Health;
@@ -83,8 +83,6 @@ pub struct Parts<T, K> {
     pub transport: T,
     /// The Kafka client.
     pub kafka: K,
-    /// Storage for the part of the memory that isn't needed at the moment.
-    pub attic: Attic,
     /// The open journal.
     pub journal: Journal,
     /// The state that was found in it.
@@ -209,13 +207,13 @@ impl Daemon {
         for partition in owned_partitions(partitions) {
             let publisher = Publisher {
                 kafka: parts.kafka.clone(),
-                attic: parts.attic.clone(),
+
                 partition,
                 has_apps: apps.iter().any(|app| partition_of_app(app, partitions) == partition),
                 group: parts.settings.kafka.group.clone(),
                 incarnation: parts.journal.incarnation(),
                 regions: regions.clone(),
-                hold: dedupe::hold(parts.settings.agora.longest_request()),
+                hold: memory::hold(parts.settings.agora.longest_request()),
                 feeds: apps
                     .iter()
                     .filter(|app| partition_of_app(app, partitions) == partition)

@@ -37,9 +37,10 @@ use self::aside::Aside;
 use self::in_doubt::{InDoubt, NewTicket};
 use crate::error::{Chain, may_panic};
 use crate::journal::{Backlog, Journal, JournalError, Sequence, Waiting};
-use crate::kafka::{Failure, Kafka, KafkaError, Progress, pages, wait_to_try_again};
-use crate::model::PageId;
+use crate::kafka::{Failure, Kafka, KafkaError, Progress, wait_to_try_again};
+use crate::model::{Entry, Incarnation, PageId};
 use crate::observe::health::{Condition, Health};
+use crate::records::pages;
 
 /// Pages of a partition that are on their way at most: as many as an idempotent producer has in flight
 /// for a partition. More would wait in librdkafka, whose thread spins while a broker that hangs does
@@ -330,8 +331,10 @@ impl<K: Kafka> Forwarder<K> {
             record = record.late();
         }
         let appended = self.kafka.append(self.partition, record);
-        let own = self.journal.incarnation();
-        Box::pin(self.progress.noting(self.partition, &entry.entry, own, appended))
+        let elements = received_elements(&entry.entry, self.journal.incarnation());
+        let feed = entry.entry.content.feed();
+        let name = (feed.app.clone(), feed.endpoint);
+        Box::pin(self.progress.noting(self.partition, name, elements, appended))
     }
 
     /// All in-sync replicas have an entry, and Kafka is well.
@@ -517,5 +520,45 @@ impl ForwarderMetrics {
             "Times that the journal was read in order to forward",
             self.reads.clone(),
         );
+    }
+}
+
+/// The elements of an entry that the accounts of this process count as received: none of a page that
+/// an earlier process received.
+fn received_elements(entry: &Entry, own: Incarnation) -> u64 {
+    if entry.id.incarnation == own { pages::elements(&entry.content) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{
+        AppId, Content, Endpoint, Feed, Page, Region, Ticket, Timestamp, Wholeness,
+    };
+
+    #[test]
+    fn pages_of_an_earlier_process_are_not_its_own() {
+        let own = Incarnation::from_u128(1);
+        let feed =
+            Feed { app: AppId::new("a"), region: Region::new("eu"), endpoint: Endpoint::User };
+        let page = Page {
+            feed,
+            since: None,
+            asked_at: Timestamp::default(),
+            answered_at: Timestamp::default(),
+            status: 200,
+            wholeness: Wholeness::Whole,
+            request_id: None,
+            resource_id: None,
+            content_encoding: None,
+            body: Bytes::from_static(br#"{"events":[1,1,1]}"#),
+        };
+        for (incarnation, elements) in [(own, 3), (Incarnation::from_u128(2), 0)] {
+            let id = PageId { incarnation, ticket: Ticket(1) };
+            let entry = Entry { id, content: Content::Page(page.clone()) };
+            assert_eq!(received_elements(&entry, own), elements);
+        }
     }
 }

@@ -1,45 +1,39 @@
-//! Kafka as the bridge uses it, and the formats of what it writes there.
+//! Kafka as the bridge uses it: topics, records as bytes, and transactions. What the records mean is
+//! known to [`records`](crate::records) and [`memory`](crate::memory).
 //!
-//! Two traits are the seam: [`Kafka`] and, of a partition that was claimed, [`Owned`]. `cluster` is
-//! the real one, on librdkafka; the simulated-time tests put a model of topics and transactions in
-//! its place. Everything else in this room is pure (page records, memory, events), but for `attic`,
-//! which keeps on disk what of the memory is not needed now.
+//! Two traits are the seam: [`Kafka`] and, for a claimed partition, [`Owned`]. `cluster` implements them
+//! on librdkafka; the simulated-time tests use a model of topics and transactions instead. The rest of
+//! this room does no I/O.
 //!
-//! Errors have one road. Whatever fails after a claim, the owner drops what it holds, waits, and
-//! claims anew: `init_transactions` ends what was open, the memory is read again, and the position
-//! in it says where to go on. The kinds of [`KafkaError`] only decide what is said and how long the
-//! wait is.
+//! There is one way to handle errors. After any failure the owner of a partition discards its state,
+//! backs off, and claims the partition again: `init_transactions` ends what was open, the memory is
+//! read again, and its position says where to continue. The kinds of [`KafkaError`] only decide what is
+//! reported and how long the backoff is.
 
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 
-mod attic;
 mod batch;
 mod cluster;
-mod memory;
-pub mod pages;
 mod partition;
 mod progress;
-mod rebuild;
-pub mod record;
 mod remedy;
+mod stamping;
 
-pub use self::attic::{Attic, Unread};
+use bytes::Bytes;
+
 pub use self::batch::{Batch, Draft, Record};
 pub use self::cluster::{
     Cluster, FoundTopic, Inspection, LARGEST_PAGE, Misfit, Reader, Replayer, Right, Spans, Stored,
     TopicSettings,
 };
-pub use self::memory::{BadMemory, Memory, Recall};
-pub use self::pages::PageRecord;
 pub use self::partition::partition_of;
 pub use self::progress::{Elements, Progress, wait_to_try_again};
-pub use self::rebuild::{Delivered, Rebuild};
-pub use self::record::Stamping;
+pub use self::stamping::{BrokerTime, Stamping};
 
 use crate::error::shortened;
-use crate::model::Endpoint;
+use crate::model::{Endpoint, Timestamp};
 
 /// The topics of the bridge, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +50,50 @@ pub enum Topic {
     Pages,
     /// The memory of the publisher; compacted.
     State,
+}
+
+/// A record of the pages topic, as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageRecord {
+    /// The App ID.
+    pub key: Vec<u8>,
+    /// The body; empty for a gap.
+    pub value: Bytes,
+    /// Everything else.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// When the broker appended it, by the broker's clock. `None` before it is stored, and where the
+    /// topic keeps the times of its producers.
+    pub appended: Option<Timestamp>,
+}
+
+/// The key of the record that the owner of a partition writes before it reads the memory.
+pub(crate) const CLAIM: &str = "claim";
+
+/// Takes in the records of a partition of the state topic, in their order.
+pub trait StateRecords: Send + 'static {
+    /// The next record; one without a value is a tombstone. Of records with the same key the last
+    /// counts.
+    fn take(&mut self, key: &[u8], value: Option<&[u8]>);
+}
+
+/// Takes in what the topics still hold: first the records of a partition of the pages topic, then
+/// [`Topic::PUBLISHED`].
+pub trait HistoryRecords: Send + 'static {
+    /// A record of the pages topic.
+    fn take_page(&mut self, offset: i64, record: &PageRecord);
+
+    /// A record of one of the topics that are published: its key, its timestamp, and its headers by
+    /// name.
+    fn take_published<'a>(
+        &mut self,
+        topic: Topic,
+        key: &[u8],
+        stamped: Option<Timestamp>,
+        header: impl Fn(&str) -> Option<&'a [u8]>,
+    );
+
+    /// Records of this topic were deleted.
+    fn is_cut(&mut self, topic: Topic);
 }
 
 /// A Kafka cluster.
@@ -78,12 +116,12 @@ pub trait Kafka: Clone + Send + Sync + 'static {
     fn look(&self, partition: i32) -> impl Future<Output = Result<Look, KafkaError>> + Send;
 
     /// Makes this process the owner of a partition and ends whatever a former owner had begun.
-    /// `recall` takes in the records of the partition's memory, in their order, and is given back.
-    fn claim(
+    /// `memory` takes in the records of the partition's state topic and is returned.
+    fn claim<M: StateRecords>(
         &self,
         partition: i32,
-        recall: Recall,
-    ) -> impl Future<Output = Result<(Self::Owned, Recall), KafkaError>> + Send;
+        memory: M,
+    ) -> impl Future<Output = Result<(Self::Owned, M), KafkaError>> + Send;
 }
 
 /// A claimed partition.
@@ -113,12 +151,12 @@ pub trait Owned: Send {
     /// What the pages topic holds of the partition now, by its offsets. May be dropped.
     fn span(&mut self) -> impl Future<Output = Result<Range<i64>, KafkaError>> + Send;
 
-    /// Shows `rebuild` everything that the pages topic holds of the partition, and then everything
-    /// that was published, and gives it back.
-    fn history(
+    /// Shows `history` everything that the pages topic holds of the partition, then everything that
+    /// was published, and returns it.
+    fn history<H: HistoryRecords>(
         &mut self,
-        rebuild: Rebuild,
-    ) -> impl Future<Output = Result<Rebuild, KafkaError>> + Send;
+        history: H,
+    ) -> impl Future<Output = Result<H, KafkaError>> + Send;
 
     /// What a topic takes.
     fn limits(&self, topic: Topic) -> Limits;
@@ -199,6 +237,10 @@ impl Topic {
         Self::Pages,
         Self::State,
     ];
+
+    /// The topics whose records name the page that they come from.
+    pub const PUBLISHED: [Self; 4] =
+        [Self::UserEvents, Self::ChannelEvents, Self::DeadLetter, Self::Gaps];
 
     /// Where the events of an endpoint go.
     pub const fn of_events(endpoint: Endpoint) -> Self {

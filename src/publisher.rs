@@ -38,21 +38,22 @@ pub use self::metrics::PublisherMetrics;
 pub(crate) use self::decode::torn;
 
 use self::claim::{Claim, UNKNOWN_POSITION_WAIT};
-use self::decode::{Draft, Stuck};
+use self::decode::Draft;
 use self::ladder::{Ladder, Lesson};
 use self::loss::Work;
 use self::pairs::{Pairs, Turn};
 use self::switches::Switches;
 use self::trail::Trail;
 use crate::error::{Chain, may_panic};
-use crate::kafka::pages::BadPageRecord;
 use crate::kafka::{
-    Attic, BadMemory, Elements, Failure, Kafka, KafkaError, Memory, Owned, PageRecord, Progress,
-    Unread, pages, wait_to_try_again,
+    Elements, Failure, Kafka, KafkaError, Owned, PageRecord, Progress, wait_to_try_again,
 };
+use crate::memory::{BadMemory, Memory};
 use crate::model::{AppId, Clock, Feed, Incarnation};
 use crate::observe::accounts::{Accounts, Column};
 use crate::observe::health::{Condition, Health};
+use crate::records::pages;
+use crate::records::pages::BadPageRecord;
 
 /// Pages that share a transaction at most. More gain nothing (measured: ten pages a transaction
 /// reach 300,000 events a second) and make a transaction longer.
@@ -78,16 +79,15 @@ const LOOK_FOR_LIFE: Duration = Duration::from_secs(5);
 /// seems too large: somebody may have raised them.
 const OLD_LIMITS: Duration = Duration::from_secs(30);
 
-/// A window in which nothing happened for so long, or up to twice as long, rests.
-const IDLE: Duration = Duration::from_secs(60);
+/// Interval at which the range of the pages topic is checked while no page arrives: pages may have
+/// been deleted.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Publishes one partition.
 #[derive(Debug)]
 pub struct Publisher<K> {
     /// The cluster.
     pub kafka: K,
-    /// Where the memory keeps what it does not need now.
-    pub attic: Attic,
     /// The partition of the pages topic.
     pub partition: i32,
     /// Whether apps of this process belong to the partition.
@@ -98,7 +98,7 @@ pub struct Publisher<K> {
     pub incarnation: Incarnation,
     /// In how many regions each app is drained.
     pub regions: HashMap<AppId, usize>,
-    /// Minimum time that an event is remembered: see [`crate::dedupe::hold`].
+    /// Minimum time that an event is remembered: see [`crate::memory::hold`].
     pub hold: Duration,
     /// The feeds of the partition that are configured.
     pub feeds: Vec<Feed>,
@@ -157,8 +157,6 @@ enum LetGo {
     Memory { partition: i32, source: BadMemory },
     #[error("read the page at offset {offset} of partition {partition}")]
     Page { partition: i32, offset: i64, source: BadPageRecord },
-    #[error("go on with partition {partition}")]
-    Attic { partition: i32, source: Unread },
     #[error("an event seems too large: the limits of the topics are read again")]
     OldLimits,
     #[error(
@@ -292,8 +290,8 @@ impl<K: Kafka> Publisher<K> {
         condition.ok();
         let claimed_at = Instant::now();
         course.signs.pairs.forget_all_users();
-        let mut rests = interval_at(Instant::now() + IDLE, IDLE);
-        rests.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval_at(Instant::now() + LOOK_INTERVAL, LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked = Some(Next::Quiet(span));
         loop {
             may_panic("publisher");
@@ -306,7 +304,7 @@ impl<K: Kafka> Publisher<K> {
                 next = async {
                     match looked.take() {
                         Some(looked) => Ok(looked),
-                        None => next(&mut owned, limit, &mut memory, &mut rests).await,
+                        None => next(&mut owned, limit, &mut looks).await,
                     }
                 } => next?,
             };
@@ -374,10 +372,7 @@ impl<K: Kafka> Publisher<K> {
         for stored in &work.pages {
             let offset = stored.0;
             decode::take_in(&mut draft, memory, &mut course.signs.pairs, &context, stored)
-                .map_err(|stuck| match stuck {
-                    Stuck::Page(source) => LetGo::Page { partition, offset, source },
-                    Stuck::Memory(source) => LetGo::Attic { partition, source },
-                })?;
+                .map_err(|source| LetGo::Page { partition, offset, source })?;
         }
         if let Some(position) = work.reads_on_at {
             memory.begin_at(position);
@@ -493,16 +488,15 @@ impl<K: Kafka> Publisher<K> {
     }
 }
 
-/// Waits for pages. Now and then it lets windows rest, and looks at what the topic holds.
+/// Waits for pages, or until it is time to check what the topic holds.
 async fn next(
     owned: &mut impl Owned,
     limit: usize,
-    memory: &mut Memory,
-    rests: &mut Interval,
+    looks: &mut Interval,
 ) -> Result<Next, KafkaError> {
     tokio::select! {
         biased;
-        _ = rests.tick() => memory.rest_idle(),
+        _ = looks.tick() => {}
         pages = owned.pages(limit) => return pages.map(Next::Pages),
     }
     owned.span().await.map(Next::Quiet)
@@ -539,7 +533,7 @@ impl LetGo {
             | Self::Page { .. }
             | Self::NotRebuilt { .. }
             | Self::UnknownPosition { .. } => Failure::Refused,
-            Self::Attic { .. } | Self::OldLimits => Failure::Broken,
+            Self::OldLimits => Failure::Broken,
         }
     }
 }

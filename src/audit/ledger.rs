@@ -20,14 +20,14 @@ use super::cut::{Cut, Lack};
 use super::findings::{AuditFault, AuditFaults, Counts, GapTotals, Tally, Uncovered};
 use super::written::{Letter, Published, expected};
 use crate::agora::{Contents, event};
-use crate::dedupe::Fingerprint;
-use crate::kafka::pages::Forwarded;
 use crate::kafka::partition_of;
-use crate::kafka::record::Source;
+use crate::memory::Fingerprint;
 use crate::model::{
     AppId, Content, Endpoint, Feed, GapCause, Incarnation, Page, PageId, Ticket, Timestamp,
 };
 use crate::publisher::torn;
+use crate::records::pages::Forwarded;
+use crate::records::public::Source;
 
 /// What the topics say.
 #[derive(Debug)]

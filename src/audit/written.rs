@@ -3,10 +3,11 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::agora;
-use crate::dedupe::Fingerprint;
-use crate::kafka::record::Source;
-use crate::kafka::{Batch, record};
+use crate::kafka::Batch;
+use crate::memory::Fingerprint;
 use crate::model::{AppId, Endpoint, PageId};
+use crate::records::public;
+use crate::records::public::Source;
 
 /// A record that tells of an app's page.
 pub(super) struct Letter {
@@ -38,7 +39,7 @@ pub(super) fn digest(key: &[u8], value: &[u8]) -> u64 {
 pub(super) fn expected(source: &Source, event: &agora::Event<'_>) -> u64 {
     let mut batch = Batch::default();
     let id = Fingerprint::from_bytes([0; 16]);
-    record::write_event(&mut batch, source, event, id, None);
+    public::write_event(&mut batch, source, event, id, None);
     let written = batch.last();
     written.map_or(0, |it| digest(it.key(), it.value().unwrap_or_default()))
 }

@@ -18,8 +18,8 @@ use tokio::task::spawn_blocking;
 
 use self::selection::{FoundEntry, Selection, When};
 use super::{Failure, settings};
-use crate::dedupe;
 use crate::kafka::{Cluster, Reader};
+use crate::memory;
 use crate::model::{AppId, Content, PageId};
 
 /// List, show or replay Agora's answers from the pages topic
@@ -125,7 +125,7 @@ impl Bridge {
     /// Kafka, and the minimum time that a deduplication window remembers an event.
     fn cluster_and_hold(&self) -> Result<(Cluster, Duration), Failure> {
         let settings = settings::load(self.config.as_deref())?;
-        let hold = dedupe::hold(settings.agora.longest_request());
+        let hold = memory::hold(settings.agora.longest_request());
         Ok((Cluster::new(settings.kafka, &settings.instance), hold))
     }
 }

@@ -14,7 +14,7 @@ use crate::agora::http::{Http, HttpError, Stale};
 use crate::config::Settings;
 use crate::journal;
 use crate::journal::{Journal, OpenError};
-use crate::kafka::{Attic, Cluster};
+use crate::kafka::Cluster;
 use crate::model::{Clock, Incarnation};
 use crate::observe::health::Trouble;
 use crate::observe::metrics::Metrics;
@@ -85,8 +85,7 @@ impl Daemon {
         open_files::raise_limit(&settings);
         let seed = rand::random::<u32>().into();
         let stale = transport.stale();
-        let attic = Attic::in_folder(&settings.data_dir);
-        let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
+        let parts = Parts { settings, transport, kafka, journal, recovered, clock, seed };
         let daemon = Self::start(parts, &mut metrics);
         let report = daemon.report().clone();
         logs::watch(report.health());

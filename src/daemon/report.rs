@@ -211,7 +211,6 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::journal::Journal;
-    use crate::kafka::Attic;
     use crate::model::{AppId, Clock, Endpoint, Feed, Gap, GapCause, Region, Timestamp};
     use crate::observe::metrics::Metrics;
     use crate::observe::{logs, process};
@@ -234,16 +233,8 @@ mod tests {
             clock.now(),
         )
         .unwrap();
-        let parts = Parts {
-            settings,
-            transport: (),
-            kafka: (),
-            attic: Attic::default(),
-            journal,
-            recovered,
-            clock,
-            seed: 1,
-        };
+        let parts =
+            Parts { settings, transport: (), kafka: (), journal, recovered, clock, seed: 1 };
         Report::new(&parts, &Health::new(clock), &Accounts::default(), &Progress::new(8))
     }
 

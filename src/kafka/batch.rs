@@ -82,7 +82,7 @@ impl Batch {
     }
 
     /// Continues the last record, where there is one.
-    pub(super) fn resume_last(&mut self) -> Option<Draft<'_>> {
+    pub(crate) fn resume_last(&mut self) -> Option<Draft<'_>> {
         (!self.records.is_empty()).then_some(Draft { batch: self })
     }
 

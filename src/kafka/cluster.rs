@@ -38,7 +38,7 @@ pub use self::replayer::Replayer;
 use self::topics::Facts;
 pub use self::topics::Misfit;
 use crate::config;
-use crate::kafka::{Kafka, KafkaError, Look, PageRecord, Recall, Topic};
+use crate::kafka::{Kafka, KafkaError, Look, PageRecord, StateRecords, Topic};
 
 /// How long one question to a broker may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -159,13 +159,13 @@ impl Kafka for Cluster {
         blocking(move || look(&consumer, &topic, partition)).await
     }
 
-    async fn claim(
+    async fn claim<M: StateRecords>(
         &self,
         partition: i32,
-        recall: Recall,
-    ) -> Result<(OwnedPartition, Recall), KafkaError> {
+        memory: M,
+    ) -> Result<(OwnedPartition, M), KafkaError> {
         let facts = self.facts().await?;
-        OwnedPartition::claim(self.shared.clients.clone(), facts, partition, recall).await
+        OwnedPartition::claim(self.shared.clients.clone(), facts, partition, memory).await
     }
 }
 

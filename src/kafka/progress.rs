@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{KafkaError, pages};
-use crate::model::{AppId, Endpoint, Entry, Incarnation};
+use crate::kafka::KafkaError;
+use crate::model::{AppId, Endpoint};
 
 /// A stop that sees no progress gives up, so meanwhile no attempt waits for longer.
 const WAIT_AT_A_STOP: Duration = Duration::from_millis(500);
@@ -82,22 +82,18 @@ impl Progress {
         u32::try_from(self.partitions.len()).unwrap_or(u32::MAX)
     }
 
-    /// Hands a page over and notes its elements when it has arrived, if they are in the accounts as
-    /// received.
+    /// Waits until a page has arrived and notes its elements: those that the accounts of this process
+    /// count as received.
     pub fn noting<F>(
         &self,
         partition: i32,
-        entry: &Entry,
-        incarnation: Incarnation,
+        name: (AppId, Endpoint),
+        elements: u64,
         appended: F,
     ) -> impl Future<Output = Result<i64, KafkaError>> + Send + use<F>
     where
         F: Future<Output = Result<i64, KafkaError>> + Send,
     {
-        let is_received = entry.id.incarnation == incarnation;
-        let elements = if is_received { pages::elements(&entry.content) } else { 0 };
-        let feed = entry.content.feed();
-        let name = (feed.app.clone(), feed.endpoint);
         let partitions = self.clone();
         async move {
             let offset = appended.await?;
@@ -220,38 +216,14 @@ fn raise(known: &mut i64, value: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::model::{Content, Feed, Page, PageId, Region, Ticket, Timestamp, Wholeness};
-
-    const OWN: Incarnation = Incarnation::from_u128(1);
 
     fn name() -> (AppId, Endpoint) {
         (AppId::new("a"), Endpoint::User)
     }
 
-    /// A page with so many elements.
-    fn entry(incarnation: Incarnation, elements: usize) -> Entry {
-        let (app, endpoint) = name();
-        let page = Page {
-            feed: Feed { app, region: Region::new("eu"), endpoint },
-            since: None,
-            asked_at: Timestamp::default(),
-            answered_at: Timestamp::default(),
-            status: 200,
-            wholeness: Wholeness::Whole,
-            request_id: None,
-            resource_id: None,
-            content_encoding: None,
-            body: Bytes::from(format!(r#"{{"events":[{}]}}"#, vec!["1"; elements].join(","))),
-        };
-        Entry { id: PageId { incarnation, ticket: Ticket(1) }, content: Content::Page(page) }
-    }
-
-    async fn forward(progress: &Progress, offset: i64, elements: usize) {
-        let entry = entry(OWN, elements);
-        let noting = progress.noting(0, &entry, OWN, std::future::ready(Ok(offset)));
+    async fn forward(progress: &Progress, offset: i64, elements: u64) {
+        let noting = progress.noting(0, name(), elements, std::future::ready(Ok(offset)));
         noting.await.unwrap();
     }
 
@@ -289,15 +261,6 @@ mod tests {
         assert_eq!(settle(&progress, 2, 4), 0, "of another page");
         forward(&progress, 1, 4).await;
         assert_eq!(settle(&progress, 2, 0), 3);
-    }
-
-    #[tokio::test]
-    async fn pages_of_an_earlier_process_are_not_its_own() {
-        let progress = Progress::new(1);
-        let other = entry(Incarnation::from_u128(2), 9);
-        progress.noting(0, &other, OWN, std::future::ready(Ok(0))).await.unwrap();
-        progress.note_loss(0);
-        assert_eq!(settle(&progress, 1, 0), 0);
     }
 
     #[tokio::test]

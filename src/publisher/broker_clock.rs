@@ -16,7 +16,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::kafka::record::BrokerTime;
+use crate::kafka::BrokerTime;
 use crate::model::Timestamp;
 
 /// An odd number has a middle.

@@ -14,7 +14,9 @@ use tracing::{error, info, warn};
 use super::trail::Trail;
 use super::{LetGo, Publisher};
 use crate::error::Chain;
-use crate::kafka::{Batch, Delivered, Failure, Kafka, Memory, Owned, Rebuild, Recall, pages};
+use crate::kafka::{Batch, Failure, Kafka, Owned};
+use crate::memory::{Delivered, Memory, Rebuild, Recall};
+use crate::records::pages;
 
 /// Windows that are written in one transaction while a memory is rebuilt: 2 MiB at most.
 const WINDOWS_A_TRANSACTION: usize = 16;
@@ -41,7 +43,7 @@ impl<K: Kafka> Publisher<K> {
     pub(super) async fn claim(&self, had_memory: bool) -> Result<Claim<K::Owned>, LetGo> {
         let partition = self.partition;
         self.kafka.prepare().await?;
-        let recall = Recall::new(self.regions.clone(), self.hold, &self.attic, partition);
+        let recall = Recall::new(self.regions.clone(), self.hold);
         let (mut owned, recall) = self.kafka.claim(partition, recall).await?;
         let mut memory = recall.finish().map_err(|source| LetGo::Memory { partition, source })?;
         if let Some(before) = memory.sign(&self.group) {
@@ -144,11 +146,10 @@ impl<K: Kafka> Publisher<K> {
         position: i64,
     ) -> Result<(), LetGo> {
         let partition = self.partition;
-        let attic = |source| LetGo::Attic { partition, source };
         let mut windows = rebuild.take_windows().peekable();
         while windows.peek().is_some() {
             for ((app, endpoint), events) in windows.by_ref().take(WINDOWS_A_TRANSACTION) {
-                let window = memory.window(&app, endpoint).map_err(attic)?;
+                let window = memory.window(&app, endpoint);
                 for (at, event) in events {
                     window.insert(event, at);
                 }
@@ -156,9 +157,6 @@ impl<K: Kafka> Publisher<K> {
             let mut batch = Batch::default();
             memory.write_changes(partition, &mut batch);
             owned.deliver(batch, 0).await?;
-            // They are needed when their next page comes.
-            memory.rest_idle();
-            memory.rest_idle();
         }
         rebuild.admit(memory, position);
         let mut batch = Batch::default();

@@ -8,14 +8,15 @@ use super::loss::Loss;
 use super::pairs::{Pairs, Told};
 use super::switches::HeldEvents;
 use crate::agora::{Contents, Ending, event};
-use crate::dedupe::{Fingerprint, Window};
-use crate::kafka::pages::BadPageRecord;
-use crate::kafka::record::{BrokerTime, Part, Room, Source};
-use crate::kafka::{Batch, Limits, Memory, PageRecord, Topic, Unread, pages, record};
+use crate::kafka::{Batch, BrokerTime, Limits, PageRecord, Topic};
+use crate::memory::{Fingerprint, Memory, Window};
 use crate::model::{
     AppId, CLOCK_MARGIN, Content, Endpoint, Gap, GapCause, Incarnation, PAGE_LIMIT, Page, PageId,
     Timestamp, Wholeness,
 };
+use crate::records::pages::BadPageRecord;
+use crate::records::public::{Part, Room, Source};
+use crate::records::{pages, public};
 
 /// A transaction in the making: its records, and what to count when it is delivered.
 #[derive(Debug, Default)]
@@ -65,14 +66,6 @@ pub(super) struct Context<'a> {
     pub(super) ladder: &'a Ladder,
 }
 
-/// Why a record can't be taken in.
-#[derive(Debug)]
-pub(super) enum Stuck {
-    Page(BadPageRecord),
-    /// The memory is of no more use.
-    Memory(Unread),
-}
-
 /// Takes one record of the pages topic in.
 pub(super) fn take_in(
     draft: &mut Draft,
@@ -80,16 +73,16 @@ pub(super) fn take_in(
     pairs: &mut Pairs,
     context: &Context<'_>,
     (offset, record): &(i64, PageRecord),
-) -> Result<(), Stuck> {
+) -> Result<(), BadPageRecord> {
     let broker = (context.broker_time)(record.appended);
     draft.batch.stamp_rest(context.rest(Topic::Gaps, broker));
     let forwarded = match pages::decode(record) {
         Ok(forwarded) => forwarded,
-        Err(newer @ BadPageRecord::Newer(_)) => return Err(Stuck::Page(newer)),
+        Err(newer @ BadPageRecord::Newer(_)) => return Err(newer),
         // Not ours, or damaged: it must not stand in the way of those behind it.
         Err(bad) => {
             let place = (context.partition, *offset);
-            record::write_bad_page(&mut draft.batch, place, record, &bad, context.room(*offset));
+            public::write_bad_page(&mut draft.batch, place, record, &bad, context.room(*offset));
             draft.bad_pages += 1;
             memory.advance(*offset, None);
             return Ok(());
@@ -109,8 +102,7 @@ pub(super) fn take_in(
     match forwarded.entry.content {
         Content::Gap(gap) => draft.gap(id, gap, pairs),
         Content::Page(page) => {
-            let window =
-                memory.window(&page.feed.app, page.feed.endpoint).map_err(Stuck::Memory)?;
+            let window = memory.window(&page.feed.app, page.feed.endpoint);
             let room = context.room(*offset);
             let reader =
                 PageReader { draft, window, pairs, context, broker, room, id, page: &page };
@@ -150,7 +142,7 @@ struct PageTally {
 impl Draft {
     fn gap(&mut self, id: PageId, gap: Gap, pairs: &mut Pairs) {
         pairs.forget_users(&gap.feed.app);
-        record::write_gap(&mut self.batch, id, &gap);
+        public::write_gap(&mut self.batch, id, &gap);
         self.gaps.push(gap);
     }
 }
@@ -255,7 +247,7 @@ impl PageReader<'_> {
         let limits = (self.context.limits)(topic);
         let timestamp = self.context.stamp(topic, event.time, self.broker);
         let Draft { batch, has_too_large, .. } = &mut *self.draft;
-        record::write_event(batch, source, &event, id, timestamp);
+        public::write_event(batch, source, &event, id, timestamp);
         if batch.last().is_some_and(|record| record.size() > limits.largest_record) {
             batch.remove_last();
             *has_too_large = true;
@@ -268,7 +260,7 @@ impl PageReader<'_> {
     }
 
     fn dead_letter(&mut self, source: &Source, part: Part, reason: &str, raw: &[u8]) {
-        record::write_dead_letter(&mut self.draft.batch, source, part, reason, raw, self.room);
+        public::write_dead_letter(&mut self.draft.batch, source, part, reason, raw, self.room);
     }
 }
 

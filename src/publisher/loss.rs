@@ -13,11 +13,13 @@ use tracing::error;
 use super::Publisher;
 use super::decode::Draft;
 use super::trail::{Step, Trail};
-use crate::kafka::record::LostPages;
-use crate::kafka::{Kafka, KafkaError, Memory, Owned, PageRecord, record};
+use crate::kafka::{Kafka, KafkaError, Owned, PageRecord};
+use crate::memory::Memory;
 use crate::model::{
     AppId, CLOCK_MARGIN, Endpoint, Feed, Gap, GapCause, PAGE_LIMIT, Region, Timestamp,
 };
+use crate::records::public;
+use crate::records::public::LostPages;
 
 /// The region of a gap where only the memory knows the app: it does not keep regions.
 const UNKNOWN_REGION: &str = "unknown";
@@ -160,7 +162,7 @@ impl Loss {
                 at_least: 0,
                 at_most: self.records().map(|records| records.saturating_mul(PAGE_LIMIT)),
             };
-            record::write_lost_pages(&mut draft.batch, &self.pages, &gap);
+            public::write_lost_pages(&mut draft.batch, &self.pages, &gap);
             draft.gaps.push(gap);
         }
         draft.losses.push(*self);
@@ -175,7 +177,8 @@ impl Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::{Recall, Topic};
+    use crate::kafka::Topic;
+    use crate::memory::Recall;
 
     fn feed(app: &str, region: &str, endpoint: Endpoint) -> Feed {
         Feed { app: AppId::new(app), region: Region::new(region), endpoint }
@@ -185,7 +188,7 @@ mod tests {
     fn every_feed_that_is_known_gets_a_gap_with_bounds() {
         let mut memory = Recall::default().finish().unwrap();
         for (app, endpoint) in [("a", Endpoint::User), ("gone", Endpoint::Channel)] {
-            memory.window(&AppId::new(app), endpoint).unwrap();
+            memory.window(&AppId::new(app), endpoint);
         }
         memory.note_answer(Timestamp::from_millis(100_000));
         let feeds = [feed("a", "eu", Endpoint::User), feed("a", "us", Endpoint::User)];

@@ -8,8 +8,9 @@
 
 use std::ops::Range;
 
-use crate::kafka::{PageRecord, pages};
+use crate::kafka::PageRecord;
 use crate::model::PageId;
+use crate::records::pages;
 
 /// Where reading is.
 #[derive(Debug, Default)]

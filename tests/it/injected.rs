@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use agora_rtm_bridge::config;
 use agora_rtm_bridge::kafka::{
-    Batch, Cluster, Failure, Kafka as _, KafkaError, Owned as _, PageRecord, Recall, Topic,
+    Batch, Cluster, Failure, Kafka as _, KafkaError, Owned as _, PageRecord, Topic,
 };
+use agora_rtm_bridge::memory::Recall;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -274,9 +275,9 @@ fn a_partition_that_is_let_go_while_its_broker_is_away_leaves_no_thread_behind()
         assert!(pages.is_err(), "there are none");
     });
     // A commit that waits for its coordinator lasts for 45 s at least.
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while has_thread(&name) {
-        assert!(std::time::Instant::now() < deadline, "`{name}` still runs");
+        assert!(tokio::time::Instant::now() < deadline, "`{name}` still runs");
         thread::sleep(Duration::from_millis(100));
     }
 }

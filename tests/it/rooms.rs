@@ -17,20 +17,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("schedule", &["model"]),
     ("agora", &["model", "error", "config"]),
     ("journal", &["model", "error"]),
-    ("dedupe", &["model", "agora"]),
-    ("kafka", &["model", "error", "config", "agora", "dedupe"]),
+    ("kafka", &["model", "error", "config"]),
     ("observe", &["model", "error"]),
     // It verifies tokens by the layout that the bridge makes them by; Agora's samples hold it.
     ("simulator", &["model", "agora"]),
     ("plan", &["model", "schedule", "simulator"]),
+    // What the bytes in Kafka mean: what was delivered, and what others read.
+    ("memory", &["model", "agora", "kafka", "records"]),
+    ("records", &["model", "error", "agora", "kafka", "memory"]),
     // The three loops. None knows another.
     ("poller", &["model", "error", "schedule", "agora", "journal", "observe"]),
-    ("forwarder", &["model", "error", "journal", "kafka", "observe"]),
-    ("publisher", &["model", "error", "agora", "dedupe", "kafka", "observe"]),
+    ("forwarder", &["model", "error", "journal", "kafka", "records", "observe"]),
+    ("publisher", &["model", "error", "agora", "kafka", "memory", "records", "observe"]),
     // Looks at everything before a start.
     ("check", &["model", "error", "config", "agora", "journal", "kafka"]),
     // Holds the topics to the pages, by a judgement of its own.
-    ("audit", &["model", "agora", "dedupe", "kafka", "publisher"]),
+    ("audit", &["model", "agora", "kafka", "memory", "records", "publisher"]),
     // Where it all comes together.
     (
         "daemon",
@@ -41,8 +43,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "schedule",
             "agora",
             "journal",
-            "dedupe",
             "kafka",
+            "memory",
+            "records",
             "observe",
             "poller",
             "forwarder",
@@ -58,8 +61,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "schedule",
             "agora",
             "journal",
-            "dedupe",
             "kafka",
+            "memory",
+            "records",
             "observe",
             "simulator",
             "plan",

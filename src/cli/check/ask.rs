@@ -20,8 +20,8 @@ use crate::daemon::{Daemon, Parts};
 use crate::error::Chain;
 use crate::journal::Journal;
 use crate::kafka::{
-    Attic, Batch, Failure, Kafka, KafkaError, Limits, Look, Owned, PageRecord, Rebuild, Recall,
-    Topic,
+    Batch, Failure, HistoryRecords, Kafka, KafkaError, Limits, Look, Owned, PageRecord,
+    StateRecords, Topic,
 };
 use crate::model::{Clock, Feed, Incarnation, Wholeness};
 use crate::observe::metrics::Metrics;
@@ -76,8 +76,7 @@ async fn ask(settings: Settings) -> Result<Vec<Finding>, String> {
     let transport = Once { http, feeds: feeds(&settings), shared: Arc::clone(&shared) };
     let seed = rand::random::<u32>().into();
     let kafka = Nowhere;
-    let attic = Attic::default();
-    let parts = Parts { settings, transport, kafka, attic, journal, recovered, clock, seed };
+    let parts = Parts { settings, transport, kafka, journal, recovered, clock, seed };
     let daemon = Daemon::start(parts, &mut Metrics::new());
     shared.done.cancelled().await;
     let waiting = daemon.stop(Duration::ZERO).await;
@@ -207,7 +206,7 @@ impl Kafka for Nowhere {
         Err(nowhere())
     }
 
-    async fn claim(&self, _: i32, _: Recall) -> Result<(OfNowhere, Recall), KafkaError> {
+    async fn claim<M: StateRecords>(&self, _: i32, _: M) -> Result<(OfNowhere, M), KafkaError> {
         Err(nowhere())
     }
 }
@@ -229,7 +228,7 @@ impl Owned for OfNowhere {
         match *self {}
     }
 
-    async fn history(&mut self, _: Rebuild) -> Result<Rebuild, KafkaError> {
+    async fn history<H: HistoryRecords>(&mut self, _: H) -> Result<H, KafkaError> {
         match *self {}
     }
 

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use crate::agora::Event;
-use crate::dedupe::Fingerprint;
 use crate::kafka::Topic;
+use crate::memory::Fingerprint;
 use crate::model::{AppId, Endpoint, Timestamp};
 use crate::simulator::Recorded;
 

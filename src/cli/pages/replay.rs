@@ -17,10 +17,12 @@ use serde::Serialize;
 use super::selection::{FoundEntry, Selection};
 use super::{Bridge, Failure};
 use crate::agora::{Contents, event};
-use crate::dedupe::{Fingerprint, Window};
-use crate::kafka::record::{BrokerTime, Source};
-use crate::kafka::{Batch, KafkaError, Limits, Reader, Replayer, Topic, record};
+use crate::kafka::BrokerTime;
+use crate::kafka::{Batch, KafkaError, Limits, Reader, Replayer, Topic};
+use crate::memory::{Fingerprint, Window};
 use crate::model::{AppId, Clock, Content, Endpoint, Page, PageId, Timestamp};
+use crate::records::public;
+use crate::records::public::Source;
 
 /// Number of regions for whose repeats the dedupe window has room: more than anyone drains.
 const REGIONS: usize = 8;
@@ -199,7 +201,7 @@ impl Decoder<'_> {
                 continue;
             }
             let stamp = limits.stamping.stamp(event.time, BrokerTime { appended: None, now });
-            let draft = record::write_event(&mut self.batch, &source, &event, fingerprint, stamp);
+            let draft = public::write_event(&mut self.batch, &source, &event, fingerprint, stamp);
             draft.header("replayed", now.to_string().as_bytes());
             if self.batch.last().is_some_and(|record| record.size() > limits.largest_record) {
                 self.batch.remove_last();

@@ -7,8 +7,9 @@ use clap::Args;
 
 use super::Failure;
 use crate::cli::progress::Progress;
-use crate::kafka::{Reader, Topic, pages, partition_of};
+use crate::kafka::{Reader, Topic, partition_of};
 use crate::model::{CLOCK_MARGIN, Clock, Content, Endpoint, Entry, Feed, PageId, Timestamp};
+use crate::records::pages;
 
 /// Which pages to read.
 #[derive(Debug, Args)]

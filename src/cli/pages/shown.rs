@@ -7,10 +7,11 @@ use serde_json::value::RawValue;
 
 use super::selection::FoundEntry;
 use crate::agora::{Contents, event};
-use crate::dedupe::Fingerprint;
-use crate::kafka::record::Source;
-use crate::kafka::{Batch, Reader, Topic, record};
+use crate::kafka::{Batch, Reader, Topic};
+use crate::memory::Fingerprint;
 use crate::model::{Content, Gap, Page, PageId, Timestamp};
+use crate::records::public;
+use crate::records::public::Source;
 
 /// Column headings of a list.
 pub(super) const HEAD: &str = "came                      app/region/endpoint  status  body  elements  bytes  page  Agora's request id";
@@ -160,7 +161,7 @@ pub(super) fn elements(reader: &Reader, id: PageId, page: &Page, json: bool) -> 
         };
         let fingerprint = Fingerprint::of(&feed.app, feed.endpoint, &event);
         let mut batch = Batch::default();
-        record::write_event(&mut batch, &source, &event, fingerprint, None);
+        public::write_event(&mut batch, &source, &event, fingerprint, None);
         let record = batch.last().expect("it was just written");
         let value = record.value().and_then(|value| std::str::from_utf8(value).ok());
         let value = value.expect("the value of an event is JSON");

@@ -20,8 +20,7 @@ use tokio::time::Instant;
 
 use super::ANSWER_TIMEOUT;
 use super::clients::{Clients, Listener};
-use crate::kafka::memory::CLAIM;
-use crate::kafka::{Failure, KafkaError, Recall, Topic};
+use crate::kafka::{CLAIM, Failure, KafkaError, StateRecords, Topic};
 
 /// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
 /// is ended by the broker within this.
@@ -51,12 +50,12 @@ enum Polled<'a> {
     PartitionEnd,
 }
 
-/// Reads the records into `recall`; blocks. `uncommitted` is a `read_uncommitted` client.
+/// Reads the records into `memory`; blocks. `uncommitted` is a `read_uncommitted` client.
 pub(super) fn read(
     clients: &Clients,
     uncommitted: &BaseConsumer<Listener>,
     partition: i32,
-    recall: &mut Recall,
+    memory: &mut impl StateRecords,
     until: Until<'_>,
 ) -> Result<(), KafkaError> {
     let topic = clients.topic(Topic::State);
@@ -101,7 +100,7 @@ pub(super) fn read(
             },
             None => Polled::PartitionEnd,
         };
-        if until.is_reached(polled, high, recall) {
+        if until.is_reached(polled, high, memory) {
             return Ok(());
         }
     }
@@ -112,7 +111,7 @@ pub(super) fn read(
 impl Until<'_> {
     /// Takes in what was given. Whether it was the last. `high` is the high watermark that was taken
     /// first.
-    fn is_reached(self, polled: Polled<'_>, high: i64, recall: &mut Recall) -> bool {
+    fn is_reached(self, polled: Polled<'_>, high: i64, memory: &mut impl StateRecords) -> bool {
         match (polled, self) {
             (Polled::Record { key, value, .. }, Self::Claim(claim))
                 if key == CLAIM.as_bytes() && value == Some(claim) =>
@@ -120,7 +119,7 @@ impl Until<'_> {
                 true
             }
             (Polled::Record { offset, key, value }, _) => {
-                recall.take(key, value);
+                memory.take(key, value);
                 self == Self::End && offset + 1 >= high
             }
             // The last stable offset is beyond the watermark, and only marks of transactions are
@@ -136,17 +135,25 @@ impl Until<'_> {
 mod tests {
     use super::*;
 
-    const POSITION: &[u8] = br#"{"version":1,"next_offset":42}"#;
+    /// The keys of the records, in the order in which they were taken.
+    #[derive(Default)]
+    struct Taken(Vec<String>);
+
+    impl StateRecords for Taken {
+        fn take(&mut self, key: &[u8], _: Option<&[u8]>) {
+            self.0.push(String::from_utf8_lossy(key).into_owned());
+        }
+    }
 
     fn record<'a>(offset: i64, key: &'a str, value: &'a [u8]) -> Polled<'a> {
         Polled::Record { offset, key: key.as_bytes(), value: Some(value) }
     }
 
-    /// How many of these are read, and the position that is known then.
-    fn read_until(until: Until<'_>, given: &[Polled<'_>]) -> (Option<usize>, Option<i64>) {
-        let mut recall = Recall::default();
-        let last = given.iter().position(|polled| until.is_reached(*polled, 3, &mut recall));
-        (last.map(|last| last + 1), recall.finish().unwrap().position())
+    /// How many of these are read, and which records are taken until then.
+    fn read_until(until: Until<'_>, given: &[Polled<'_>]) -> (Option<usize>, String) {
+        let mut taken = Taken::default();
+        let last = given.iter().position(|polled| until.is_reached(*polled, 3, &mut taken));
+        (last.map(|last| last + 1), taken.0.join(" "))
     }
 
     #[test]
@@ -155,20 +162,23 @@ mod tests {
         let given = [
             record(0, CLAIM, b"of a former owner"),
             Polled::PartitionEnd,
-            record(1, "position", POSITION),
+            record(1, "position", b"42"),
             Polled::PartitionEnd,
             record(2, CLAIM, claim),
         ];
-        assert_eq!(read_until(Until::Claim(claim), &given), (Some(5), Some(42)));
-        assert_eq!(read_until(Until::Claim(claim), &given[..4]), (None, Some(42)));
-        assert_eq!(read_until(Until::Claim(claim), &[Polled::PartitionEnd]), (None, None));
+        assert_eq!(read_until(Until::Claim(claim), &given), (Some(5), "claim position".to_owned()));
+        assert_eq!(
+            read_until(Until::Claim(claim), &given[..4]),
+            (None, "claim position".to_owned())
+        );
+        assert_eq!(read_until(Until::Claim(claim), &[Polled::PartitionEnd]), (None, String::new()));
     }
 
     #[test]
     fn one_who_only_reads_ends_at_the_watermark_or_where_only_marks_are_left() {
-        let given = [record(0, "position", POSITION), record(2, CLAIM, b"drawn")];
-        assert_eq!(read_until(Until::End, &given), (Some(2), Some(42)));
-        let given = [record(1, "position", POSITION), Polled::PartitionEnd];
-        assert_eq!(read_until(Until::End, &given), (Some(2), Some(42)));
+        let given = [record(0, "position", b"42"), record(2, CLAIM, b"drawn")];
+        assert_eq!(read_until(Until::End, &given), (Some(2), "position claim".to_owned()));
+        let given = [record(1, "position", b"42"), Polled::PartitionEnd];
+        assert_eq!(read_until(Until::End, &given), (Some(2), "position".to_owned()));
     }
 }

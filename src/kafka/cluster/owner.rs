@@ -28,9 +28,9 @@ use super::topics::Facts;
 use super::{ANSWER_TIMEOUT, history, memory};
 use crate::config::Delivery;
 use crate::error::may_panic;
-use crate::kafka::memory::CLAIM;
 use crate::kafka::{
-    Batch, Failure, KafkaError, Limits, Owned, PageRecord, Rebuild, Recall, Record, Topic, Unfit,
+    Batch, CLAIM, Failure, HistoryRecords, KafkaError, Limits, Owned, PageRecord, Record,
+    StateRecords, Topic, Unfit,
 };
 use crate::model::Timestamp;
 
@@ -72,14 +72,16 @@ pub struct OwnedPartition {
     facts: Arc<Facts>,
 }
 
-#[derive(Debug)]
 enum Command {
     ReadFrom { position: Option<i64>, reply: Reply<()> },
     Pages { limit: usize, reply: Reply<Vec<(i64, PageRecord)>> },
     Deliver { batch: Batch, position: i64, reply: Reply<()> },
     Span { reply: Reply<Range<i64>> },
-    History { rebuild: Rebuild, reply: Reply<Rebuild> },
+    History { show: ShowHistory },
 }
+
+/// Reads the history of a partition and sends the reply.
+type ShowHistory = Box<dyn FnOnce(&Clients, i32) + Send>;
 
 type Reply<T> = oneshot::Sender<Result<T, KafkaError>>;
 
@@ -101,18 +103,18 @@ struct Worker {
 
 impl OwnedPartition {
     /// Starts the thread, takes the partition over and reads its memory.
-    pub(super) async fn claim(
+    pub(super) async fn claim<M: StateRecords>(
         clients: Clients,
         facts: Arc<Facts>,
         partition: i32,
-        mut recall: Recall,
-    ) -> Result<(Self, Recall), KafkaError> {
+        mut memory: M,
+    ) -> Result<(Self, M), KafkaError> {
         let (commands, receiver) = mpsc::channel();
         let (reply, claimed) = oneshot::channel();
         let (of_thread, largest_batch) = (clients.clone(), facts.largest_batch());
-        let work = move || match Worker::claim(of_thread, largest_batch, partition, &mut recall) {
+        let work = move || match Worker::claim(of_thread, largest_batch, partition, &mut memory) {
             Ok(worker) => {
-                if reply.send(Ok(recall)).is_ok() {
+                if reply.send(Ok(memory)).is_ok() {
                     worker.run(receiver);
                 }
             }
@@ -125,8 +127,8 @@ impl OwnedPartition {
             },
         )?;
         let claimed = claimed.await.unwrap_or_else(|_| Err(gone()));
-        let recall = claimed.inspect_err(|_| clients.doubt_topics())?;
-        Ok((Self { commands, clients, facts }, recall))
+        let memory = claimed.inspect_err(|_| clients.doubt_topics())?;
+        Ok((Self { commands, clients, facts }, memory))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, KafkaError> {
@@ -154,8 +156,13 @@ impl Owned for OwnedPartition {
         self.ask(|reply| Command::Span { reply }).await
     }
 
-    async fn history(&mut self, rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
-        self.ask(|reply| Command::History { rebuild, reply }).await
+    async fn history<H: HistoryRecords>(&mut self, history: H) -> Result<H, KafkaError> {
+        let show = |reply: Reply<H>| {
+            Box::new(move |clients: &Clients, partition| {
+                drop(reply.send(history::show(clients, partition, history)));
+            })
+        };
+        self.ask(|reply| Command::History { show: show(reply) }).await
     }
 
     fn limits(&self, topic: Topic) -> Limits {
@@ -178,7 +185,7 @@ impl Worker {
         clients: Clients,
         largest_batch: usize,
         partition: i32,
-        recall: &mut Recall,
+        memory: &mut impl StateRecords,
     ) -> Result<Self, KafkaError> {
         let listener = Listener::default();
         let producer = clients.event_producer(partition, largest_batch, listener.clone())?;
@@ -202,7 +209,7 @@ impl Worker {
         let claim = format!("{}/{:032x}", worker.clients.instance(), rand::random::<u128>());
         worker.write_claim(&claim)?;
         let until = Until::Claim(claim.as_bytes());
-        memory::read(&worker.clients, &worker.reader, partition, recall, until)?;
+        memory::read(&worker.clients, &worker.reader, partition, memory, until)?;
         Ok(worker)
     }
 
@@ -241,9 +248,7 @@ impl Worker {
                     drop(reply.send(delivered));
                 }
                 Command::Span { reply } => drop(reply.send(self.span())),
-                Command::History { rebuild, reply } => {
-                    drop(reply.send(history::show(&self.clients, self.partition, rebuild)));
-                }
+                Command::History { show } => show(&self.clients, self.partition),
             }
         }
     }

@@ -20,7 +20,7 @@ use super::clients::{Clients, Listener};
 use super::failure::{failure_of, is_passing};
 use super::memory::{LOOK_AGAIN, STABLE_TIMEOUT, Until};
 use super::{ANSWER_TIMEOUT, memory, owner};
-use crate::kafka::{Failure, KafkaError, PageRecord, Recall, Topic};
+use crate::kafka::{Failure, KafkaError, PageRecord, StateRecords, Topic};
 use crate::model::Timestamp;
 
 /// Reads topics; blocks.
@@ -151,10 +151,9 @@ impl Reader {
     }
 
     /// What the publisher of a partition of the pages topic remembers, as it is committed now.
-    pub fn memory(&self, partition: i32) -> Result<Recall, KafkaError> {
-        let mut recall = Recall::default();
-        memory::read(&self.clients, &self.uncommitted, partition, &mut recall, Until::End)?;
-        Ok(recall)
+    pub fn memory<M: StateRecords>(&self, partition: i32, mut records: M) -> Result<M, KafkaError> {
+        memory::read(&self.clients, &self.uncommitted, partition, &mut records, Until::End)?;
+        Ok(records)
     }
 
     fn begin_at(

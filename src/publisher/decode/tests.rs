@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::kafka::{Recall, Stamping, Unfit};
+use crate::kafka::{Stamping, Unfit};
+use crate::memory::Recall;
 use crate::model::{Entry, Feed, Region, Ticket};
 
 const LOGIN: &str = r#"{"user_id":"u","type":"Login","ms":1578027420761}"#;
@@ -203,7 +204,7 @@ fn a_record_that_is_not_a_page_is_set_aside_and_one_of_a_newer_version_is_refuse
     let (ladder, stored) = (Ladder::default(), (0, newer));
     let mut draft = Draft::default();
     let refused = take_in(&mut draft, &mut memory, &mut pairs, &context(&ladder), &stored);
-    assert!(matches!(refused, Err(Stuck::Page(BadPageRecord::Newer(3)))));
+    assert!(matches!(refused, Err(BadPageRecord::Newer(3))));
     assert_eq!(memory.position(), None);
 }
 

@@ -3,13 +3,12 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
-use agora_rtm_bridge::dedupe::Fingerprint;
-use agora_rtm_bridge::kafka::{Attic, Batch, Cluster, Kafka as _, Memory, Recall, partition_of};
+use agora_rtm_bridge::kafka::{Batch, Cluster, Kafka as _, partition_of};
+use agora_rtm_bridge::memory::{Fingerprint, Memory, Recall};
 use agora_rtm_bridge::model::{AppId, Endpoint, Timestamp};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -38,11 +37,10 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
 
     forget_peak();
     let (before, begun) = (resident(), Instant::now());
-    let attic = Attic::in_folder(home.path());
     let mut memories: HashMap<i32, Memory> = runtime.block_on(async {
         let mut claims = JoinSet::new();
         for partition in 0..i32::try_from(PARTITIONS).unwrap() {
-            let recall = Recall::new(HashMap::new(), Duration::ZERO, &attic, partition);
+            let recall = Recall::default();
             let cluster = cluster.clone();
             claims.spawn(async move {
                 let (_owned, recall) = cluster.claim(partition, recall).await.expect("it is ours");
@@ -58,17 +56,9 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
         before / 1_000,
         peak() / 1_000
     );
-    let begun = Instant::now();
-    let mut known = 0;
-    for first in (0..APPS).step_by(100) {
-        known += wake(&mut memories, first..first + 100);
-        rest(&mut memories);
-    }
+    eprintln!("resident {} MB with all windows", resident() / 1_000);
+    let known = known(&mut memories);
     assert_eq!(known, APPS as usize * 2 * EVENTS as usize, "all of it is known");
-    eprintln!("100 apps in turn, in {:?}: resident {} MB", begun.elapsed(), resident() / 1_000);
-    let begun = Instant::now();
-    wake(&mut memories, 0..APPS);
-    eprintln!("all awake, in {:?}: resident {} MB", begun.elapsed(), resident() / 1_000);
 }
 
 /// The broker compacts the topic meanwhile and afterwards, as it is set up.
@@ -85,7 +75,7 @@ fn the_memory_of_an_hour_at_9000_events_a_second_is_compacted() {
     let (mut events, mut written) = ((0..).map(fingerprint), 0);
     for transaction in 0..3_600 * TRANSACTIONS {
         let now = Timestamp::from_millis(i64::from(transaction * 1_000 / TRANSACTIONS));
-        let window = memory.window(&id(0), Endpoint::User).expect("there is no attic");
+        let window = memory.window(&id(0), Endpoint::User);
         for event in events.by_ref().take(1_000) {
             window.insert(event, now);
         }
@@ -133,26 +123,17 @@ fn prepared(bootstrap: &str, names: &Names, home: &Path, runtime: &Runtime) -> C
     cluster
 }
 
-/// Wakes the windows of these apps. How many events they know.
-fn wake(memories: &mut HashMap<i32, Memory>, apps: Range<u32>) -> usize {
+/// How many events the windows of all apps know.
+fn known(memories: &mut HashMap<i32, Memory>) -> usize {
     let mut known = 0;
-    for app in apps {
+    for app in 0..APPS {
         let partition = partition_of(id(app).as_str().as_bytes(), PARTITIONS);
         let memory = memories.get_mut(&partition).expect("each was claimed");
         for endpoint in Endpoint::ALL {
-            known += memory.window(&id(app), endpoint).expect("it is read back").len();
+            known += memory.window(&id(app), endpoint).len();
         }
     }
     known
-}
-
-/// As publishers do when a minute is over.
-fn rest(memories: &mut HashMap<i32, Memory>) {
-    for memory in memories.values_mut() {
-        memory.write_changes(0, &mut Batch::default());
-        memory.rest_idle();
-        memory.rest_idle();
-    }
 }
 
 /// Writes full windows, as publishers would leave them. How many bytes.
@@ -166,7 +147,7 @@ fn fill(bootstrap: &str, names: &Names) -> usize {
         for endpoint in Endpoint::ALL {
             let first = (u128::from(app) * 2 + endpoint as u128) * EVENTS;
             for number in first..first + EVENTS {
-                let window = memory.window(&id, endpoint).expect("there is no attic");
+                let window = memory.window(&id, endpoint);
                 window.insert(fingerprint(number), Timestamp::from_millis(1));
             }
         }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agora_rtm_bridge::config;
-use agora_rtm_bridge::kafka::pages::encode;
-use agora_rtm_bridge::kafka::{Attic, Cluster, Kafka as _, Progress, partition_of};
+use agora_rtm_bridge::kafka::{Cluster, Kafka as _, Progress, partition_of};
 use agora_rtm_bridge::model::{
     AppId, Clock, Content, Entry, Incarnation, PageId, Ticket, Timestamp,
 };
 use agora_rtm_bridge::observe::accounts::Accounts;
 use agora_rtm_bridge::observe::health::Health;
 use agora_rtm_bridge::publisher::{Publisher, PublisherMetrics};
+use agora_rtm_bridge::records::pages::encode;
 use agora_rtm_bridge::simulator::AppScript;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 use rdkafka::{ClientConfig, Message as _};
@@ -171,7 +171,6 @@ async fn a_clock_that_is_eight_hours_ahead_delivers_and_is_named() {
     let (stop, metrics) = (CancellationToken::new(), PublisherMetrics::default());
     let publisher = Publisher {
         kafka: cluster.clone(),
-        attic: Attic::default(),
         partition: 1,
         has_apps: true,
         group: names.group.clone(),

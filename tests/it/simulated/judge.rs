@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use agora_rtm_bridge::kafka::{Topic, pages};
+use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::{Content, Endpoint};
 use agora_rtm_bridge::observe::accounts::Column;
+use agora_rtm_bridge::records::pages;
 use agora_rtm_bridge::simulator::Fate;
 use serde::Deserialize;
 use serde_json::Value;

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::{Failure, Kafka, KafkaError, Look, PageRecord, Recall, Topic};
+use agora_rtm_bridge::kafka::{Failure, Kafka, KafkaError, Look, PageRecord, StateRecords, Topic};
 use agora_rtm_bridge::model::Timestamp;
 use rand::RngExt as _;
 
@@ -302,11 +302,11 @@ impl Kafka for Client {
         Ok(Look { begin, end, delivered, owner: None })
     }
 
-    async fn claim(
+    async fn claim<M: StateRecords>(
         &self,
         partition: i32,
-        mut recall: Recall,
-    ) -> Result<(Claimed, Recall), KafkaError> {
+        mut memory: M,
+    ) -> Result<(Claimed, M), KafkaError> {
         let (raised_at, told) = {
             let mut state = self.state();
             let share = state.trouble.claim;
@@ -322,9 +322,9 @@ impl Kafka for Client {
         }
         self.told(told, "claim").await?;
         for StateRecord { key, value } in self.state().read_memory(partition) {
-            recall.take(&key, value.as_deref());
+            memory.take(&key, value.as_deref());
         }
         let largest = self.state().largest;
-        Ok((Claimed { client: self.clone(), partition, epoch, position: 0, largest }, recall))
+        Ok((Claimed { client: self.clone(), partition, epoch, position: 0, largest }, memory))
     }
 }

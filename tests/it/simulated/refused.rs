@@ -4,12 +4,9 @@
 mod in_doubt;
 mod loops;
 
-use std::fs;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agora_rtm_bridge::kafka::{Attic, Topic};
+use agora_rtm_bridge::kafka::Topic;
 use agora_rtm_bridge::model::{AppId, Content, Endpoint, Timestamp};
 use agora_rtm_bridge::observe::accounts::Column;
 use agora_rtm_bridge::observe::health::Health;
@@ -91,7 +88,7 @@ async fn a_gap_that_the_pages_topic_refuses_leaves_when_it_is_taken_and_the_othe
 async fn a_full_journal_with_a_page_that_is_refused_forwards_all_others() {
     let trouble = Trouble { refused_page: Some(b"u7."), until: 600 * SECOND, ..Trouble::default() };
     let database = Connection::open_in_memory().expect("SQLite has databases in memory");
-    let loops = Loops::start_on(database, 4 << 20, trouble, Attic::default(), Duration::ZERO).await;
+    let loops = Loops::start_on(database, 4 << 20, trouble, Duration::ZERO).await;
     loops.commit(0..PAGES).await;
     // Requests that are out have all the room that there is.
     let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
@@ -123,7 +120,7 @@ async fn a_full_disk_with_a_page_that_is_refused_forwards_all_others() {
     let name = "file:/refused-on-a-full-disk?vfs=memdb";
     let database = Connection::open(name).expect("SQLite has databases in memory");
     let operator = Connection::open(name).expect("it is there");
-    let loops = Loops::start_on(database, 1 << 30, trouble, Attic::default(), Duration::ZERO).await;
+    let loops = Loops::start_on(database, 1 << 30, trouble, Duration::ZERO).await;
     loops.commit(0..PAGES - 3).await;
     let feed = pages::of_users(&AppId::new("a"), loops.clock.now(), String::new()).feed;
     let mut out = Vec::new();
@@ -465,38 +462,4 @@ async fn of_two_owners_one_stays_off_as_long_as_the_other_shows_life() {
     assert_eq!(loops.published(), twice_each(0..310, &[]));
     assert_eq!(loops.reasons(), Vec::<String>::new());
     loops.end().await;
-}
-
-/// The window rests after a minute. What it laid down is cut off, so it can't wake up; the memory
-/// is read anew, and the next time nothing is laid down.
-#[tokio::test(start_paused = true)]
-async fn fingerprints_that_can_not_be_read_back_are_read_anew_from_kafka() {
-    let home = crate::support::names::folder();
-    let attic = Attic::in_folder(home.path());
-    let loops = Loops::start_with(Trouble::default(), attic).await;
-    loops.forward();
-    loops.commit(0..PAGES).await;
-    sleep(5 * SECOND).await;
-    assert_eq!(scratch_of(home.path()), None, "an awake window lays nothing down");
-    sleep(180 * SECOND).await;
-    let scratch = scratch_of(home.path()).expect("the window rests");
-    File::options().write(true).open(scratch).unwrap().set_len(0).unwrap();
-
-    loops.commit(PAGES - 5..2 * PAGES).await;
-    sleep(20 * SECOND).await;
-    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
-    sleep(180 * SECOND).await;
-    assert_eq!(scratch_of(home.path()), None);
-    loops.commit(PAGES..3 * PAGES).await;
-    sleep(20 * SECOND).await;
-    assert_eq!(loops.published(), twice_each(0..3 * PAGES, &[]));
-    assert_eq!(loops.reasons(), Vec::<String>::new());
-    loops.end().await;
-}
-
-/// A file without a name that this process has open, of those that were made in `folder`.
-fn scratch_of(folder: &Path) -> Option<PathBuf> {
-    let open = fs::read_dir("/proc/self/fd").expect("Linux has it").flatten();
-    let mut open = open.map(|entry| entry.path());
-    open.find(|path| fs::read_link(path).is_ok_and(|target| target.starts_with(folder)))
 }

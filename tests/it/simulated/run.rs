@@ -16,7 +16,6 @@ use agora_rtm_bridge::config;
 use agora_rtm_bridge::config::Settings;
 use agora_rtm_bridge::daemon::{Daemon, Parts, Waiting};
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::model::{Clock, Endpoint, Incarnation, Region, Timestamp};
 use agora_rtm_bridge::observe::accounts::Balance;
 use agora_rtm_bridge::observe::metrics::Metrics;
@@ -237,7 +236,6 @@ impl<'a> Run<'a> {
             settings: self.settings.clone(),
             transport: self.agora.connect(now, life, self.plan.connecting),
             kafka: self.kafka.connect(now),
-            attic: Attic::default(),
             journal,
             recovered,
             clock,

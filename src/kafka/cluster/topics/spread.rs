@@ -21,7 +21,7 @@ use super::super::clients::{Clients, Listener};
 use super::super::reader::Reader;
 use super::super::{ANSWER_TIMEOUT, blocking};
 use super::TopicsSeen;
-use crate::kafka::{Failure, KafkaError, Topic, pages, partition_of};
+use crate::kafka::{Failure, KafkaError, Topic, partition_of};
 
 /// The last pages of each partition that are looked at where there is no memory.
 const LAST_PAGES: i64 = 20;
@@ -200,7 +200,7 @@ fn homes(clients: &Clients) -> Result<Homes, KafkaError> {
         reader.read(topic, &spans, |stored| {
             let app = match topic {
                 Topic::State if !stored.value().is_empty() => app_of_window(stored.key()),
-                Topic::Pages => pages::id(&stored.page_record()).map(|_| stored.key()),
+                Topic::Pages => stored.header("page").map(|_| stored.key()),
                 _ => None,
             };
             homes.extend(app.map(|app| (app.to_vec(), stored.partition())));

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use agora_rtm_bridge::kafka::{
-    Batch, Failure, KafkaError, Limits, Owned, PageRecord, Rebuild, Stamping, Topic,
+    Batch, Failure, HistoryRecords, KafkaError, Limits, Owned, PageRecord, Stamping, Topic,
 };
 use rand::RngExt as _;
 
@@ -73,29 +73,28 @@ impl Owned for Claimed {
         Ok(partition.begin as i64..partition.pages.len() as i64)
     }
 
-    async fn history(&mut self, mut rebuild: Rebuild) -> Result<Rebuild, KafkaError> {
+    async fn history<H: HistoryRecords>(&mut self, mut history: H) -> Result<H, KafkaError> {
         let state = self.client.state();
         if state.history_is_refused {
             return Err(KafkaError::new(Failure::Refused, "read", "the model", "not allowed"));
         }
         let partition = state.partition(self.partition);
         for ((_, page), offset) in partition.pages.iter().zip(0_i64..).skip(partition.begin) {
-            rebuild.take_page(offset, page);
+            history.take_page(offset, page);
         }
-        let naming = [Topic::UserEvents, Topic::ChannelEvents, Topic::DeadLetter, Topic::Gaps];
-        for topic in naming {
+        for topic in Topic::PUBLISHED {
             if state.published_is_cut {
-                rebuild.is_cut(topic);
+                history.is_cut(topic);
             }
             for record in state.topics.get(&topic).into_iter().flatten() {
                 let header = |name: &str| {
                     let mut headers = record.headers.iter();
                     headers.find(|(found, _)| *found == name).map(|(_, value)| value.as_slice())
                 };
-                rebuild.take_published(topic, &record.key, None, header);
+                history.take_published(topic, &record.key, None, header);
             }
         }
-        Ok(rebuild)
+        Ok(history)
     }
 
     fn limits(&self, _: Topic) -> Limits {

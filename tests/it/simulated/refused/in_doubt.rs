@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::kafka::Attic;
 use agora_rtm_bridge::model::Incarnation;
 use rusqlite::Connection;
 use tokio::time::sleep;
@@ -83,9 +82,8 @@ async fn a_page_that_a_killed_process_had_handed_over_keeps_its_ticket_when_it_i
     let database =
         || Connection::open("file:/in-doubt-of-another?vfs=memdb").expect("it is in memory");
     let _open = database();
-    let attic = Attic::default();
     let unanswered = Trouble { unanswered_page: Some(b"u7."), ..trouble() };
-    let loops = Loops::start_on(database(), 1 << 30, unanswered, attic, Duration::ZERO).await;
+    let loops = Loops::start_on(database(), 1 << 30, unanswered, Duration::ZERO).await;
     loops.forward();
     loops.commit(0..PAGES).await;
     sleep(5 * SECOND).await;

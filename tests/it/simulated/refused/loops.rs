@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agora_rtm_bridge::forwarder::{Forwarder, ForwarderMetrics};
 use agora_rtm_bridge::journal::Journal;
-use agora_rtm_bridge::kafka::{Attic, Progress, Topic};
+use agora_rtm_bridge::kafka::{Progress, Topic};
 use agora_rtm_bridge::model::{
     AppId, Clock, Content, Endpoint, Feed, Incarnation, Page, Region, Timestamp,
 };
@@ -28,7 +28,6 @@ pub(super) struct Loops {
     pub(super) process: u128,
     pub(super) kafka: Cluster,
     pub(super) client: Client,
-    pub(super) attic: Attic,
     pub(super) journal: Journal,
     pub(super) clock: Clock,
     pub(super) health: Health,
@@ -44,21 +43,13 @@ pub(super) struct Loops {
 
 impl Loops {
     pub(super) async fn start(trouble: Trouble) -> Self {
-        Self::start_with(trouble, Attic::default()).await
+        Self::start_ahead(trouble, Duration::ZERO).await
     }
 
     /// The cluster's clock is right, ours is ahead.
     pub(super) async fn start_ahead(trouble: Trouble, ahead: Duration) -> Self {
-        Self::start_of(trouble, Attic::default(), ahead).await
-    }
-
-    pub(super) async fn start_with(trouble: Trouble, attic: Attic) -> Self {
-        Self::start_of(trouble, attic, Duration::ZERO).await
-    }
-
-    pub(super) async fn start_of(trouble: Trouble, attic: Attic, ahead: Duration) -> Self {
         let database = Connection::open_in_memory().expect("SQLite has databases in memory");
-        Self::start_on(database, 1 << 30, trouble, attic, ahead).await
+        Self::start_on(database, 1 << 30, trouble, ahead).await
     }
 
     /// With a journal in this database and of this size.
@@ -66,7 +57,6 @@ impl Loops {
         database: Connection,
         size: u64,
         trouble: Trouble,
-        attic: Attic,
         ahead: Duration,
     ) -> Self {
         listen_for_panics();
@@ -82,7 +72,6 @@ impl Loops {
             process: 1,
             client: kafka.connect(now),
             kafka,
-            attic,
             journal,
             clock,
             health: Health::new(clock),
@@ -113,7 +102,6 @@ impl Loops {
     pub(super) fn publish(&self, health: &Health, stop: &CancellationToken) {
         let publisher = Publisher {
             kafka: self.client.clone(),
-            attic: self.attic.clone(),
             partition: 0,
             has_apps: true,
             group: "bridge".to_owned(),

@@ -37,10 +37,6 @@ fn written(memory: &mut Memory) -> Vec<StateRecord> {
     batch.iter().map(|record| (record.key().to_vec(), record.value().map(<[u8]>::to_vec))).collect()
 }
 
-fn is_at_rest(memory: &Memory) -> bool {
-    memory.windows.values().all(|kept| matches!(kept, Kept::AtRest(_)))
-}
-
 #[test]
 fn a_page_is_admitted_once() {
     let mut memory = fresh();
@@ -61,7 +57,7 @@ fn what_was_written_is_known_to_the_next_owner() {
     memory.advance(40, Some(page(1, 3)));
     assert_eq!(memory.sign("group"), None);
     for n in 0..1_000 {
-        let window = memory.window(&app, Endpoint::Channel).unwrap();
+        let window = memory.window(&app, Endpoint::Channel);
         window.insert(event(n), Timestamp::from_millis(9));
     }
     let mut records = written(&mut memory);
@@ -78,7 +74,7 @@ fn what_was_written_is_known_to_the_next_owner() {
     assert!(!next.admit(page(1, 3), Ticket(4), 42));
     assert!(!next.admit(page(1, 5), Ticket(4), 43));
     assert!(next.admit(page(1, 6), Ticket(4), 44));
-    let window = next.window(&app, Endpoint::Channel).unwrap();
+    let window = next.window(&app, Endpoint::Channel);
     assert!((0..1_000).all(|n| window.contains(event(n))));
     assert_eq!(window.len(), 1_000);
 }
@@ -91,7 +87,7 @@ fn version_1_is_read() {
         key: String,
         value: String,
     }
-    let kept = include_str!("../../../tests/fixtures/memory-version-1.json");
+    let kept = include_str!("../../tests/fixtures/memory-version-1.json");
     let kept: Vec<Kept> = serde_json::from_str(kept).unwrap();
     let records = kept.into_iter().map(|Kept { key, value }| {
         let byte = |at: usize| u8::from_str_radix(&value[at..at + 2], 16).unwrap();
@@ -102,7 +98,7 @@ fn version_1_is_read() {
     assert_eq!((memory.position(), memory.last_page()), (Some(42), Some(page(0x1f, 5))));
     assert!(!memory.admit(page(0x1f, 5), Ticket(3), 42));
     assert!(memory.admit(page(0x1f, 4), Ticket(3), 43));
-    let window = memory.window(&AppId::new("a1"), Endpoint::User).unwrap();
+    let window = memory.window(&AppId::new("a1"), Endpoint::User);
     let known = 0xf107_2b06_9b8d_79b9_cc26_8173_ffe9_7bc6_u128;
     assert!(window.contains(Fingerprint::from_bytes(known.to_be_bytes())));
     assert_eq!(window.len(), 2);
@@ -149,61 +145,6 @@ fn what_it_can_not_read_is_refused_by_name() {
     }
 }
 
-/// As with the default time-outs.
-const HOLD: Duration = Duration::from_secs(39);
-
-#[test]
-fn a_quiet_window_rests_and_knows_all_when_it_wakes() {
-    let folder = tempfile::tempdir().unwrap();
-    for attic in [Attic::in_folder(folder.path()), Attic::default()] {
-        let app = AppId::new("a");
-        let mut memory = Recall::new(HashMap::new(), HOLD, &attic, 0).finish().unwrap();
-        let mut records = Vec::new();
-        for round in 0..40 {
-            let window = memory.window(&app, Endpoint::User).unwrap();
-            for n in round * 300..(round + 1) * 300 {
-                assert!(window.insert(event(n), Timestamp::from_millis(1)));
-            }
-            memory.rest_idle();
-            memory.rest_idle();
-            assert!(!is_at_rest(&memory), "changes are not written yet");
-            records.extend(written(&mut memory));
-            memory.rest_idle();
-            assert!(is_at_rest(&memory));
-        }
-        let mut next = recalled(Recall::new(HashMap::new(), HOLD, &attic, 1), records).unwrap();
-        assert!(is_at_rest(&next));
-        for memory in [&mut memory, &mut next] {
-            let window = memory.window(&app, Endpoint::User).unwrap();
-            assert!((0..12_000).all(|n| window.contains(event(n))));
-            memory.rest_idle();
-            assert!(!is_at_rest(memory), "somebody has just asked for it");
-        }
-    }
-}
-
-#[test]
-fn what_can_not_be_read_back_ends_the_memory_and_the_next_one_stays_in_memory() {
-    let folder = tempfile::tempdir().unwrap();
-    let attic = Attic::in_folder(folder.path());
-    let app = AppId::new("a");
-    let recall = || Recall::new(HashMap::new(), Duration::ZERO, &attic, 0);
-    let mut memory = recall().finish().unwrap();
-    for n in 0..1_000 {
-        let window = memory.window(&app, Endpoint::User).unwrap();
-        window.insert(event(n), Timestamp::from_millis(1));
-    }
-    let records = written(&mut memory);
-    let mut memory = recalled(recall(), records.clone()).unwrap();
-    memory.cells.lose_everything();
-    memory.window(&app, Endpoint::User).unwrap_err();
-
-    let mut memory = recalled(recall(), records).unwrap();
-    memory.cells.lose_everything();
-    let window = memory.window(&app, Endpoint::User).unwrap();
-    assert!((0..1_000).all(|n| window.contains(event(n))));
-}
-
 /// The topic is compacted, so its size is that of the last record of each key.
 #[test]
 fn an_hour_of_traffic_needs_no_more_keys_than_the_window_has_blocks() {
@@ -218,7 +159,7 @@ fn an_hour_of_traffic_needs_no_more_keys_than_the_window_has_blocks() {
         let mut next = 0;
         for transaction in 0..3_600 * transactions {
             let now = Timestamp::from_millis(i64::from(transaction * 1_000 / transactions));
-            let window = memory.window(&app, Endpoint::User).unwrap();
+            let window = memory.window(&app, Endpoint::User);
             for _ in 0..rate / transactions {
                 window.insert(event(next), now);
                 next += 1;
@@ -259,7 +200,8 @@ proptest! {
                 let first = slot as u128 * 1_000 + u128::from(n);
                 let events = (first..first + u128::from(n)).map(event).collect();
                 let mut bytes = Vec::new();
-                write_block(&mut bytes, &Block::restored(0, n, Timestamp::default(), events));
+                let newest = Timestamp::default();
+                write_block(&mut bytes, &Block { slot: 0, sequence: n, newest, events });
                 bytes
             }
         };
@@ -267,9 +209,7 @@ proptest! {
             (key(at).into_bytes(), is_there.then(|| value(at, n)))
         }).collect();
         let last: BTreeMap<_, _> = records.iter().cloned().collect();
-        let folder = tempfile::tempdir().unwrap();
-        let attic = Attic::in_folder(folder.path());
-        let one = recalled(Recall::new(HashMap::new(), Duration::ZERO, &attic, 0), records);
+        let one = recalled(Recall::default(), records);
         let other = recalled(Recall::default(), last);
         let (mut one, mut other) = match (one, other) {
             (Ok(one), Ok(other)) => (one, other),
@@ -281,16 +221,20 @@ proptest! {
         prop_assert_eq!(one.position(), other.position());
         prop_assert_eq!(format!("{:?}", one.tickets), format!("{:?}", other.tickets));
         let app = AppId::new("a");
-        let one = one.window(&app, Endpoint::User).unwrap();
-        let other = other.window(&app, Endpoint::User).unwrap();
+        let one = one.window(&app, Endpoint::User);
+        let other = other.window(&app, Endpoint::User);
         prop_assert_eq!(one.len(), other.len());
         for n in 0..10_000 {
             prop_assert_eq!(one.contains(event(n)), other.contains(event(n)));
         }
         prop_assert_eq!(one.insert(event(10_000), Timestamp::default()), true);
         other.insert(event(10_000), Timestamp::default());
-        let slot = |window: &mut Window| window.take_changes().next().map(|it| (it.slot, it.sequence));
-        prop_assert_eq!(slot(one), slot(other));
+        let changed = |window: &mut Window| {
+            let mut changed = Vec::new();
+            window.write_changes(|it| changed.push((it.slot, it.sequence, it.events.clone())));
+            changed
+        };
+        prop_assert_eq!(changed(one), changed(other));
     }
 }
 

@@ -20,14 +20,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::dedupe::{Fingerprint, LEAST_REMEMBERED};
-use crate::kafka::record::app_of_source;
-use crate::kafka::{Memory, PageRecord, Topic, pages, partition_of};
+use super::{Fingerprint, LEAST_REMEMBERED, Memory};
+use crate::kafka::{HistoryRecords, PageRecord, Topic, partition_of};
 use crate::model::{AppId, Endpoint, PageId, Ticket, Timestamp};
-
-/// The topics whose records name the pages that they come from.
-pub(crate) const NAMING: [Topic; 4] =
-    [Topic::UserEvents, Topic::ChannelEvents, Topic::DeadLetter, Topic::Gaps];
+use crate::records::pages;
+use crate::records::public::app_of_source;
 
 /// What is known of a partition whose memory is gone.
 #[derive(Debug)]
@@ -85,59 +82,6 @@ impl Rebuild {
         }
     }
 
-    /// Takes in a record of the pages topic. All of them come before what was published.
-    pub fn take_page(&mut self, offset: i64, record: &PageRecord) {
-        // One that can't be read has no name, and nothing but a dead letter comes of it.
-        let Ok(forwarded) = pages::decode(record) else { return };
-        let id = forwarded.entry.id;
-        let at = record.appended.or(forwarded.entry.content.answered_at());
-        self.places.entry(id).or_insert(self.pages.len());
-        self.pages.push(PageSeen { offset, id, settled: forwarded.settled, at });
-    }
-
-    /// Takes in a record of one of the topics that are published: its key, when it was stamped, and
-    /// its headers by their names.
-    pub fn take_published<'a>(
-        &mut self,
-        topic: Topic,
-        key: &[u8],
-        stamped: Option<Timestamp>,
-        header: impl Fn(&str) -> Option<&'a [u8]>,
-    ) {
-        let text = |name| header(name).and_then(|value| std::str::from_utf8(value).ok());
-        // `pages replay` publishes what the memory need not know.
-        if header("replayed").is_some() {
-            return;
-        }
-        let of_event = text("ce_source").and_then(app_of_source);
-        let app = match (topic, &of_event) {
-            (Topic::UserEvents | Topic::ChannelEvents, Some((app, _))) => app.clone(),
-            (Topic::DeadLetter | Topic::Gaps, _) => AppId::new(String::from_utf8_lossy(key)),
-            _ => return,
-        };
-        if partition_of(app.as_str().as_bytes(), self.partitions) != self.partition {
-            return;
-        }
-        self.published += 1;
-        let page = text("agora_page").and_then(|page| page.parse().ok());
-        let place = page.and_then(|page: PageId| self.places.get(&page).copied());
-        self.last = self.last.max(place);
-        let id = text("ce_id").and_then(|id| u128::from_str_radix(id, 16).ok());
-        if let (Some(of_event), Some(id)) = (of_event, id) {
-            let events = self.newest.entry(of_event).or_default();
-            let id = Fingerprint::from_bytes(id.to_be_bytes());
-            events.push((stamped.unwrap_or_default(), id));
-            if events.len() > 2 * LEAST_REMEMBERED {
-                keep_newest(events, LEAST_REMEMBERED);
-            }
-        }
-    }
-
-    /// Notes that something of this topic was deleted.
-    pub fn is_cut(&mut self, topic: Topic) {
-        self.cut.push(topic);
-    }
-
     /// Whether nothing was ever published for an app of this partition.
     pub fn is_new(&self) -> bool {
         self.published == 0 && self.cut.is_empty()
@@ -180,6 +124,57 @@ impl Rebuild {
     }
 }
 
+impl HistoryRecords for Rebuild {
+    fn take_page(&mut self, offset: i64, record: &PageRecord) {
+        // One that can't be read has no name, and nothing but a dead letter comes of it.
+        let Ok(forwarded) = pages::decode(record) else { return };
+        let id = forwarded.entry.id;
+        let at = record.appended.or(forwarded.entry.content.answered_at());
+        self.places.entry(id).or_insert(self.pages.len());
+        self.pages.push(PageSeen { offset, id, settled: forwarded.settled, at });
+    }
+
+    fn take_published<'a>(
+        &mut self,
+        topic: Topic,
+        key: &[u8],
+        stamped: Option<Timestamp>,
+        header: impl Fn(&str) -> Option<&'a [u8]>,
+    ) {
+        let text = |name| header(name).and_then(|value| std::str::from_utf8(value).ok());
+        // `pages replay` publishes what the memory need not know.
+        if header("replayed").is_some() {
+            return;
+        }
+        let of_event = text("ce_source").and_then(app_of_source);
+        let app = match (topic, &of_event) {
+            (Topic::UserEvents | Topic::ChannelEvents, Some((app, _))) => app.clone(),
+            (Topic::DeadLetter | Topic::Gaps, _) => AppId::new(String::from_utf8_lossy(key)),
+            _ => return,
+        };
+        if partition_of(app.as_str().as_bytes(), self.partitions) != self.partition {
+            return;
+        }
+        self.published += 1;
+        let page = text("agora_page").and_then(|page| page.parse().ok());
+        let place = page.and_then(|page: PageId| self.places.get(&page).copied());
+        self.last = self.last.max(place);
+        let id = text("ce_id").and_then(|id| u128::from_str_radix(id, 16).ok());
+        if let (Some(of_event), Some(id)) = (of_event, id) {
+            let events = self.newest.entry(of_event).or_default();
+            let id = Fingerprint::from_bytes(id.to_be_bytes());
+            events.push((stamped.unwrap_or_default(), id));
+            if events.len() > 2 * LEAST_REMEMBERED {
+                keep_newest(events, LEAST_REMEMBERED);
+            }
+        }
+    }
+
+    fn is_cut(&mut self, topic: Topic) {
+        self.cut.push(topic);
+    }
+}
+
 fn keep_newest(events: &mut Vec<(Timestamp, Fingerprint)>, count: usize) {
     if let Some(surplus) = events.len().checked_sub(count)
         && surplus > 0
@@ -192,7 +187,7 @@ fn keep_newest(events: &mut Vec<(Timestamp, Fingerprint)>, count: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::Recall;
+    use crate::memory::Recall;
     use crate::model::Incarnation;
 
     const HOUR: Duration = Duration::from_secs(3_600);

@@ -8,26 +8,13 @@
 use bytes::Bytes;
 
 use crate::agora::Contents;
+use crate::kafka::PageRecord;
 use crate::model::{AppId, Content, Entry, Feed, Gap, Page, PageId, Region, Ticket, Timestamp};
 
 /// The highest version that this program writes; it reads this one and all before.
 ///
 /// Version 2 adds the header `content_encoding` of a page whose answer had one.
 pub const VERSION: u32 = 2;
-
-/// A record of the pages topic, as it is stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageRecord {
-    /// The App ID.
-    pub key: Vec<u8>,
-    /// The body; empty for a gap.
-    pub value: Bytes,
-    /// Everything else.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// When the broker appended it, by the broker's clock. `None` before it is stored, and where the
-    /// topic keeps the times of its producers.
-    pub appended: Option<Timestamp>,
-}
 
 /// The longest name of an app or region in a record, in bytes: the configuration takes 64. What
 /// is longer was written by something else, and would be copied into keys, values and logs.

@@ -12,27 +12,24 @@
 //! | `window/{app}/{endpoint}/{slot}` | a block of fingerprints: version `u8`, sequence `u64`, newest `i64` (ms), then 16 bytes each; little-endian |
 //!
 //! Every value carries a version; a newer one than this program knows is refused.
-//!
-//! A window that nothing happens in rests: its events lie in the [`Attic`](crate::kafka::Attic), or
-//! closely packed in memory where there is none. It wakes up when it is asked for. All of them rest
-//! after a start, so records are taken in one by one ([`Recall`]) and nothing grows with their
-//! number but what is remembered of each block.
+
+mod fingerprint;
+mod rebuild;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dedupe::{BLOCK_EVENTS, Block, Fingerprint, Resting, Shelved, Window};
-use crate::kafka::attic::{Cells, Unread};
-use crate::kafka::{Attic, Batch, Topic};
+pub use self::fingerprint::Fingerprint;
+pub use self::rebuild::{Delivered, Rebuild};
+pub use self::window::{BLOCK_EVENTS, Block, KeptBlock, LEAST_REMEMBERED, Window, hold};
+use crate::kafka::{Batch, CLAIM, StateRecords, Topic};
 use crate::model::{AppId, Endpoint, Incarnation, PageId, Ticket, Timestamp};
 
 /// The version that this program writes; it reads this one and all before.
 pub(crate) const VERSION: u8 = 1;
-
-/// The key of the record that an owner writes before it reads the memory.
-pub(crate) const CLAIM: &str = "claim";
 
 /// Journals whose tickets are remembered. A journal draws a new incarnation each time it is opened;
 /// the ones whose pages were forwarded longest ago are forgotten.
@@ -46,37 +43,26 @@ pub struct Memory {
     forgotten: Vec<Incarnation>,
     /// The highest [`Tickets::named`].
     named: u64,
-    windows: HashMap<Name, Kept>,
+    windows: HashMap<Name, Window>,
     /// Windows that were asked for since changes were last written.
     asked_for: BTreeSet<Name>,
     regions: HashMap<AppId, usize>,
     /// Minimum time that windows remember an event.
     hold: Duration,
-    cells: Cells,
 }
 
 /// A memory in the making, record by record.
 #[derive(Debug)]
 pub struct Recall {
     memory: Memory,
-    /// The blocks of each window, in the order of their slots.
-    blocks: HashMap<Name, Vec<Shelved>>,
+    /// The blocks of each window, by their slots.
+    blocks: HashMap<Name, BTreeMap<u32, KeptBlock>>,
     /// What can't be read. It does not count where a later record replaces it.
     bad: BTreeMap<String, BadMemory>,
 }
 
 /// Whose a window is.
 type Name = (AppId, Endpoint);
-
-#[derive(Debug)]
-enum Kept {
-    Awake {
-        window: Window,
-        /// Since [`Memory::rest_idle`] was last called.
-        was_asked_for: bool,
-    },
-    AtRest(Resting),
-}
 
 /// Why a memory can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,16 +119,11 @@ struct Tickets {
 // === impl Recall ===
 
 impl Recall {
-    /// Nothing yet; windows are to rest in `attic`.
+    /// Nothing yet.
     ///
-    /// `regions` tells for each app in how many regions it is drained: a window is larger for more.
-    /// A window remembers events for at least `hold`: see [`crate::dedupe::hold`].
-    pub fn new(
-        regions: HashMap<AppId, usize>,
-        hold: Duration,
-        attic: &Attic,
-        partition: i32,
-    ) -> Self {
+    /// `regions` is the number of regions in which each app is drained: more regions need a larger
+    /// window. A window remembers events for at least `hold`: see [`hold`].
+    pub fn new(regions: HashMap<AppId, usize>, hold: Duration) -> Self {
         let memory = Memory {
             position: Position::default(),
             tickets: BTreeMap::new(),
@@ -152,19 +133,8 @@ impl Recall {
             asked_for: BTreeSet::new(),
             regions,
             hold,
-            cells: attic.cells(partition),
         };
         Self { memory, blocks: HashMap::new(), bad: BTreeMap::new() }
-    }
-
-    /// Takes in the next record of the topic; without a value it is a tombstone. Of records with
-    /// the same key the last counts.
-    pub fn take(&mut self, key: &[u8], value: Option<&[u8]>) {
-        let key = String::from_utf8_lossy(key);
-        self.bad.remove(&*key);
-        if let Err(bad) = self.read(&key, value) {
-            self.bad.insert(key.into_owned(), bad);
-        }
     }
 
     /// The memory that the records hold.
@@ -175,8 +145,8 @@ impl Recall {
         }
         memory.named = memory.tickets.values().map(|it| it.named).max().unwrap_or(0);
         for (name, blocks) in blocks {
-            let window = Resting::restore(memory.regions_of(&name.0), memory.hold, blocks);
-            memory.windows.insert(name, Kept::AtRest(window));
+            let window = Window::new(memory.regions_of(&name.0), memory.hold);
+            memory.windows.insert(name, window.with_blocks(blocks.into_values().collect()));
         }
         Ok(memory)
     }
@@ -195,13 +165,9 @@ impl Recall {
             (Some(RecordKind::Window(app, endpoint, slot)), value) => {
                 let block = value.map(|value| read_block(key, slot, value)).transpose()?;
                 let blocks = self.blocks.entry((app, endpoint)).or_default();
-                let at = blocks.binary_search_by_key(&slot, Shelved::slot);
-                if let Ok(at) = at {
-                    blocks.remove(at).discard(&mut memory.cells);
-                }
-                if let Some(block) = block {
-                    let (Ok(at) | Err(at)) = at;
-                    blocks.insert(at, block.lay(&mut memory.cells));
+                match block {
+                    Some(block) => drop(blocks.insert(slot, KeptBlock::restored(block))),
+                    None => drop(blocks.remove(&slot)),
                 }
             }
             (Some(RecordKind::Claim), _) => {}
@@ -212,10 +178,20 @@ impl Recall {
     }
 }
 
+impl StateRecords for Recall {
+    fn take(&mut self, key: &[u8], value: Option<&[u8]>) {
+        let key = String::from_utf8_lossy(key);
+        self.bad.remove(&*key);
+        if let Err(bad) = self.read(&key, value) {
+            self.bad.insert(key.into_owned(), bad);
+        }
+    }
+}
+
 impl Default for Recall {
-    /// Of apps in one region, without an attic, with no minimum time to remember an event.
+    /// Of apps in one region, with no minimum time to remember an event.
     fn default() -> Self {
-        Self::new(HashMap::new(), Duration::ZERO, &Attic::default(), 0)
+        Self::new(HashMap::new(), Duration::ZERO)
     }
 }
 
@@ -285,45 +261,12 @@ impl Memory {
         new
     }
 
-    /// The window of an app's endpoint. It wakes up for that: an error is one of the attic, and this
-    /// memory is of no more use.
-    pub fn window(&mut self, app: &AppId, endpoint: Endpoint) -> Result<&mut Window, Unread> {
+    /// The window of an app's endpoint.
+    pub fn window(&mut self, app: &AppId, endpoint: Endpoint) -> &mut Window {
         let name = (app.clone(), endpoint);
-        if !matches!(self.windows.get(&name), Some(Kept::Awake { .. })) {
-            let window = match self.windows.remove(&name) {
-                Some(Kept::AtRest(window)) => window.wake(&mut self.cells)?,
-                Some(Kept::Awake { window, .. }) => window,
-                None => Window::new(self.regions_of(app), self.hold),
-            };
-            self.windows.insert(name.clone(), Kept::Awake { window, was_asked_for: true });
-        }
         self.asked_for.insert(name.clone());
-        match self.windows.get_mut(&name) {
-            Some(Kept::Awake { window, was_asked_for }) => {
-                *was_asked_for = true;
-                Ok(window)
-            }
-            _ => unreachable!("it was woken up"),
-        }
-    }
-
-    /// Lets those windows rest that nobody has asked for since this was last called.
-    pub fn rest_idle(&mut self) {
-        let mut idle = Vec::new();
-        for (name, kept) in &mut self.windows {
-            if let Kept::Awake { window, was_asked_for } = kept
-                && !std::mem::take(was_asked_for)
-                && !window.has_changes()
-            {
-                idle.push(name.clone());
-            }
-        }
-        for name in idle {
-            if let Some(Kept::Awake { window, .. }) = self.windows.remove(&name) {
-                let window = window.rest(&mut self.cells);
-                self.windows.insert(name, Kept::AtRest(window));
-            }
-        }
+        let (regions, hold) = (self.regions_of(app), self.hold);
+        self.windows.entry(name).or_insert_with(|| Window::new(regions, hold))
     }
 
     /// Events that windows had to forget too early, since changes were last written or this was
@@ -331,7 +274,7 @@ impl Memory {
     pub fn take_dropped_too_early(&mut self) -> u64 {
         let mut dropped = 0;
         for name in &self.asked_for {
-            if let Some(Kept::Awake { window, .. }) = self.windows.get_mut(name) {
+            if let Some(window) = self.windows.get_mut(name) {
                 dropped += window.take_dropped_too_early();
             }
         }
@@ -344,13 +287,13 @@ impl Memory {
             batch.begin(Topic::State).partition(partition).key(key.as_bytes()).value(write);
         };
         for name in std::mem::take(&mut self.asked_for) {
-            let Some(Kept::Awake { window, .. }) = self.windows.get_mut(&name) else { continue };
+            let Some(window) = self.windows.get_mut(&name) else { continue };
             let (app, endpoint) = name;
-            for block in window.take_changes() {
+            window.write_changes(|block| {
                 put(batch, &format!("window/{app}/{endpoint}/{}", block.slot), &|bytes| {
                     write_block(bytes, block);
                 });
-            }
+            });
         }
         for (incarnation, tickets) in self.tickets.iter_mut().filter(|(_, it)| it.changed) {
             tickets.changed = false;
@@ -446,12 +389,12 @@ fn read_block(key: &str, slot: u32, value: &[u8]) -> Result<Block, BadMemory> {
     if !odd.is_empty() || events.len() > BLOCK_EVENTS {
         return Err(unreadable());
     }
-    Ok(Block::restored(
+    Ok(Block {
         slot,
-        u64::from_le_bytes(*sequence),
-        Timestamp::from_millis(i64::from_le_bytes(*newest)),
-        events.iter().copied().map(Fingerprint::from_bytes).collect(),
-    ))
+        sequence: u64::from_le_bytes(*sequence),
+        newest: Timestamp::from_millis(i64::from_le_bytes(*newest)),
+        events: events.iter().copied().map(Fingerprint::from_bytes).collect(),
+    })
 }
 
 #[cfg(test)]
