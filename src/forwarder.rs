@@ -8,12 +8,12 @@
 //! An error means a new attempt from the oldest entry that is not confirmed: order is kept, and a
 //! page that arrives twice costs nothing.
 //!
-//! An entry that the topic refuses for good, as a page that is larger than its `max.message.bytes` or
-//! anything where the topic takes no record of this time, is set aside: it stays in the journal, those
-//! behind it go on, and it is tried again where it lies ([`aside`]). At each refusal the journal
-//! gives it a new ticket and the last place. Under its old one it would hold back the watermark of all
-//! later pages, and the publisher's memory of tickets above the watermark would grow while it waits.
-//! Where the journal can't do that, the entry waits in its old place, and nothing else does.
+//! An entry that the topic refuses because of its content (a page larger than `max.message.bytes`, or a
+//! timestamp that the topic does not accept) is set aside: it stays in the journal, later entries
+//! overtake it, and it is retried where it is ([`aside`]). At each refusal the journal gives it a new
+//! ticket and the last place. Under its old ticket it would hold back the settled ticket of all later
+//! pages, and the publisher's memory of the tickets above that would grow while it waits. If the journal
+//! can't do that, the entry waits in its old place, and nothing waits for it.
 //!
 //! An entry keeps its ticket if an earlier attempt may have stored it: the attempt failed without a
 //! refusal, or another process made it ([`in_doubt`]). The publisher recognises a second
@@ -53,7 +53,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// A page that is not confirmed so long after it was handed over is somebody's concern.
+/// A page without a confirmation for this long shows in readiness.
 const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time to wait, after a failure, for the outcome of the other entries in flight. A producer
@@ -116,7 +116,7 @@ struct Attempt {
     patience: Option<Instant>,
 }
 
-/// Why forwarding begins anew.
+/// Why forwarding starts over.
 #[derive(Debug, thiserror::Error)]
 enum NotForwarded {
     #[error(transparent)]
@@ -209,7 +209,7 @@ impl<K: Kafka> Forwarder<K> {
             let are_there = handed_over.inspect_err(|_| course.line_is_next = false)?;
             if line.on_the_way.is_empty() {
                 if are_there {
-                    // All of them are aside; what waits behind them?
+                    // All of them are aside; look for entries behind them.
                     continue;
                 }
                 course.line_is_next = false;
@@ -447,7 +447,7 @@ async fn oldest(on_the_way: &mut OnTheWay) -> Option<(Sequence, PageId, Result<i
     Some((sequence, page, outcome))
 }
 
-/// Waits until the journal has a newer entry, of whatever partition.
+/// Waits until the journal has a newer entry, of any partition.
 async fn more_than(newest: Sequence, backlog: &mut watch::Receiver<Backlog>) {
     let announced = backlog.wait_for(|it| it.newest > newest).await;
     announced.map(drop).expect("the journal announces as long as we hold it");

@@ -112,10 +112,10 @@ pub trait Kafka: Clone + Send + Sync + 'static {
         record: PageRecord,
     ) -> impl Future<Output = Result<i64, KafkaError>> + Send + 'static;
 
-    /// Looks at a partition from outside, whoever publishes it.
+    /// Looks at a partition from outside; another process may own it.
     fn look(&self, partition: i32) -> impl Future<Output = Result<Look, KafkaError>> + Send;
 
-    /// Makes this process the owner of a partition and ends whatever a former owner had begun.
+    /// Makes this process the owner of a partition and ends the open transaction of a former owner.
     /// `memory` takes in the records of the partition's state topic and is returned.
     fn claim<M: StateRecords>(
         &self,
@@ -140,8 +140,8 @@ pub trait Owned: Send {
     ) -> impl Future<Output = Result<Vec<(i64, PageRecord)>, KafkaError>> + Send;
 
     /// Writes a batch, all of it or nothing, and notes for lag tools that everything before
-    /// `position` is delivered, unless that is zero. Dropped before it ends, the partition is of no more use: what
-    /// became of the batch stands in the memory.
+    /// `position` is delivered, unless that is zero. If the future is dropped before it ends, the
+    /// partition can't be used any more: the memory shows whether the batch was written.
     fn deliver(
         &mut self,
         batch: Batch,
@@ -172,7 +172,7 @@ pub struct Look {
     pub begin: i64,
     /// Behind the last record.
     pub end: i64,
-    /// Everything before this was delivered; `None` where nobody has noted it.
+    /// Everything before this was delivered; `None` where no position was committed.
     pub delivered: Option<i64>,
     /// The instance that noted it.
     pub owner: Option<String>,
@@ -215,7 +215,7 @@ pub struct Unfit {
 /// The longest reason or subject that an error keeps, in bytes: both may quote what others wrote.
 const LONGEST_TEXT: usize = 1_000;
 
-/// A failure of Kafka: what was tried, on what, what it means, and why.
+/// A failure of Kafka: the operation, its object, the consequence, and the reason.
 #[derive(Clone, Debug)]
 pub struct KafkaError {
     failure: Failure,
@@ -254,7 +254,7 @@ impl Topic {
 // === impl Look ===
 
 impl Look {
-    /// Whether pages wait that nobody has published.
+    /// Whether unpublished pages wait.
     pub fn has_backlog(&self) -> bool {
         self.delivered.unwrap_or(self.begin).max(self.begin) < self.end
     }

@@ -6,14 +6,14 @@
 //! letters, gaps, and the memory itself. Then one transaction takes all of it or nothing. Nothing
 //! waits inside a transaction.
 //!
-//! Whatever fails, the task drops what it has and claims anew. It never gives up: pages are safe in
-//! the pages topic, and readiness says why they stay there.
+//! After any failure the task discards its state and claims the partition again. It never gives up:
+//! pages are safe in the pages topic, and readiness says why they stay there.
 //!
-//! Two failures have a road of their own. Where Kafka refuses the records of some pages for good
-//! ([`Failure::Unfit`]), they are tried in other ways first and one by one in the end, and the page
-//! that is refused alone is set aside (`ladder`). Where another bridge has claimed the partition ([`Failure::Fenced`]), this one stands off
-//! as long as the other shows life: it publishes what waits, or nothing waits. So two bridges with
-//! one group never take a partition from each other in turn.
+//! Two failures are handled differently. If Kafka refuses the records of some pages for good
+//! ([`Failure::Unfit`]), they are retried in other ways and finally one page at a time; a page that is
+//! refused alone is set aside (`ladder`). If another bridge has claimed the partition
+//! ([`Failure::Fenced`]), this one stays off as long as the other is alive: it publishes the backlog,
+//! or there is none. So two bridges with one group never take a partition from each other in turn.
 
 mod broker_clock;
 mod claim;
@@ -59,7 +59,7 @@ use crate::records::pages::BadPageRecord;
 /// reach 300,000 events a second) and make a transaction longer.
 const PAGES_A_TRANSACTION: usize = 10;
 
-/// How often a partition without apps of ours is looked at for pages that somebody left.
+/// Interval of checking a partition without configured apps for pages that were left behind.
 const LOOK_FOR_BACKLOG: Duration = Duration::from_secs(60);
 
 /// The wait after a failure; doubled by each further one, up to [`LONGEST_WAIT`].
@@ -68,15 +68,15 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait between two claims.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Pages that wait so long while another bridge owns their partition and publishes nothing are
-/// taken over.
+/// A partition that another bridge owns is taken over if its pages wait this long and none is
+/// published.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 /// Between two looks at the partition that another bridge owns.
 const LOOK_FOR_LIFE: Duration = Duration::from_secs(5);
 
 /// Limits of topics that were read longer ago are read again before an event is set aside because it
-/// seems too large: somebody may have raised them.
+/// seems too large: they may have been raised.
 const OLD_LIMITS: Duration = Duration::from_secs(30);
 
 /// Interval at which the range of the pages topic is checked while no page arrives: pages may have
@@ -329,7 +329,7 @@ impl<K: Kafka> Publisher<K> {
             let begun = Instant::now();
             let delivered = tokio::select! {
                 biased;
-                // The process ends; the memory will tell the next one what became of it.
+                // The process ends; the next one finds the outcome in the memory.
                 () = give_up.cancelled() => return Ok(()),
                 delivered = owned.deliver(batch, position) => delivered,
             };
@@ -337,7 +337,7 @@ impl<K: Kafka> Publisher<K> {
             self.metrics.transaction_duration.observe(begun.elapsed().as_secs_f64());
             course.ladder.delivered();
             if let Some(span) = anew {
-                // Its offsets begin anew.
+                // Its offsets start over.
                 course.ladder.anew();
                 trail = Trail::new(Some(span.start), None);
                 self.progress.begin_anew(self.partition, span.end);
@@ -410,7 +410,7 @@ impl<K: Kafka> Publisher<K> {
         }
     }
 
-    /// Says what logins and logouts tell of a second consumer. A hint, which need not wait for the
+    /// Reports signs of a second consumer in logins and logouts. A hint, which need not wait for the
     /// transaction.
     fn tell(&self, draft: &mut Draft) {
         for (app, told) in draft.told.drain(..) {
@@ -426,7 +426,7 @@ impl<K: Kafka> Publisher<K> {
         }
     }
 
-    /// Enters a delivered transaction everywhere where somebody counts.
+    /// Enters a delivered transaction into accounts, metrics and progress.
     fn count(&self, draft: Draft, position: i64, switches: &mut Switches) {
         for loss in &draft.losses {
             self.tell_loss(loss);
@@ -513,8 +513,8 @@ impl Course {
 // === impl Pending ===
 
 impl Pending {
-    /// Whether a memory with this position is that of the transaction or of a later one. One that begins
-    /// offsets again is told from those before by its exact position: nothing follows it unnoticed.
+    /// Whether a memory with this position includes the transaction. Where offsets start over, only the
+    /// exact position shows that, and no other transaction can have followed unnoticed.
     fn is_committed(&self, position: Option<i64>) -> bool {
         match self.anew {
             true => position == Some(self.position),

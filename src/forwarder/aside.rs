@@ -1,9 +1,9 @@
 //! Entries that the pages topic refused: which of them is tried again, and when.
 //!
-//! Pure: no journal, no Kafka, the time is passed in. Each entry has a time of its own, with a wait
-//! that doubles. One that is accepted tells that the topic takes again what it refused, so all others
-//! are due then, in the order in which they stood at first. Between two refusals there is a pause
-//! however many entries are aside: a try holds up what waits behind it.
+//! Pure: no journal, no Kafka, the time is passed in. Each entry has its own retry time, with a wait
+//! that doubles. An accepted entry shows that the topic accepts such entries again, so all others
+//! become due, in their original order. After each refusal there is a pause, however many entries are
+//! aside, because a retry delays the entries behind it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use crate::journal::Sequence;
 use crate::model::{Incarnation, PageId, Ticket};
 
 /// How many tickets an entry in doubt may hold back. The publisher stores each page above the
-/// watermark in one record of the state topic, at up to 20 bytes: 600 kB, which brokers accept by
+/// settled ticket in one record of the state topic, at up to 20 bytes: 600 kB, which brokers accept by
 /// default.
 const HELD_BACK: u64 = 30_000;
 

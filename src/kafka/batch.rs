@@ -1,6 +1,6 @@
 //! Records on their way into one transaction, without an allocation for each.
 //!
-//! All bytes of a batch stand in one buffer; a record is a few ranges of it. At thousands of events
+//! All bytes of a batch are in one buffer; a record is a few ranges of it. At thousands of events
 //! a second, each with eight headers, this is a large part of what an event costs.
 
 use std::ops::Range;
@@ -57,8 +57,8 @@ impl Batch {
         Draft { batch: self }
     }
 
-    /// Stamps the records that have no timestamp of their own; without this, with the time of
-    /// sending by the clock of this machine.
+    /// Sets the timestamp of all records that have none. Otherwise librdkafka uses the time of sending,
+    /// by the clock of this machine.
     pub fn stamp_rest(&mut self, timestamp: Option<Timestamp>) {
         self.rest = timestamp;
     }
@@ -146,7 +146,7 @@ impl<'a> Record<'a> {
 // === impl Draft ===
 
 impl Draft<'_> {
-    /// Sends the record to this partition, whatever its key.
+    /// Sends the record to this partition, regardless of its key.
     pub fn partition(mut self, partition: i32) -> Self {
         self.spans().partition = Some(partition);
         self

@@ -1,7 +1,7 @@
 //! The real Kafka, through librdkafka.
 //!
-//! librdkafka's calls that wait (transactions, metadata, polling) block a thread, so each claimed
-//! partition has one of its own ([`owner`]) and is spoken to over a channel. Pages go through one
+//! librdkafka's waiting calls (transactions, metadata, polling) block a thread, so each claimed
+//! partition has its own ([`owner`]), which receives commands over a channel. Pages go through one
 //! shared idempotent producer ([`PageWriter`]). What the topics allow is read at the start and
 //! again after a failure ([`topics`]): a topic may have been deleted, or its limits lowered.
 
@@ -60,7 +60,7 @@ struct Shared {
 // === impl Cluster ===
 
 impl Cluster {
-    /// A cluster that nobody has spoken to yet. `instance` tells the brokers who asks.
+    /// A cluster; connects later. `instance` is the name of this process for the brokers.
     pub fn new(settings: config::Kafka, instance: &str) -> Self {
         let clients = Clients::new(settings, instance);
         let page_writer = PageWriter::new(clients.clone());
@@ -73,14 +73,14 @@ impl Cluster {
     /// that can't be asked, as librdkafka's mock.
     pub fn prepared(settings: config::Kafka, instance: &str) -> Self {
         let cluster = Self::new(settings, instance);
-        let mut preparation = cluster.shared.preparation.try_lock().expect("nobody else has it");
+        let mut preparation = cluster.shared.preparation.try_lock().expect("it was just created");
         preparation.facts = Some(Arc::default());
         preparation.is_given = true;
         drop(preparation);
         cluster
     }
 
-    /// Whether librdkafka takes the settings; nobody is asked for that.
+    /// Whether librdkafka accepts the settings. Connects to no broker.
     pub fn check_settings(&self) -> Result<(), KafkaError> {
         let client = self.shared.clients.admin()?;
         // Its end waits up to 100 ms for its polling thread; the first request shall not.
@@ -98,12 +98,12 @@ impl Cluster {
         self.shared.clients.topic(topic)
     }
 
-    /// Reads topics beside a running bridge.
+    /// Reads topics without affecting a running bridge.
     pub fn reader(&self) -> Result<Reader, KafkaError> {
         Reader::new(&self.shared.clients)
     }
 
-    /// Publishes events once more beside a running bridge.
+    /// Publishes events again without affecting a running bridge.
     pub async fn replayer(&self) -> Result<Replayer, KafkaError> {
         Replayer::new(&self.shared.clients, self.facts().await?)
     }

@@ -68,7 +68,7 @@ impl Progress {
         self.of(partition).delivered.send_if_modified(|known| raise(known, position));
     }
 
-    /// Notes that the pages topic was made again: its offsets begin anew. It ends at `end` now.
+    /// Notes that the pages topic was recreated: its offsets start over. It ends at `end` now.
     pub fn begin_anew(&self, partition: i32, end: i64) {
         let partition = self.of(partition);
         partition.forwarded.send_replace(0);
@@ -98,7 +98,7 @@ impl Progress {
         async move {
             let offset = appended.await?;
             let mut balance = partitions.of(partition).balance();
-            // Not the highest one: offsets begin anew where a topic is made again.
+            // Not the highest one: offsets start over when a topic is recreated.
             balance.end = offset + 1;
             *balance.forwarded.entry(name).or_default() += elements;
             Ok(offset)
@@ -168,8 +168,8 @@ impl Partition {
 // === impl Balance ===
 
 impl Balance {
-    /// Nothing waits. What was forwarded and did not come is gone, if pages were lost; else it is a
-    /// defect, which the accounts are to show. A page may be delivered before the forwarder has
+    /// Nothing waits. Forwarded elements that did not arrive are gone if pages were lost; otherwise they
+    /// are a defect, which the accounts must show. A page may be delivered before the forwarder has
     /// heard that it arrived: such elements stay until it has.
     fn close(&mut self) -> Elements {
         let mut gone = Elements::new();
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(settle(&progress, 2, 0), 0, "the last one may still come");
         assert_eq!(settle(&progress, 3, 5), 4);
         forward(&progress, 3, 7).await;
-        assert_eq!(settle(&progress, 4, 7), 0, "it is told once");
+        assert_eq!(settle(&progress, 4, 7), 0, "it is reported once");
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
 //! What a person can do about a failure of Kafka, by the words that librdkafka and brokers use.
 //!
-//! Words, because librdkafka tells a refused password, a strange certificate and a wrong protocol
-//! only in the text beside one and the same code.
+//! Words, because a refused password, an unknown certificate and a wrong protocol have the same error
+//! code in librdkafka and differ only in the text.
 
-/// For the alerts of TLS, each version of which has words of its own.
+/// For TLS alerts, which each TLS version words differently.
 const SHOW_A_CERTIFICATE: &str = "the brokers want to see a certificate that they trust: set \
                                   \"ssl.certificate.location\" and \"ssl.key.location\" in \
                                   [kafka.options]; a renewed one is read at the next attempt";

@@ -9,7 +9,7 @@ use crate::model::{AppId, Endpoint};
 
 /// The identity of an event: 128 bits of SHA-256.
 ///
-/// The encoding never changes between versions; its test vectors stand in this file. Each of app
+/// The encoding never changes between versions; its test vectors are in this file. Each of app
 /// id, endpoint name, channel (empty for user events), user id and type as a little-endian u32
 /// length and its UTF-8 bytes; then the time in milliseconds as a little-endian i64. The first 16
 /// bytes of the digest are the fingerprint, shown as 32 hex digits.

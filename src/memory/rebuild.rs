@@ -39,7 +39,7 @@ pub struct Rebuild {
     last: Option<usize>,
     /// The newest events of each app and endpoint, more than are remembered, in no order.
     newest: HashMap<(AppId, Endpoint), Vec<(Timestamp, Fingerprint)>>,
-    /// Records of the topics that tell of apps of this partition.
+    /// Published records of apps of this partition.
     published: u64,
     /// Topics of which something was deleted.
     cut: Vec<Topic>,
@@ -68,7 +68,7 @@ struct PageSeen {
 // === impl Rebuild ===
 
 impl Rebuild {
-    /// Nothing known yet of one of so many partitions of the pages topic.
+    /// Knows nothing yet; the pages topic has `partitions` partitions.
     pub fn new(partition: i32, partitions: u32) -> Self {
         Self {
             partition,

@@ -14,7 +14,7 @@
 //! Events are kept in blocks of [`BLOCK_EVENTS`]. A block is the unit that is written to Kafka: the
 //! newest is rewritten until it is full, and full blocks never change. A block keeps whole fingerprints
 //! only until it is full and written. After that 64 bits of each are enough: they are keyed with a
-//! secret of the process, so nobody can choose two events with equal keys, and the probability that a
+//! secret of the process, so two events with equal keys can't be chosen on purpose, and the probability that a
 //! new event matches one of 8,192 others is 8,192 / 2^64 = 4.4 × 10^-16.
 //!
 //! Pure: no I/O, no clock.
@@ -483,7 +483,7 @@ mod tests {
                 prop_assert!(!window.contains(number(n)) || restored.contains(number(n)), "{}", n);
             }
             prop_assert!(restored.blocks.len() <= window.blocks.len() + window.free_slots.len());
-            // Both go on, and know of each event whether it is new.
+            // It still knows of each event whether it is new.
             for n in 3_000..6_000 {
                 prop_assert!(restored.insert(number(n), at(n)));
                 prop_assert!(!restored.insert(number(n), at(n)));

@@ -1,9 +1,9 @@
 //! Taking a partition over: its memory, and where to read on.
 //!
-//! The memory tells. Where it is gone (somebody deleted the state topic), it is put together again
-//! from the other topics ([`Rebuild`]), and what was noted for lag tools counts too. Where neither
-//! tells, nothing is published: everything that the pages topic holds would be published a second
-//! time, and only a person can know what was delivered.
+//! The memory has both. If it is gone (the state topic was deleted), it is rebuilt from the other
+//! topics ([`Rebuild`]), and the offset committed for lag tools counts too. If neither shows the
+//! position, nothing is published: everything in the pages topic would be published a second time, and
+//! only a person can know what was delivered.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! From a page record to the records of a transaction. No I/O: what it needs to know it is told,
-//! what it finds out goes into a [`Draft`].
+//! From a page record to the records of a transaction. No I/O: its inputs are parameters, its results
+//! go into a [`Draft`].
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ pub(super) struct Draft {
     pub(super) set_aside: Vec<PageId>,
     /// An event was larger than its topic was known to take.
     pub(super) has_too_large: bool,
-    /// What users' logins and logouts tell of a second consumer.
+    /// Signs of a second consumer in users' logins and logouts.
     pub(super) told: Vec<(AppId, Told)>,
     /// What each page held.
     pub(super) held: Vec<HeldEvents>,
@@ -79,7 +79,7 @@ pub(super) fn take_in(
     let forwarded = match pages::decode(record) {
         Ok(forwarded) => forwarded,
         Err(newer @ BadPageRecord::Newer(_)) => return Err(newer),
-        // Not ours, or damaged: it must not stand in the way of those behind it.
+        // Not ours, or damaged: it must not block later records.
         Err(bad) => {
             let place = (context.partition, *offset);
             public::write_bad_page(&mut draft.batch, place, record, &bad, context.room(*offset));
@@ -127,7 +127,7 @@ struct PageReader<'a> {
     page: &'a Page,
 }
 
-/// What was taken from a page so far.
+/// What has been taken from a page until now.
 #[derive(Default)]
 struct PageTally {
     counts: ElementCounts,
@@ -175,8 +175,8 @@ impl PageReader<'_> {
         self.count(counts);
     }
 
-    /// Writes the whole page as a dead letter, in the place of its events. What was cut off is
-    /// missing all the same.
+    /// Writes the whole page as a dead letter instead of its events. The cut part of a page remains a
+    /// gap.
     fn set_aside(mut self, reason: &str) {
         let feed = &self.page.feed;
         let source = Source::new(&feed.app, feed.endpoint, self.id);
@@ -320,14 +320,14 @@ impl ElementCounts {
     }
 }
 
-/// The gap of a body that ends too early, behind so many complete elements.
+/// The gap of a body that ends too early, after `complete` complete elements.
 pub(crate) fn torn(page: &Page, complete: u64, ending: &Ending<'_>) -> Option<Gap> {
     let at_least = match ending {
         Ending::TornInEvents(raw) => u64::from(!raw.is_empty()),
-        // The array of events was closed; what broke off stood behind it.
+        // The array of events was closed; the cut is after it.
         Ending::Torn if complete > 0 => return None,
         Ending::Torn => 0,
-        // A blank body that looks whole: its framing can't tell that it was cut.
+        // A blank body that looks whole: its framing can't show that it was cut.
         Ending::NotAnObject(body)
             if page.wholeness == Wholeness::Cut || body.trim_ascii().is_empty() =>
         {

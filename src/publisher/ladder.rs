@@ -112,7 +112,7 @@ impl Ladder {
             return Lesson::OtherTimes(self.times);
         }
         let topic = unfit.map(|unfit| unfit.topic);
-        // What only the memory's topic refuses, or nobody knows which, is not the page's fault.
+        // A refusal by the state topic, or by an unknown one, is not the page's fault.
         let of_events = matches!(topic, Some(Topic::UserEvents | Topic::ChannelEvents));
         if topic == Some(Topic::DeadLetter) && !self.bare_letters {
             self.bare_letters = true;
@@ -131,7 +131,7 @@ impl Ladder {
         self.refused = None;
     }
 
-    /// Offsets begin anew, or so does everything.
+    /// Forgets everything: offsets start over.
     pub(super) fn anew(&mut self) {
         *self = Self::default();
     }

@@ -1,8 +1,8 @@
 //! Pages that Kafka lost before they were published: deleted by `page_retention`, by hand, or with
 //! their topic.
 //!
-//! What was in them nobody can tell any more, so each feed of the partition gets a gap: those of the
-//! configuration, and each app and endpoint that the memory knows besides.
+//! Their contents are unknown, so each feed of the partition gets a gap: the configured feeds, and each
+//! other app and endpoint that the memory knows.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -32,7 +32,7 @@ const WAITED_AT_AGORA: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Loss {
     pub(super) pages: LostPages,
-    /// When the first record that is left was appended, or now: what is gone was answered before.
+    /// When the first remaining record was appended, or now: all lost pages were answered before.
     pub(super) before: Timestamp,
 }
 
@@ -105,7 +105,7 @@ impl<K: Kafka> Publisher<K> {
         Loss { pages: LostPages { partition: self.partition, first, end }, before }
     }
 
-    /// Says that pages are gone, once the gaps that tell of it are delivered.
+    /// Reports lost pages once their gaps are delivered.
     pub(super) fn tell_loss(&self, loss: &Loss) {
         self.progress.note_loss(self.partition);
         let partition = self.partition;

@@ -37,7 +37,7 @@ pub struct PublisherMetrics {
     pub forgotten_early: Counter,
     /// Logins that follow a login of their user, and logouts that follow a logout.
     pub unpaired_events: Family<AppLabels, Counter>,
-    /// Whether somebody else seems to drain the app.
+    /// Whether another consumer seems to drain the app.
     pub second_consumer_suspected: Family<AppLabels, Gauge>,
     /// Events that a feed handed over although they were delivered before.
     pub feed_repeats: Family<FeedLabels, Counter>,
@@ -144,7 +144,7 @@ impl PublisherMetrics {
         );
         registry.register(
             "second_consumer_suspected",
-            "Whether somebody else seems to drain the app",
+            "Whether another consumer seems to drain the app",
             self.second_consumer_suspected.clone(),
         );
         registry.register(

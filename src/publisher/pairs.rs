@@ -1,18 +1,18 @@
 //! Notices a second consumer of an App ID, by logins without logouts.
 //!
-//! A page that somebody else takes is gone for us. What was in it we can't know, but a user logs in
-//! and out in turn: where a login follows a login, a logout is missing between them. Such a *break*
-//! happens rarely by itself and in a large share of the pairs while pages go elsewhere.
+//! A page that another consumer takes never reaches us. But a user logs in and out alternately: if a
+//! login follows a login, the logout between them is missing. Such a *break* is rare normally, and
+//! affects a large share of the pairs while pages go elsewhere.
 //!
-//! What breaks a pair without a thief, and what is done about it: a gap of our own (its app's users
-//! are forgotten), several devices of one user (a share of a few percent is borne; an app in which
-//! many users have two devices looks like one that is stolen from), order (an event older than the
-//! last one of its user tells nothing, and an app of several regions, whose pages come in any order,
-//! is not looked at). A thief who takes less than a page in twenty is not noticed, nor is one in an
-//! app whose users come only once.
+//! Other causes of breaks, and how they are handled: a gap of our own (the app's users are forgotten);
+//! several devices of one user (a share of a few percent is tolerated; an app in which many users have
+//! two devices looks like one with a second consumer); order (an event older than its user's last one
+//! is ignored, and an app with several regions, whose pages come in any order, is not examined). A
+//! consumer that takes less than one page in twenty is not noticed, nor is one in an app whose users
+//! come only once.
 //!
-//! Only user events are looked at: a member may leave a channel in ways that are many more, and one
-//! kind of evidence is enough.
+//! Only user events are examined: there are many more ways to leave a channel, and one kind of evidence
+//! is enough.
 //!
 //! Pure and bounded: [`SLOTS`] users of an app are remembered, by a hash; a newer one that falls on
 //! the same place puts the older out.

@@ -1,16 +1,15 @@
-//! Notices that another region of Agora answers, by what it hands over again.
+//! Notices that another region of Agora answers, by the repeats it returns.
 //!
-//! The region behind a host changes when the schedule moves to another host, and, seen by nobody,
-//! when a name leads to another address. Its buffer holds up to the last 2,000 events of each
-//! endpoint, most of them delivered long ago. A buffer hands over oldest first, so what repeats is
-//! *old*: older than the newest event that the feed has handed over before.
+//! The region behind a host changes when the schedule moves to another host and, invisibly, when a name
+//! resolves to another address. The new region's buffer holds up to the last 2,000 events of each
+//! endpoint, most of them delivered long ago. A buffer returns the oldest first, so its repeats are
+//! *old*: older than the newest event that the feed has returned before.
 //!
-//! An app that is drained in one region repeats nothing otherwise, but for a true second event that
-//! is equal to the first in all that identifies one. Where several regions are drained each hands
-//! over what the others gave, up to the time that copies take; there only what is older by
-//! [`COPIES_TAKE`] tells. What stays unseen: a region whose buffer holds nothing that is old, and,
-//! of several regions, the first page of a process. Nothing depends on it: repeats are recognised
-//! one by one, whatever the reason.
+//! An app that is drained in one region has no other repeats, except a true second event that is equal
+//! to the first in everything that identifies an event. With several regions, each returns the others'
+//! events until copies have been removed; there only repeats older by [`COPIES_TAKE`] count. Not
+//! noticed: a region whose buffer holds nothing old and, with several regions, the first page of a
+//! process. Nothing depends on it: each repeat is recognised individually.
 //!
 //! Pure: what a page held goes in when its transaction has committed, with the pages' own times.
 
@@ -22,7 +21,7 @@ use crate::model::{AppId, Feed, Timestamp};
 /// Equal events are no further apart: times may be whole seconds.
 const EQUALS_LIE_APART: Duration = Duration::from_secs(2);
 
-/// Of one region so many repeats in a page can't be true events, whatever their times.
+/// From this number on, repeats of one region in a page can't be true second events.
 const NO_CHANCE: u64 = 20;
 
 /// Copies from one region to another are seldom longer on their way.
@@ -136,8 +135,8 @@ mod tests {
         Timestamp::from_millis(1_600_000_000_000 + 1_000 * seconds)
     }
 
-    /// What a feed of an app in so many regions tells, page by page: when it was answered, the
-    /// newest event, repeats, and the oldest of these, each in seconds.
+    /// The switches of an app with `regions` regions, page by page: when it was answered, the newest
+    /// event, repeats, and the oldest of these, each in seconds.
     fn story(regions: usize, pages: &[(i64, i64, u64, i64)]) -> Vec<Option<Switch>> {
         let app = AppId::new("a");
         let mut switches = Switches::new([(app.clone(), regions)].into());

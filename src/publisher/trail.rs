@@ -1,10 +1,9 @@
 //! Whether the pages topic is the one that the memory speaks of.
 //!
-//! Offsets follow one another, and the memory names the last page that was delivered. So reading
-//! begins with that page where it is known, and what is found tells: the trail goes on; pages are
-//! gone that nobody had published; or this is another topic, deleted and made again, or cut off at
-//! its end. Another topic is read from its beginning: what was delivered before is recognised by
-//! its tickets.
+//! Offsets are consecutive, and the memory names the last delivered page. So reading begins with that
+//! page if it is known. The first records then show whether the topic continues, whether unpublished
+//! pages are gone, or whether this is another topic, recreated or truncated at its end. Another topic is
+//! read from its beginning: pages that were delivered before are recognised by their tickets.
 
 use std::ops::Range;
 
@@ -28,7 +27,7 @@ pub(super) enum Step {
     Known,
     /// The next one.
     Next,
-    /// The next one that is left: so many before it are gone.
+    /// The next remaining one; this many before it are gone.
     Missing(i64),
     /// No record of the topic that the memory speaks of.
     Another,
@@ -137,7 +136,7 @@ mod tests {
         ] {
             let mut trail = Trail::new(position, Some(id(5)));
             assert_eq!(trail.look(&span), expected, "{position:?} {span:?}");
-            assert_eq!(trail.look(&span), Step::Known, "it is told once");
+            assert_eq!(trail.look(&span), Step::Known, "it is reported once");
         }
     }
 

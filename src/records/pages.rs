@@ -31,7 +31,7 @@ pub struct Forwarded {
     /// Every ticket up to this one, of the same incarnation and partition, has its end, and what
     /// it left behind stands before this record.
     pub settled: Ticket,
-    /// The pages topic refused it for a while, so it may stand behind entries that it should precede.
+    /// The pages topic refused it for a while, so it may come after entries that it should precede.
     pub late: bool,
 }
 

@@ -141,7 +141,7 @@ pub fn write_dead_letter(
 }
 
 /// Writes a record of the pages topic that can't be read, as a dead letter. Nothing in it is larger
-/// than what a bridge writes, whatever the record holds: of a long key only the beginning.
+/// than what a bridge writes: of a long key only the beginning is kept.
 pub fn write_bad_page(
     batch: &mut Batch,
     (partition, offset): (i32, i64),

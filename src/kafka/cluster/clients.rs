@@ -56,8 +56,8 @@ pub(super) struct Clients {
     noter: Arc<Noter>,
 }
 
-/// Hears what librdkafka says beside the answers: wrong credentials and a wrong CA are told by
-/// nobody else. Cheap to clone; clones share.
+/// Receives librdkafka's error events. Wrong credentials and a wrong CA are reported only here, not in
+/// the answers. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listener {
     said: Arc<Mutex<Option<Said>>>,
@@ -159,8 +159,8 @@ impl Clients {
             .map_err(|error| self.not_made("an administration client", error))
     }
 
-    /// Asks for what no broker ever does, a confirmation by two: whoever may write is told so
-    /// (`INVALID_REQUIRED_ACKS`) and nothing is written, who may not is refused for that.
+    /// Asks for `acks=2`, which no broker supports: a client with the Write permission gets
+    /// `INVALID_REQUIRED_ACKS`, one without it an authorization error, and nothing is written.
     pub(super) fn probing_producer<C: ProducerContext>(
         &self,
         context: C,
@@ -270,7 +270,7 @@ impl Clients {
             .map_err(|error| self.not_made("a client that commits positions", error))
     }
 
-    /// Asks a question and is gone: what librdkafka tells it is said to nobody else.
+    /// For one question. It has its own listener, so its errors concern no other client.
     pub(super) fn probing_reader(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
         BaseConsumer::from_config_and_context(&self.reader()?, Listener::default())
             .map_err(|error| self.not_made("a reader that asks", error))
@@ -290,12 +290,12 @@ impl Clients {
 
     fn reader_to_end(&self) -> Result<ClientConfig, KafkaError> {
         let mut config = self.reader()?;
-        // A replica nearby may lag behind the leader, and has an end of its own.
+        // A replica nearby may lag behind the leader and report an earlier end.
         config.remove("client.rack");
         config
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
-            // The end is told one wait after the last record.
+            // The end is reported one such wait after the last record.
             .set("fetch.wait.max.ms", "10");
         Ok(config)
     }
@@ -418,8 +418,8 @@ impl Listener {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a record that was not delivered, if it is the first with a reason of its own: a batch that is
-    /// refused fails all others of its transaction, and they may be reported before it.
+    /// Notes a record that was not delivered, if it is the first that failed for a reason of its own: a
+    /// refused batch fails all others of its transaction, and these may be reported first.
     pub(super) fn note_undelivered(&self, error: ClientError, topic: &str) {
         let mut known = self.undelivered.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|(known, _)| is_a_consequence(known)) {
@@ -427,7 +427,7 @@ impl Listener {
         }
     }
 
-    /// Whether a record was not delivered that nobody has taken notice of.
+    /// Whether an undelivered record has not been taken yet.
     pub(super) fn has_undelivered(&self) -> bool {
         self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
@@ -483,8 +483,8 @@ fn is_our_choice(facility: &str, text: &str) -> bool {
     facility == "CONFWARN" && text.contains("enable.gapless.guarantee")
 }
 
-/// `sasl_ssl://kafka:9094/bootstrap: why (after 315ms in state AUTH_REQ)` → `why`: the address
-/// stands beside it, and how long it took is different each time.
+/// `sasl_ssl://kafka:9094/bootstrap: why (after 315ms in state AUTH_REQ)` → `why`: the message
+/// already names the address, and the duration differs each time.
 fn bare(reason: &str) -> String {
     let after_address = reason.split_once("/bootstrap: ").map_or(reason, |(_, rest)| rest);
     let before_time = after_address.split(" (after ").next().unwrap_or(after_address);

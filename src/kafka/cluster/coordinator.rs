@@ -49,7 +49,7 @@ pub(super) fn missing(reader: &BaseConsumer<Listener>, log: Log) -> Option<Strin
         return Some(format!("a partition of `{name}` has no leader: a broker is down"));
     }
     match partitions.iter().map(|partition| partition.isr().len()).min() {
-        // Three copies, unless the brokers are told otherwise.
+        // Three copies by default.
         None if brokers < 3 => Some(format!(
             "`{name}` can't be made by {brokers} broker(s): {settings}.replication.factor is larger"
         )),

@@ -2,14 +2,14 @@
 //!
 //! | class | codes, for example | what happens |
 //! |---|---|---|
-//! | retriable | leader away, too few in-sync replicas, coordinator moving | librdkafka tries again by itself, for the life of a transaction, and for ever with pages |
-//! | [`Failure::Unavailable`] | no broker, no coordinator, no answer in time | the claim is made anew, pages wait in the journal |
-//! | [`Failure::Fenced`] | producer fenced, invalid epoch | stand off while the other one shows life |
-//! | [`Failure::Refused`] | not authorised, no such topic | the claim is made anew, topics are looked at and made again first |
+//! | retriable | leader away, too few in-sync replicas, coordinator moving | librdkafka retries: events for the life of a transaction, pages for ever |
+//! | [`Failure::Unavailable`] | no broker, no coordinator, no answer in time | claims again; pages wait in the journal |
+//! | [`Failure::Fenced`] | producer fenced, invalid epoch | stays off while the other one is alive |
+//! | [`Failure::Refused`] | not authorised, no such topic | claims again, after checking and creating topics |
 //! | [`Failure::Unfit`] | record too large, a time or a policy that the topic does not take | page by page, and the page that is refused alone is set aside |
-//! | [`Failure::Broken`] | abortable, fatal, outcome of the commit unknown, transactional id forgotten, records timed out | a new client claims: what was open is ended, the memory tells what became of it |
+//! | [`Failure::Broken`] | abortable, fatal, outcome of the commit unknown, transactional id forgotten, records timed out | a new client claims, which ends the open transaction; the memory has the outcome |
 //!
-//! `docs/kafka.md` tells the same to the one who is on call.
+//! `docs/kafka.md` says the same for operators.
 
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 

@@ -4,8 +4,8 @@
 //! request for one's own rights, and librdkafka's binding does not reach it, so each right is found
 //! by asking for something that is refused later than for lack of it: a write confirmed by a number
 //! of replicas that no broker confirms by, a topic to be created that is only looked at, an offset
-//! noted for a topic that does not exist. The exception is the transactional id: one is opened that
-//! nobody else uses, and brokers forget it after a week.
+//! noted for a topic that does not exist. The exception is the transactional id: one is opened that no
+//! publisher uses, and brokers forget it after a week.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +47,7 @@ pub struct Inspection {
     /// Topics with another number of partitions than the configuration's, where that can be lived
     /// with or mended; or why it can't.
     pub spread: Result<Vec<Misfit>, KafkaError>,
-    /// Whether the brokers make a topic that somebody asks for; `None` where we may not know.
+    /// Whether the brokers create topics on request; `None` without permission to read that.
     pub makes_topics: Option<bool>,
     /// Every right that was tried.
     pub rights: Vec<(Right, Result<(), KafkaError>)>,
@@ -273,7 +273,7 @@ fn read(clients: &Clients, topics: &[Topic]) -> Rights {
     topics.iter().map(right).collect()
 }
 
-/// Reads from the end of a topic's first partition on: there is nothing, and that is told.
+/// Reads from the end of a topic's first partition, where there is nothing but the report of the end.
 fn read_end(clients: &Clients, topic: &str) -> Result<(), KafkaError> {
     let failed = |error: ClientError| refused("read from", topic, error);
     let reader = clients.end_reader()?;
@@ -299,7 +299,7 @@ fn transact(clients: &Clients, _: &[Topic]) -> Rights {
     let opened = clients.probing_transactions().and_then(|producer| {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
-            // In short steps: a refusal is told as a time that ran out.
+            // In short steps: a refusal looks like a timeout.
             match producer.init_transactions(STEP) {
                 Ok(()) => return Ok(()),
                 Err(ClientError::Transaction(error))

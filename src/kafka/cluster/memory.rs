@@ -1,13 +1,13 @@
 //! Reads the memory of a partition to its end.
 //!
 //! The end is not where a `read_committed` client thinks it is: an open transaction holds that back,
-//! commit markers are never delivered, and a replica that lags behind has an end of its own. So the
+//! commit markers are never delivered, and a lagging replica reports an earlier end. So the
 //! high watermark is taken first, as a `read_uncommitted` client sees it, after `init_transactions`
 //! has ended what a former owner left open; then the last stable offset has to reach it; then
 //! everything up to there is read, from the leader.
 //!
-//! An owner does not have to believe that. It has written a record of its own before, the claim, and
-//! reads until it finds that one: what stands before it has been read.
+//! An owner has proof. It writes a claim record first, and reads until it finds that record: everything
+//! before it has been read.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use super::ANSWER_TIMEOUT;
 use super::clients::{Clients, Listener};
 use crate::kafka::{CLAIM, Failure, KafkaError, StateRecords, Topic};
 
-/// How long the last stable offset may lag behind: a transaction of a dead owner that nobody ended
-/// is ended by the broker within this.
+/// Maximum time for the last stable offset to catch up: the broker ends the open transaction of a dead
+/// owner within it.
 pub(super) const STABLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks at the last stable offset.
@@ -46,7 +46,7 @@ enum Polled<'a> {
         key: &'a [u8],
         value: Option<&'a [u8]>,
     },
-    /// Nothing more for now, whoever says so.
+    /// The client reports an end.
     PartitionEnd,
 }
 

@@ -37,7 +37,7 @@ struct Notes {
     committed_at: Option<Instant>,
 }
 
-/// The client, closed on a thread of its own when dropped.
+/// The client; dropping it closes it on another thread.
 struct CommittingClient {
     /// `None` only while it is dropped.
     consumer: Option<BaseConsumer<Answers>>,

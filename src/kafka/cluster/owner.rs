@@ -1,7 +1,6 @@
 //! A claimed partition: one thread that reads its pages and writes its transactions.
 //!
-//! The thread does one thing after the other, as it is told over a channel: read on, wait for pages,
-//! deliver. librdkafka fetches ahead in the background meanwhile.
+//! The thread executes commands from a channel one after the other: read on, wait for pages, deliver. librdkafka fetches ahead in the background meanwhile.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -61,7 +60,7 @@ const CHUNK_RECORDS: usize = 1_000;
 /// Bytes of the same, where topics take batches that are smaller than this.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Between two looks whether anybody still waits for pages.
+/// Interval of checking whether the request for pages was dropped.
 const STILL_WANTED: Duration = Duration::from_millis(200);
 
 /// The handle of the thread. When it is dropped, the thread ends.
@@ -93,7 +92,7 @@ struct Worker {
     listener: Listener,
     producer: BaseProducer<Listener>,
     reader: BaseConsumer<Listener>,
-    /// Pages that were read for somebody who did not wait for them.
+    /// Pages that were read for a request that was dropped.
     ahead: VecDeque<(i64, PageRecord)>,
     /// When pages came, or the brokers answered, last.
     answered_at: Instant,
@@ -202,7 +201,7 @@ impl Worker {
             answered_at: Instant::now(),
         };
         if worker.transactional() {
-            // First of all: whatever a former owner has open is ended by this.
+            // First of all: this ends the open transaction of a former owner.
             worker.take_over(&worker.producer)?;
             worker.clients.fence_former(partition, |former| worker.take_over(former))?;
         }
@@ -221,8 +220,8 @@ impl Worker {
         })
     }
 
-    /// Writes into the memory what nobody else can have written. Once it is read back, so is all that
-    /// stood in the memory before.
+    /// Writes a unique record into the memory. Once it is read back, everything before it has been read
+    /// too.
     fn write_claim(&self, claim: &str) -> Result<(), KafkaError> {
         let mut batch = Batch::default();
         batch
@@ -263,8 +262,8 @@ impl Worker {
         self.reader.assign(&start).map_err(failed)
     }
 
-    /// Waits for pages as long as somebody waits for the answer. What was read for nobody stays for
-    /// the next who asks.
+    /// Waits for pages as long as the request is not dropped. Pages of a dropped request are kept for
+    /// the next one.
     fn pages(&mut self, limit: usize, reply: Reply<Vec<(i64, PageRecord)>>) {
         while self.ahead.is_empty() && !reply.is_closed() {
             if let Err(error) = self.fetch(limit).and_then(|()| self.doubt()) {
@@ -289,7 +288,7 @@ impl Worker {
                     self.ahead.push_back((message.offset(), page_record(&message)))
                 }
                 Some(Err(error)) if is_passing(&error) => {
-                    debug!(%error, partition = self.partition, "reading pages goes on");
+                    debug!(%error, partition = self.partition, "reading pages continues");
                 }
                 Some(Err(error)) => {
                     let topic = self.clients.topic(Topic::Pages);
@@ -362,7 +361,7 @@ impl Worker {
             .begin_transaction()
             .map_err(|error| self.failed("begin a transaction of", error))?;
         self.send_all(batch.iter())?;
-        // A commit whose time ran out goes on where it was when it is called again.
+        // A commit that timed out continues when it is called again.
         self.retried("commit", || self.producer.commit_transaction(REFUSED_WAIT))
     }
 
@@ -482,7 +481,7 @@ impl Worker {
         loop {
             match call() {
                 Ok(()) => return Ok(()),
-                // A refusal by the coordinator is told as a time that ran out.
+                // A refusal by the coordinator looks like a timeout.
                 Err(ClientError::Transaction(error))
                     if error.is_retriable()
                         && !error.to_string().contains("authorization failed")

@@ -1,14 +1,13 @@
 //! The producer of pages, shared by all partitions.
 //!
-//! It tries for as long as it takes, so a connection that died without a word, or secrets that were
-//! changed while it ran, fail no page: they are just never confirmed. A producer that has confirmed
-//! nothing for a while is therefore given up once a client of its own ([`probe`]) gets an answer, or
-//! is refused for good: its pages fail, and the forwarder hands them to a new one, which reads every
-//! file in `kafka.options` again.
+//! It retries without limit. So a connection that died silently, or secrets that changed while it ran,
+//! fail no page: pages are just never confirmed. A producer that has confirmed nothing for a while is
+//! therefore given up once a new client ([`probe`]) gets an answer or is refused for good. Its pages
+//! fail, and the forwarder gives them to a new producer, which rereads every file in `kafka.options`.
 //!
-//! Order survives that. Both producers write their pages in order, and the new one begins at the
-//! oldest page that was not confirmed. So whatever arrives late of the old one, each page arrives for
-//! the first time behind all earlier ones, and the publisher recognises what arrives twice.
+//! That keeps the order. Both producers write their pages in order, and the new one begins at the oldest
+//! unconfirmed page. Even if the old one still delivers some, each page arrives for the first time after
+//! all earlier ones, and the publisher recognises second copies.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -47,7 +46,7 @@ const SILENCE_AFTER_REFUSAL: Duration = Duration::from_secs(3);
 /// Between two probes.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
-/// Writes pages; makes its client when it is first needed, and anew after an error.
+/// Writes pages; creates its client when it is first needed, and a new one after an error.
 #[derive(Debug)]
 pub(super) struct PageWriter {
     clients: Clients,
@@ -113,7 +112,7 @@ impl PageWriter {
                 Ok(Err(error)) => error,
                 Err(_) => ClientError::Canceled,
             };
-            // A fatal error ends an idempotent producer; whatever the error, a new one starts clean.
+            // A fatal error ends an idempotent producer, and a new one starts clean after any error.
             take_out(&slot, &unconfirmed);
             clients.doubt_topics();
             let given_up = lock(&unconfirmed).given_up.clone();
@@ -240,7 +239,7 @@ struct Watched {
 // === impl Watched ===
 
 impl Watched {
-    /// Serves confirmations until nobody else holds the producer, or it is given up.
+    /// Serves confirmations until the last other reference is dropped, or the producer is given up.
     fn poll(self) {
         let mut probed = Instant::now();
         let mut probing: Option<JoinHandle<Result<String, KafkaError>>> = None;
@@ -285,8 +284,8 @@ impl Watched {
     }
 }
 
-/// Asks Kafka for the pages topic by a client of its own, with secrets and certificates as they are
-/// in their files now; blocks. What it found is fit for a sentence.
+/// Asks Kafka for the pages topic with a new client, which reads secrets and certificates from their
+/// files; blocks. What it found is fit for a sentence.
 fn probe(clients: &Clients) -> Result<String, KafkaError> {
     let reader = clients.probing_reader()?;
     let topic = clients.topic(Topic::Pages);
@@ -345,7 +344,7 @@ impl ProducerContext for Confirming {
             }
             Err((error, _)) => Err(error.clone()),
         };
-        // The forwarder may have begun anew.
+        // The forwarder may have started over.
         drop(confirmation.send(outcome));
     }
 }

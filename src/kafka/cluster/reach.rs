@@ -1,8 +1,8 @@
 //! The first word with the brokers, or why there is none.
 //!
-//! Why a broker refuses, librdkafka tells nobody who waits for an answer: it says so beside, to a
-//! client that is polled. So the wait is in steps, with a look in between, and ends at once where
-//! waiting can't help.
+//! librdkafka reports the reason of a refusal only as an event of a client that is polled, not to a call
+//! that waits for an answer. So the call is made in short steps with a poll in between, and ends at once
+//! if waiting can't help.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::ANSWER_TIMEOUT;
 use super::clients::Listener;
 use crate::kafka::{Failure, KafkaError};
 
-/// So long a reason is waited out that may pass: another broker may answer.
+/// Maximum time to wait for a possibly transient failure: another broker may answer.
 const PASSING_REASON_WAIT: Duration = Duration::from_secs(3);
 
 /// Between two looks at what was said.

@@ -1,8 +1,7 @@
-//! Reads topics beside a running bridge, for `pages` and `audit`.
+//! Reads topics for `pages` and `audit`, without affecting a running bridge.
 //!
-//! A reader joins no group, notes no offset, creates nothing: nobody notices it. What it reads is
-//! committed, and it reads to an end that was taken before: records that come meanwhile are another
-//! reader's.
+//! A reader joins no group, commits no offset and creates nothing. It reads committed records up to an
+//! end that was read first, and ignores later ones.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -91,7 +90,7 @@ impl Reader {
         Ok(spans)
     }
 
-    /// What so many partitions of a topic hold now.
+    /// The offset ranges of the first `partitions` partitions of a topic.
     pub(super) fn all_spans(&self, topic: Topic, partitions: usize) -> Result<Spans, KafkaError> {
         let mut spans = Spans::new();
         for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
@@ -113,7 +112,7 @@ impl Reader {
     ) -> Result<(), KafkaError> {
         let mut open = spans.clone();
         open.retain(|_, span| !span.is_empty());
-        // A new client for each time: what was paused stays so, whatever is assigned.
+        // A new client each time: paused partitions stay paused even if they are assigned again.
         let committed = self.clients.end_reader()?;
         self.wait_until_stable(&committed, topic, &open)?;
         self.assign(&committed, topic, &open)?;
@@ -130,7 +129,7 @@ impl Reader {
                     }
                     (offset + 1 >= span.end).then_some(partition)
                 }
-                // Behind the last record there may be marks of transactions, which nobody gets.
+                // After the last record there may be transaction markers, which are never delivered.
                 Some(Err(ClientError::PartitionEOF(partition))) => Some(partition),
                 Some(Err(error)) if !is_passing(&error) => {
                     return Err(self.failed(topic, error));
@@ -180,7 +179,7 @@ impl Reader {
         Ok(())
     }
 
-    /// An open transaction hides what stands behind its beginning; it ends, or the broker ends it.
+    /// An open transaction hides all records after its beginning; it ends, or the broker ends it.
     fn wait_until_stable(
         &self,
         committed: &BaseConsumer<Listener>,
@@ -235,7 +234,7 @@ impl Reader {
         committed.pause(&ended).map_err(|error| self.failed(topic, error))
     }
 
-    /// What librdkafka said beside its answers: a client has to be polled for it.
+    /// librdkafka's last error event; a client must be polled to receive it.
     fn said(&self) -> Option<String> {
         let polled = self.uncommitted.poll(Duration::ZERO);
         let said = self.clients.listener().take_said();

@@ -1,4 +1,4 @@
-//! Publishes events once more, beside a running bridge.
+//! Publishes events again, without affecting a running bridge.
 //!
 //! Its transactional id is `{group}.replay/{pages topic}`: under the prefix that the bridge's rights
 //! cover, and no partition's, so that it fences another replay and never a publisher. It touches no memory: the

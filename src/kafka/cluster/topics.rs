@@ -20,8 +20,8 @@ use crate::kafka::{Failure, KafkaError, Limits, Stamping, Topic};
 pub use self::spread::Misfit;
 pub(super) use self::spread::misfits;
 
-/// Room in a batch beside the bytes of its records: 61 of the batch and up to some 100 of a record
-/// are numbers.
+/// Bytes of a batch in addition to its records: 61 for the batch, and up to about 100 of numbers for a
+/// record.
 const BATCH_OVERHEAD: usize = 256;
 
 /// What this process has seen of topics, over all looks at them.

@@ -1,8 +1,8 @@
 //! What the bridge's own topics are set to, and how that comes about.
 //!
 //! All topics but those of events are stamped by the broker (`LogAppendTime`): nothing in them
-//! depends on this machine's clock, and each page brings the broker's along. Topics that were made
-//! before, or by somebody else, are altered where topics may be created.
+//! depends on this machine's clock, and each page brings the broker's along. Existing
+//! topics are altered if `kafka.topics.create` is true.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -150,8 +150,8 @@ async fn is_new(clients: &Clients, topic: Topic, misfits: &[Misfit]) -> Result<b
     is_empty(clients, topic, partitions).await
 }
 
-/// librdkafka's binding has only the request that replaces all settings of a topic, so those that
-/// somebody made go along.
+/// librdkafka's binding has only the request that replaces all settings of a topic, so existing ones are
+/// sent along.
 async fn alter(
     clients: &Clients,
     admin: &AdminClient<Listener>,
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// Settings by name and value, and whether somebody made them for the topic.
+    /// Settings by name and value, and whether they were set for this topic.
     fn set(entries: &[(&str, &str, bool)]) -> ConfigResource {
         let entry = |(name, value, by_hand): &(&str, &str, bool)| ConfigEntry {
             name: (*name).to_owned(),

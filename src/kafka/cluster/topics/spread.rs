@@ -219,7 +219,7 @@ fn app_of_window(key: &[u8]) -> Option<&[u8]> {
     parts.nth(2)
 }
 
-/// Whether each app is where it belongs among so many partitions.
+/// Whether each app is in its partition, given this number of partitions.
 fn fits(homes: &Homes, partitions: u32) -> bool {
     homes.iter().all(|(app, partition)| partition_of(app, partitions) == *partition)
 }
