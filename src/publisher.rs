@@ -216,18 +216,18 @@ impl<K: Kafka> Publisher<K> {
                 () = give_up.cancelled() => return,
                 // The other one may have delivered what we forwarded.
                 () = self.finished(&stop), if fenced => return,
-                () = self.stand_off(&condition), if fenced => {}
+                () = self.stand_off(&condition, &stop), if fenced => {}
                 () = wait_to_try_again(wait, &stop), if !fenced => {}
             }
         }
     }
 
     /// Waits while another bridge owns the partition and shows life.
-    async fn stand_off(&self, condition: &Condition) {
+    async fn stand_off(&self, condition: &Condition, stop: &CancellationToken) {
         let mut seen = None;
         let mut alive_at = Instant::now();
         while alive_at.elapsed() < SIGN_OF_LIFE {
-            tokio::time::sleep(LOOK_FOR_LIFE).await;
+            wait_to_try_again(LOOK_FOR_LIFE, stop).await;
             // What can't be seen is no sign of life.
             let Ok(look) = self.kafka.look(self.partition).await else { continue };
             self.progress.note_delivered(self.partition, look.delivered.unwrap_or_default());

@@ -41,7 +41,7 @@ pub(super) struct Counts {
     pub(super) missing: u64,
 }
 
-/// What is worth telling beside the accounts.
+/// Findings in addition to the accounts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     /// Pages of the window that were forwarded more than once.
@@ -85,7 +85,7 @@ pub(super) enum AuditFault {
     Misshapen,
 }
 
-/// So many of each kind of fault are told.
+/// Maximum number of reported faults of each kind.
 const SHOWN: usize = 8;
 
 // === impl Counts ===

@@ -44,9 +44,9 @@ pub(super) struct Ledger {
     again: HashSet<u32>,
     /// The lowest ticket in the window, of each partition and journal.
     first: HashMap<(i32, Incarnation), Ticket>,
-    /// Tickets that had their end, of each partition and journal.
+    /// Settled tickets, by partition and journal.
     settled: HashMap<(i32, Incarnation), Ticket>,
-    /// The newest page of each feed and journal so far: its ticket, and when it was asked for.
+    /// The newest page of each feed and journal: its ticket, and when it was requested.
     newest: HashMap<(Feed, Incarnation), (Ticket, Timestamp)>,
     events: HashMap<[u8; 16], KnownEvent>,
     /// The last event in each partition of an event topic, of an account: its page and place.
@@ -63,9 +63,9 @@ pub(super) struct Ledger {
     pub(super) gaps_lack: Lack,
     /// The offset that has to come next in each partition of the pages topic.
     next: BTreeMap<i32, i64>,
-    /// Offsets of the pages topic that are told to be lost, by partition.
+    /// Offsets of the pages topic that gaps report as lost, by partition.
     told_lost: Vec<(i32, Range<i64>)>,
-    /// The gaps that tell of them.
+    /// The gaps that report them.
     lost_told: Option<GapTotals>,
     pub(super) tally: Tally,
     pub(super) faults: AuditFaults,
@@ -197,7 +197,7 @@ impl Ledger {
         }
     }
 
-    /// Records of the pages topic are gone. A gap has to tell of it.
+    /// Records of the pages topic are gone. A gap must report them.
     fn lost(&mut self, partition: i32, offsets: Range<i64>) {
         let is_told = self.told_lost.iter().any(|(of, told)| {
             *of == partition && told.start <= offsets.start && offsets.end <= told.end
@@ -219,7 +219,7 @@ impl Ledger {
         self.uncovered(Uncovered::CreatedAgain, 1);
     }
 
-    /// Enters a gap that tells of lost pages.
+    /// Enters a gap of lost pages.
     pub(super) fn lost_pages(&mut self, partition: i32, offsets: Range<i64>) {
         self.told_lost.push((partition, offsets));
     }
@@ -580,7 +580,7 @@ fn second(time: Timestamp) -> u32 {
     })
 }
 
-/// How a page is named to a person, who goes on with `pages show`.
+/// The name of a page for a person, to be used with `pages show`.
 fn name(key: Option<&PageKey>) -> String {
     key.map_or_else(String::new, |(partition, page)| format!("page {page} (partition {partition})"))
 }

@@ -183,12 +183,14 @@ impl Verdict {
         let gaps: u64 = self.gaps.values().map(|told| told.records).sum();
         let gaps = match gaps {
             0 => "there are no gaps",
-            _ => "what may be missing before it is told by gaps",
+            _ => "gaps report what may have been lost before that",
         };
         match self.pages {
             0 => "Nothing to prove: no page of this time is delivered.".to_owned(),
             _ => {
-                format!("Proved: what was drained is delivered exactly once and in order; {gaps}.")
+                format!(
+                    "Proved: every drained event was delivered exactly once and in order; {gaps}."
+                )
             }
         }
     }

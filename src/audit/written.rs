@@ -9,7 +9,7 @@ use crate::model::{AppId, Endpoint, PageId};
 use crate::records::public;
 use crate::records::public::Source;
 
-/// A record that tells of an app's page.
+/// A published record that names an app's page.
 pub(super) struct Letter {
     pub(super) app: AppId,
     pub(super) page: Option<PageId>,

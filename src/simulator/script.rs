@@ -26,7 +26,7 @@ pub struct Script {
     pub seed: u64,
     /// The wall clock at simulated time zero.
     pub epoch: Timestamp,
-    /// From here on nobody logs in, out, joins or leaves, so that a test can come to rest.
+    /// From this time on no events happen, so that a test can finish.
     pub quiet_from: Option<Duration>,
     /// The App IDs. At least one.
     pub apps: Vec<AppScript>,
@@ -52,7 +52,7 @@ pub struct Script {
 /// One App ID: its credentials, its people, how it writes.
 #[derive(Clone, Debug)]
 pub struct AppScript {
-    /// The App ID as it stands in the path.
+    /// The App ID as in the path.
     pub app_id: AppId,
     /// User name of Basic authentication.
     pub customer_id: String,
@@ -60,9 +60,9 @@ pub struct AppScript {
     pub customer_secret: String,
     /// Opens tokens that are signed with it. Made up, too.
     pub app_certificate: String,
-    /// Signed tokens live no longer than this, whatever they say.
+    /// Upper limit for the life of signed tokens, even if they state more.
     pub token_life: Option<Duration>,
-    /// Tokens that are accepted as well, whatever they hold.
+    /// Tokens that are accepted without looking at their content.
     pub tokens: Vec<TokenScript>,
     /// Signaling is not enabled for this App ID: 403.
     pub disabled: bool,
@@ -82,7 +82,7 @@ pub struct AppScript {
     pub wild_names: bool,
     /// Events carry fields that no document lists.
     pub unknown_fields: bool,
-    /// Each event carries so many bytes more in a field that no document lists.
+    /// Bytes of an undocumented field that is added to each event.
     pub padding: u16,
     /// White space and the order of keys in an answer's envelope are drawn.
     pub wild_layout: bool,
@@ -96,7 +96,7 @@ pub struct TokenScript {
     /// With the prefix `007` it has to come as `Authorization: agora token=…`, otherwise in
     /// `x-agora-token`.
     pub token: String,
-    /// What `x-agora-uid` has to say beside an `x-agora-token`; nothing is asked when absent.
+    /// The value that `x-agora-uid` must have next to an `x-agora-token`; not checked when absent.
     pub user_id: Option<String>,
     /// When it expires; never when absent.
     pub until: Option<Duration>,
@@ -111,7 +111,7 @@ pub struct Dialect {
     pub seconds: bool,
     /// The time as a string of digits.
     pub time_as_text: bool,
-    /// What stands for no events.
+    /// How an answer expresses that there are no events.
     pub empty: Empty,
 }
 
@@ -132,7 +132,7 @@ pub enum Empty {
 pub struct Load {
     /// Events per second at the start.
     pub rate: f64,
-    /// Evenly spaced; otherwise as chance has it (a Poisson process).
+    /// Evenly spaced; otherwise random (a Poisson process).
     pub even: bool,
     /// From the start's rate to each point's in straight lines; stays at the last one's.
     pub ramp: Vec<RampPoint>,
@@ -162,7 +162,7 @@ pub struct Burst {
     pub over: Duration,
 }
 
-/// Bursts as chance has it.
+/// Random bursts.
 #[derive(Clone, Copy, Debug)]
 pub struct RandomBursts {
     /// How many bursts a minute, on average.
@@ -195,7 +195,7 @@ pub struct Network {
     /// The round trip. Each half is drawn for itself, so that requests that leave evenly can
     /// arrive bunched.
     pub rtt: Spread,
-    /// The server closes a connection that has been idle for so long; never when absent.
+    /// Idle time after which the server closes a connection; never when absent.
     pub idle_timeout: Option<Duration>,
     /// How bodies are framed.
     pub framing: FramingChoice,
@@ -214,7 +214,7 @@ pub enum FramingChoice {
     Chunked,
     /// The end of the connection is the end of the body.
     UntilClose,
-    /// Drawn anew for each answer.
+    /// Drawn for each answer.
     Mixed,
 }
 
@@ -295,7 +295,7 @@ impl AppScript {
         }
     }
 
-    /// The same with so many user events and channel events a second.
+    /// The same with these rates of user events and channel events, per second.
     #[must_use]
     pub fn rates(mut self, user_events: f64, channel_events: f64) -> Self {
         self.user_events.rate = user_events;
@@ -364,7 +364,7 @@ impl Spread {
         Self { from: duration, to: duration }
     }
 
-    /// From so many to so many milliseconds.
+    /// From `from` to `to` milliseconds.
     pub const fn millis(from: u64, to: u64) -> Self {
         Self { from: Duration::from_millis(from), to: Duration::from_millis(to) }
     }

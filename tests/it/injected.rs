@@ -281,3 +281,28 @@ fn a_partition_that_is_let_go_while_its_broker_is_away_leaves_no_thread_behind()
         thread::sleep(Duration::from_millis(100));
     }
 }
+
+#[test]
+fn delivered_positions_are_noted_for_lag_tools() {
+    let mock = Mock::start();
+    mock.runtime.block_on(async {
+        let kafka = mock.connect();
+        let (mut owned, _) = kafka.claim(0, Recall::default()).await.expect("the mock is well");
+        // A commit that seems to be under way would hold up the next one for 30 s.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(25);
+        for position in [1, 2, 3] {
+            // `look` asks for nothing where the topic is empty.
+            kafka.append(0, PageRecord::default()).await.expect("the mock is well");
+            owned.deliver(Batch::default(), position).await.expect("the mock is well");
+            loop {
+                let look = kafka.look(0).await.expect("the mock is well");
+                if look.delivered == Some(position) && look.owner.as_deref() == Some("tests") {
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{position}: {look:?}");
+                // What is due is committed while pages are waited for, too.
+                drop(tokio::time::timeout(Duration::from_millis(300), owned.pages(1)).await);
+            }
+        }
+    });
+}

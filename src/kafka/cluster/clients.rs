@@ -18,7 +18,7 @@ use rdkafka::{ClientContext, Message as _};
 use tokio::time::Instant;
 
 use super::failure::is_a_consequence;
-use super::noter::{Answers, Noter};
+use super::noter::Noter;
 use super::page_writer::Confirming;
 use crate::config;
 use crate::config::OptionValue;
@@ -265,8 +265,8 @@ impl Clients {
     }
 
     /// Commits positions and reads nothing.
-    pub(super) fn committer(&self, context: Answers) -> Result<BaseConsumer<Answers>, KafkaError> {
-        BaseConsumer::from_config_and_context(&self.reader()?, context)
+    pub(super) fn committer(&self) -> Result<BaseConsumer<Listener>, KafkaError> {
+        BaseConsumer::from_config_and_context(&self.reader()?, Listener::default())
             .map_err(|error| self.not_made("a client that commits positions", error))
     }
 

@@ -8,20 +8,19 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError as ClientError, KafkaResult};
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaError as ClientError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::clients::Clients;
-use super::failure::failure_of;
-use crate::kafka::{KafkaError, Topic};
+use crate::error::Chain;
+use crate::kafka::Topic;
 
 /// Notes positions. A failure concerns lag tools only: the position that counts is in the memory.
 #[derive(Debug, Default)]
@@ -33,28 +32,23 @@ pub(super) struct Noter {
 struct Notes {
     /// Positions that were not committed yet, by partition.
     positions: BTreeMap<i32, i64>,
-    client: Option<CommittingClient>,
+    committer: Option<Committer>,
     committed_at: Option<Instant>,
 }
 
-/// The client; dropping it closes it on another thread.
-struct CommittingClient {
-    /// `None` only while it is dropped.
-    consumer: Option<BaseConsumer<Answers>>,
-    answers: Answers,
-}
-
-/// Whether the last commit was answered. Clones share.
-#[derive(Clone, Debug)]
-pub(super) struct Answers {
-    is_answered: Arc<AtomicBool>,
+/// A thread with a client that commits. Both end after the value was dropped, as soon as the commit
+/// in progress returns.
+#[derive(Debug)]
+struct Committer {
+    offsets: mpsc::Sender<TopicPartitionList>,
+    is_busy: Arc<AtomicBool>,
 }
 
 /// Minimum interval between two commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A commit without an answer for this long, three times `socket.timeout.ms`, will get none: the
-/// client is replaced by one that reads the credentials again.
+/// A commit without an answer for this long, three times `socket.timeout.ms`, may never get one: a
+/// new client, which reads the credentials again, takes over.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 // === impl Noter ===
@@ -75,7 +69,7 @@ impl Noter {
 
     /// Commits what was noted, if it is due. Does not wait for a broker.
     pub(super) fn commit_if_due(&self, clients: &Clients) {
-        // Whoever holds the lock does the same.
+        // The holder of the lock does the same.
         if let Ok(mut notes) = self.notes.try_lock() {
             notes.commit_if_due(clients);
         }
@@ -90,90 +84,70 @@ impl Notes {
         if self.positions.is_empty() || elapsed < COMMIT_INTERVAL {
             return;
         }
-        if let Some(client) = &self.client
-            && !client.is_answered()
-        {
+        if self.committer.as_ref().is_some_and(|it| it.is_busy.load(Ordering::Relaxed)) {
             if elapsed < ANSWER_LIMIT {
                 return;
             }
-            self.client = None;
+            self.committer = None;
         }
         self.committed_at = Some(Instant::now());
-        if let Err(error) = self.commit(clients) {
-            debug!(%error, "positions were not noted");
-        }
-    }
-
-    fn commit(&mut self, clients: &Clients) -> Result<(), KafkaError> {
-        let client = match &mut self.client {
-            Some(client) => client,
-            none => none.insert(CommittingClient::new(clients)?),
+        let offsets = match offsets(clients, &mem::take(&mut self.positions)) {
+            Ok(offsets) => offsets,
+            Err(error) => return debug!(%error, "positions can't be noted"),
         };
-        let topic = clients.topic(Topic::Pages);
-        let committed = client.commit(topic, clients.instance(), &mem::take(&mut self.positions));
-        committed
-            .map_err(|error| KafkaError::new(failure_of(&error), "note positions in", topic, error))
-    }
-}
-
-// === impl CommittingClient ===
-
-impl CommittingClient {
-    fn new(clients: &Clients) -> Result<Self, KafkaError> {
-        let answers = Answers { is_answered: Arc::new(AtomicBool::new(true)) };
-        Ok(Self { consumer: Some(clients.committer(answers.clone())?), answers })
-    }
-
-    fn is_answered(&self) -> bool {
-        // The answer is noted while polling.
-        self.consumer.as_ref().map(|consumer| consumer.poll(Duration::ZERO));
-        self.answers.is_answered.load(Ordering::Relaxed)
-    }
-
-    fn commit(
-        &self,
-        topic: &str,
-        instance: &str,
-        positions: &BTreeMap<i32, i64>,
-    ) -> Result<(), ClientError> {
-        let Some(consumer) = &self.consumer else { return Ok(()) };
-        let mut offsets = TopicPartitionList::new();
-        for (&partition, &position) in positions {
-            let mut noted = offsets.add_partition(topic, partition);
-            noted.set_metadata(instance);
-            noted.set_offset(Offset::Offset(position))?;
-        }
-        consumer.commit(&offsets, CommitMode::Async)?;
-        self.answers.is_answered.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-impl Drop for CommittingClient {
-    fn drop(&mut self) {
-        let consumer = self.consumer.take();
-        let closing = thread::Builder::new().name("close-noter".to_owned());
-        if let Err(error) = closing.spawn(move || drop(consumer)) {
-            debug!(%error, "no thread to close a client on");
+        let committer = self.committer.get_or_insert_with(|| Committer::start(clients.clone()));
+        if !committer.commit(offsets) {
+            self.committer = None;
         }
     }
 }
 
-impl std::fmt::Debug for CommittingClient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CommittingClient").field("answers", &self.answers).finish_non_exhaustive()
+fn offsets(
+    clients: &Clients,
+    positions: &BTreeMap<i32, i64>,
+) -> Result<TopicPartitionList, ClientError> {
+    let mut offsets = TopicPartitionList::new();
+    for (&partition, &position) in positions {
+        let mut noted = offsets.add_partition(clients.topic(Topic::Pages), partition);
+        noted.set_metadata(clients.instance());
+        noted.set_offset(Offset::Offset(position))?;
+    }
+    Ok(offsets)
+}
+
+// === impl Committer ===
+
+impl Committer {
+    fn start(clients: Clients) -> Self {
+        let (offsets, received) = mpsc::channel();
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let commits = Arc::clone(&is_busy);
+        let started = thread::Builder::new()
+            .name("note-positions".to_owned())
+            .spawn(move || commit_all(&clients, &received, &commits));
+        if let Err(error) = started {
+            debug!(%error, "no thread to note positions on");
+        }
+        Self { offsets, is_busy }
+    }
+
+    /// Commits in the background. False if the thread has ended.
+    fn commit(&self, offsets: TopicPartitionList) -> bool {
+        self.is_busy.store(true, Ordering::Relaxed);
+        self.offsets.send(offsets).is_ok()
     }
 }
 
-// === impl Answers ===
-
-impl ClientContext for Answers {}
-
-impl ConsumerContext for Answers {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
+/// Commits synchronously: librdkafka's binding does not report the results of asynchronous commits.
+fn commit_all(clients: &Clients, offsets: &mpsc::Receiver<TopicPartitionList>, busy: &AtomicBool) {
+    let committer = match clients.committer() {
+        Ok(committer) => committer,
+        Err(error) => return debug!(error = %Chain(&error), "positions can't be noted"),
+    };
+    for offsets in offsets {
+        if let Err(error) = committer.commit(&offsets, CommitMode::Sync) {
             debug!(%error, "positions were not noted");
         }
-        self.is_answered.store(true, Ordering::Relaxed);
+        busy.store(false, Ordering::Relaxed);
     }
 }
