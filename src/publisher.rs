@@ -315,7 +315,7 @@ impl<K: Kafka> Publisher<K> {
                     }
                     self.follow(&mut owned, &mut trail, pages).await?
                 }
-                Next::Quiet(span) => self.look(&mut trail, span),
+                Next::Quiet(span) => self.look(&mut trail, span)?,
             };
             let Some(position) = work.position() else { continue };
             let (alone, anew) = (work.pages.len() == 1, work.anew.clone());

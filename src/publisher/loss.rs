@@ -13,7 +13,7 @@ use tracing::error;
 use super::Publisher;
 use super::decode::Draft;
 use super::trail::{Step, Trail};
-use crate::kafka::{Kafka, KafkaError, Owned, PageRecord};
+use crate::kafka::{Failure, Kafka, KafkaError, Owned, PageRecord};
 use crate::memory::Memory;
 use crate::model::{
     AppId, CLOCK_MARGIN, Endpoint, Feed, Gap, GapCause, PAGE_LIMIT, Region, Timestamp,
@@ -79,8 +79,18 @@ impl<K: Kafka> Publisher<K> {
     }
 
     /// Finds whether pages are gone while none come.
-    pub(super) fn look(&self, trail: &mut Trail, span: Range<i64>) -> Work {
+    ///
+    /// # Errors
+    ///
+    /// If pages wait that the reader has not returned since the last look: a client whose fetcher has
+    /// stopped would silence the partition until a restart.
+    pub(super) fn look(&self, trail: &mut Trail, span: Range<i64>) -> Result<Work, KafkaError> {
         let mut work = Work::default();
+        if trail.is_stuck(&span) {
+            let subject = format!("partition {}", self.partition);
+            let reason = "pages wait, and its client has returned none of them for a minute";
+            return Err(KafkaError::new(Failure::Broken, "read pages of", subject, reason));
+        }
         let expected = trail.next();
         match trail.look(&span) {
             Step::Known | Step::Next => {}
@@ -91,7 +101,7 @@ impl<K: Kafka> Publisher<K> {
             }
             Step::Another => self.begin_anew(&mut work, expected, span),
         }
-        work
+        Ok(work)
     }
 
     fn begin_anew(&self, work: &mut Work, expected: Option<i64>, span: Range<i64>) {

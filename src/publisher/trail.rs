@@ -18,6 +18,8 @@ pub(super) struct Trail {
     next: Option<i64>,
     /// The page before, while it has not been seen again.
     last: Option<PageId>,
+    /// Where records waited at the last look.
+    waited_at: Option<i64>,
 }
 
 /// What a record is to the one who reads.
@@ -38,7 +40,7 @@ pub(super) enum Step {
 impl Trail {
     /// The trail that a memory left.
     pub(super) fn new(position: Option<i64>, last: Option<PageId>) -> Self {
-        Self { next: position, last }
+        Self { next: position, last, waited_at: None }
     }
 
     /// Where to begin to read; `None` is the beginning.
@@ -52,6 +54,15 @@ impl Trail {
         self.next
     }
 
+    /// Whether records of the topic wait at the same place as at the last look: then its reader does not
+    /// return them.
+    pub(super) fn is_stuck(&mut self, span: &Range<i64>) -> bool {
+        let next = self.next.unwrap_or(span.start);
+        let waits_at = (next < span.end).then_some(next);
+        let before = std::mem::replace(&mut self.waited_at, waits_at);
+        waits_at.is_some() && before == waits_at
+    }
+
     /// Looks at what the topic holds, while nothing comes.
     pub(super) fn look(&mut self, span: &Range<i64>) -> Step {
         let next = self.next.unwrap_or(span.start);
@@ -62,7 +73,7 @@ impl Trail {
         if next >= span.start {
             return Step::Known;
         }
-        *self = Self { next: Some(span.start), last: None };
+        *self = Self { next: Some(span.start), ..Self::default() };
         Step::Missing(span.start - next)
     }
 

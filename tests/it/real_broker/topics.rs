@@ -2,9 +2,12 @@
 
 use agora_rtm_bridge::simulator::{AppScript, Script};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, GroupResult, NewPartitions, ResourceSpecifier,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::{LIMIT, stop};
 use crate::support::agora::{Agora, Hosts};
@@ -145,7 +148,12 @@ fn a_memory_that_is_gone_with_its_group_is_rebuilt_and_nothing_is_published_twic
     stop(&mut bridge);
     admin.delete(&names.state);
     let deleted = block_on(admin.client.delete_groups(&[&names.group], &AdminOptions::new()));
-    assert!(deleted.expect("the broker answers").iter().all(Result::is_ok), "the group is deleted");
+    // A bridge that stops soon after its start may not have committed a position.
+    let is_gone = |deleted: &GroupResult| match deleted {
+        Ok(_) => true,
+        Err((_, code)) => *code == RDKafkaErrorCode::GroupIdNotFound,
+    };
+    assert!(deleted.expect("the broker answers").iter().all(is_gone), "the group is deleted");
 
     bridge.start_again();
     bridge.wait_ready();

@@ -82,6 +82,7 @@ impl Cluster {
             looks_to_fail: 0,
             published_is_cut: false,
             history_is_refused: false,
+            readers_are_stuck: false,
             committed: HashSet::new(),
             transactions: Transactions::default(),
             ending: false,
@@ -173,6 +174,11 @@ impl Cluster {
                 it.begin - it.delivered_to
             })
             .sum()
+    }
+
+    /// From now on the clients that exist return no pages. Clients of a later claim do.
+    pub(crate) fn stick_readers(&self) {
+        self.lock().readers_are_stuck = true;
     }
 
     /// From now on nobody may read what was published.
@@ -319,6 +325,7 @@ impl Kafka for Client {
         if let Some(at) = raised_at {
             self.now.reaches(at).await;
             epoch = self.state().raise_epoch(partition);
+            self.state().readers_are_stuck = false;
         }
         self.told(told, "claim").await?;
         for StateRecord { key, value } in self.state().read_memory(partition) {

@@ -463,3 +463,21 @@ async fn of_two_owners_one_stays_off_as_long_as_the_other_shows_life() {
     assert_eq!(loops.reasons(), Vec::<String>::new());
     loops.end().await;
 }
+
+/// Its client believes that all is well and waits.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_returns_no_pages_although_some_wait_is_replaced() {
+    let loops = Loops::start(Trouble::default()).await;
+    loops.forward();
+    loops.commit(0..PAGES).await;
+    sleep(5 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]));
+    loops.kafka.stick_readers();
+    loops.commit(PAGES..2 * PAGES).await;
+    sleep(30 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..PAGES, &[]), "they wait");
+    sleep(120 * SECOND).await;
+    assert_eq!(loops.published(), twice_each(0..2 * PAGES, &[]));
+    assert_eq!(loops.reasons(), Vec::<String>::new());
+    loops.end().await;
+}

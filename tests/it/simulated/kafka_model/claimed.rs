@@ -22,6 +22,9 @@ impl Owned for Claimed {
         self.client.told(told, "read").await?;
         let mut news = self.client.state().partition(self.partition).news.subscribe();
         loop {
+            if self.client.state().readers_are_stuck {
+                return std::future::pending().await;
+            }
             let arrives = {
                 let mut state = self.client.state();
                 let limit = state.owning(self.partition).rng.random_range(1..=limit);

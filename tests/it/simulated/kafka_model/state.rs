@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) published_is_cut: bool,
     /// Nobody may read what was published.
     pub(super) history_is_refused: bool,
+    /// Clients that exist now return no pages; new ones do.
+    pub(super) readers_are_stuck: bool,
     /// Ids of committed transactions.
     pub(super) committed: HashSet<u64>,
     pub(super) transactions: Transactions,
