@@ -1,7 +1,7 @@
 //! What the publisher of a partition knows, as records of the state topic.
 //!
 //! Written in the transaction of the events that it is about, so that it can neither run ahead of
-//! them nor fall behind; read back by whoever owns the partition next. Four kinds of record, told
+//! them nor fall behind; read back by the next owner of the partition. Four kinds of record, told
 //! apart by their keys:
 //!
 //! | key | value |
@@ -14,7 +14,6 @@
 //! Every value carries a version; a newer one than this program knows is refused.
 
 mod fingerprint;
-mod rebuild;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,7 +22,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::fingerprint::Fingerprint;
-pub use self::rebuild::{Delivered, Rebuild};
 pub use self::window::{BLOCK_EVENTS, Block, KeptBlock, LEAST_REMEMBERED, Window, hold};
 use crate::kafka::{Batch, CLAIM, StateRecords, Topic};
 use crate::model::{AppId, Endpoint, Incarnation, PageId, Ticket, Timestamp};
@@ -108,7 +106,7 @@ struct Tickets {
     above: BTreeSet<u64>,
     /// Offset in the pages topic of the last record that named it.
     last_offset: i64,
-    /// Grows with each record that names it or another one, also where offsets begin anew: the one
+    /// Grows with each record that names it or another one, also where offsets start over: the one
     /// with the lowest number was named longest ago.
     #[serde(default)]
     named: u64,

@@ -22,6 +22,7 @@ mod ladder;
 mod loss;
 mod metrics;
 mod pairs;
+mod rebuild;
 mod switches;
 mod trail;
 

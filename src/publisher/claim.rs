@@ -11,11 +11,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use super::rebuild::{Delivered, Rebuild};
 use super::trail::Trail;
 use super::{LetGo, Publisher};
 use crate::error::Chain;
 use crate::kafka::{Batch, Failure, Kafka, Owned};
-use crate::memory::{Delivered, Memory, Rebuild, Recall};
+use crate::memory::{Memory, Recall};
 use crate::records::pages;
 
 /// Windows that are written in one transaction while a memory is rebuilt: 2 MiB at most.

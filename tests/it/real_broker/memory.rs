@@ -53,10 +53,10 @@ fn the_memory_of_a_thousand_apps_is_read_at_a_start() {
     eprintln!(
         "{} MB read in {took:?}; resident {} MB before, {} MB at the most",
         bytes / 1_000_000,
-        before / 1_000,
-        peak() / 1_000
+        before / 1_000_000,
+        peak() / 1_000_000
     );
-    eprintln!("resident {} MB with all windows", resident() / 1_000);
+    eprintln!("resident {} MB with all windows", resident() / 1_000_000);
     let known = known(&mut memories);
     assert_eq!(known, APPS as usize * 2 * EVENTS as usize, "all of it is known");
 }
@@ -207,9 +207,10 @@ fn peak() -> u64 {
     status("VmHWM:")
 }
 
-/// A figure of this process, in kilobytes.
+/// A figure of this process, in bytes.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
     let line = status.lines().find(|line| line.starts_with(name)).expect("it has that line");
-    line.split_whitespace().nth(1).and_then(|figure| figure.parse().ok()).expect("a number")
+    line.split_whitespace().nth(1).and_then(|figure| figure.parse::<u64>().ok()).expect("a number")
+        * 1_024
 }

@@ -20,15 +20,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{Fingerprint, LEAST_REMEMBERED, Memory};
 use crate::kafka::{HistoryRecords, PageRecord, Topic, partition_of};
+use crate::memory::{Fingerprint, LEAST_REMEMBERED, Memory};
 use crate::model::{AppId, Endpoint, PageId, Ticket, Timestamp};
 use crate::records::pages;
 use crate::records::public::app_of_source;
 
 /// What is known of a partition whose memory is gone.
 #[derive(Debug)]
-pub struct Rebuild {
+pub(super) struct Rebuild {
     partition: i32,
     partitions: u32,
     pages: Vec<PageSeen>,
@@ -47,7 +47,7 @@ pub struct Rebuild {
 
 /// How far the pages topic is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivered {
+pub(super) enum Delivered {
     /// Up to the record at this offset.
     UpTo(i64),
     /// Nothing of what it holds.
@@ -69,7 +69,7 @@ struct PageSeen {
 
 impl Rebuild {
     /// Knows nothing yet; the pages topic has `partitions` partitions.
-    pub fn new(partition: i32, partitions: u32) -> Self {
+    pub(super) fn new(partition: i32, partitions: u32) -> Self {
         Self {
             partition,
             partitions,
@@ -83,13 +83,13 @@ impl Rebuild {
     }
 
     /// Whether nothing was ever published for an app of this partition.
-    pub fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.published == 0 && self.cut.is_empty()
     }
 
     /// How far the pages topic is delivered. `kept` tells for how long a topic keeps at least what is
     /// written to it.
-    pub fn delivered(&self, now: Timestamp, kept: impl Fn(Topic) -> Duration) -> Delivered {
+    pub(super) fn delivered(&self, now: Timestamp, kept: impl Fn(Topic) -> Duration) -> Delivered {
         if let Some(last) = self.last.and_then(|last| self.pages.get(last)) {
             return Delivered::UpTo(last.offset);
         }
@@ -100,7 +100,7 @@ impl Rebuild {
     }
 
     /// Gives a memory the tickets of all pages before this position. Their names stay known.
-    pub fn admit(&self, memory: &mut Memory, position: i64) {
+    pub(super) fn admit(&self, memory: &mut Memory, position: i64) {
         for page in self.pages.iter().take_while(|page| page.offset < position) {
             memory.admit(page.id, page.settled, page.offset);
         }
@@ -113,7 +113,7 @@ impl Rebuild {
     }
 
     /// The events that windows are made of, oldest first.
-    pub fn take_windows(
+    pub(super) fn take_windows(
         &mut self,
     ) -> impl Iterator<Item = ((AppId, Endpoint), Vec<(Timestamp, Fingerprint)>)> + use<> {
         std::mem::take(&mut self.newest).into_iter().map(|(name, mut events)| {
