@@ -1,8 +1,9 @@
 //! The rate-limit guard: the last check before a request leaves.
 //!
 //! The schedule's own rule is stricter. This guard uses an independent implementation (`governor`),
-//! in case ours is wrong. It is sized to allow everything that the rule allows, so a refusal is a
-//! bug.
+//! in case ours is wrong. It is only the backstop behind the exact window: its algorithm lets a full
+//! burst plus the refill through in one second. It is sized to allow everything that the rule allows,
+//! so a refusal is a bug.
 
 use std::num::NonZeroU32;
 
