@@ -3,6 +3,8 @@
 use std::fs;
 
 use agora_rtm_bridge::simulator::{AppScript, Script};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::{LIMIT, everything_is_delivered, wait_for_reason};
 use crate::support::agora::{Agora, Hosts};
@@ -23,11 +25,28 @@ fn wait_until_it_delivers(agora: &Agora, bridge: &mut Bridge) {
     agora.wait_until("events are fetched", LIMIT, |world| world.ledger().total().delivered > 200);
 }
 
+/// The committed positions of all partitions, added up.
+fn noted(bootstrap: &str, names: &Names) -> i64 {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", &names.group)
+        .create()
+        .expect("the settings are right");
+    let mut partitions = TopicPartitionList::new();
+    partitions.add_partition_range(&names.pages, 0, 7);
+    let noted = consumer.committed_offsets(partitions, LIMIT).expect("the broker answers");
+    noted.elements().iter().filter_map(|it| it.offset().to_raw()).filter(|it| *it > 0).sum()
+}
+
 /// Becomes ready again and delivers everything, without a restart.
 fn recovers(agora: &Agora, names: &Names, bootstrap: &str, bridge: &mut Bridge) {
     let consumer = Consumer::start(bootstrap, &names.published());
     let ready = within(LIMIT, || (bridge.get("/ready").status == 200).then_some(()));
     ready.unwrap_or_else(|late| panic!("ready again: {late}; {}", bridge.get("/ready").body));
+    // The client that commits positions has the old secrets, too.
+    let before = noted(bootstrap, names);
+    let goes_on = within(LIMIT, || (noted(bootstrap, names) > before).then_some(()));
+    goes_on.unwrap_or_else(|late| panic!("positions are noted again: {late}; {before}"));
     everything_is_delivered(agora, names, bridge, consumer);
 }
 
