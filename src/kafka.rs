@@ -14,14 +14,14 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 mod batch;
 mod cluster;
 mod partition;
 mod progress;
 mod remedy;
 mod stamping;
-
-use bytes::Bytes;
 
 pub use self::batch::{Batch, Draft, Record};
 pub use self::cluster::{

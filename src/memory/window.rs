@@ -29,7 +29,7 @@ use hashbrown::HashTable;
 use super::Fingerprint;
 use crate::model::{SETTLE_MARGIN, Timestamp};
 
-/// Events of a block: 4 KiB in a record of the state topic.
+/// Events of a block: 4 KiB in a record of the state topic. Divides 2^32, so that places can wrap around.
 pub const BLOCK_EVENTS: usize = 256;
 
 /// Minimum number of events that a full window remembers.
@@ -141,13 +141,15 @@ impl Window {
         if self.blocks.back().is_none_or(|last| last.keys.len() >= BLOCK_EVENTS) {
             self.begin_block(handed_over);
         }
+        let block = self.blocks.len() - 1;
         let last = self.blocks.back_mut().expect("a block was begun");
         last.block.events.push(event);
         last.block.newest = last.block.newest.max(handed_over);
-        last.keys.push(key);
         last.changed = true;
-        let index = last.keys.len() - 1;
-        self.take_place(self.blocks.len() - 1, index);
+        let place = place_of(self.first, block, last.keys.len());
+        last.keys.push(key);
+        let keys = Keys { blocks: &self.blocks, first: self.first };
+        self.places.insert_unique(key, place, |at| keys.hash_at(*at));
         true
     }
 
@@ -203,14 +205,14 @@ impl Window {
             return false;
         }
         let Some(oldest) = self.blocks.pop_front() else { return false };
-        for (&key, place) in oldest.keys.iter().zip(0..) {
-            let place = self.first.wrapping_add(place);
+        for (index, &key) in oldest.keys.iter().enumerate() {
+            let place = place_of(self.first, 0, index);
             // A block that was read back may repeat an event of a later one, which has the place.
             if let Ok(entry) = self.places.find_entry(key, |at| *at == place) {
                 entry.remove();
             }
         }
-        self.first = self.first.wrapping_add(PLACES_PER_BLOCK);
+        self.first = place_of(self.first, 1, 0);
         if held {
             self.dropped_too_early += oldest.keys.len() as u64;
         }
@@ -233,10 +235,16 @@ impl Window {
         }
     }
 
+    /// Enters all keys into the table. Of one that is in two blocks the later place counts.
     fn enter_all(&mut self) {
-        for block in 0..self.blocks.len() {
-            for index in 0..self.blocks.get(block).map_or(0, |kept| kept.keys.len()) {
-                self.take_place(block, index);
+        let keys = Keys { blocks: &self.blocks, first: self.first };
+        for (block, kept) in self.blocks.iter().enumerate() {
+            for (index, &key) in kept.keys.iter().enumerate() {
+                let place = place_of(self.first, block, index);
+                self.places
+                    .entry(key, |at| keys.at(*at) == Some(key), |at| keys.hash_at(*at))
+                    .and_modify(|at| *at = place)
+                    .or_insert(place);
             }
         }
     }
@@ -245,24 +253,13 @@ impl Window {
         let keys = Keys { blocks: &self.blocks, first: self.first };
         self.places.find(key, |at| keys.at(*at) == Some(key))
     }
-
-    /// Enters a key into the table. Of one that is in two blocks the later place counts.
-    fn take_place(&mut self, block: usize, index: usize) {
-        let place = u32::try_from(block * BLOCK_EVENTS + index).expect("fewer than 2^32 events");
-        let place = self.first.wrapping_add(place);
-        let keys = Keys { blocks: &self.blocks, first: self.first };
-        let Some(key) = keys.at(place) else { return };
-        let known = self.places.entry(
-            key,
-            |at| keys.at(*at) == Some(key),
-            |at| keys.at(*at).unwrap_or_default(),
-        );
-        known.and_modify(|at| *at = place).or_insert(place);
-    }
 }
 
-/// [`BLOCK_EVENTS`] as a distance between places; it divides 2^32, so places can wrap around.
-const PLACES_PER_BLOCK: u32 = 256;
+/// The place of an event, by the index of its block and its index in there.
+fn place_of(first: u32, block: usize, index: usize) -> u32 {
+    let place = u32::try_from(block * BLOCK_EVENTS + index).expect("fewer than 2^32 events");
+    first.wrapping_add(place)
+}
 
 /// Finds the key at a place.
 struct Keys<'a> {
@@ -274,6 +271,11 @@ impl Keys<'_> {
     fn at(&self, place: u32) -> Option<u64> {
         let place = usize::try_from(place.wrapping_sub(self.first)).ok()?;
         self.blocks.get(place / BLOCK_EVENTS)?.keys.get(place % BLOCK_EVENTS).copied()
+    }
+
+    /// A key is its own hash.
+    fn hash_at(&self, place: u32) -> u64 {
+        self.at(place).unwrap_or_default()
     }
 }
 
@@ -452,7 +454,7 @@ mod tests {
     #[test]
     fn places_wrap_around_and_every_event_is_found() {
         let mut window = small();
-        window.first = 0_u32.wrapping_sub(3 * PLACES_PER_BLOCK);
+        window.first = 0_u32.wrapping_sub(3 * 256);
         for n in 0..3_000 {
             assert!(window.insert(number(n), at(n)));
         }

@@ -28,7 +28,7 @@ const LATE: &str = "late";
 pub struct Forwarded {
     /// The page or gap.
     pub entry: Entry,
-    /// Every ticket up to this one, of the same incarnation and partition, has its end, and what
+    /// Every ticket up to this one, of the same incarnation and partition, is settled, and what
     /// it left behind stands before this record.
     pub settled: Ticket,
     /// The pages topic refused it for a while, so it may come after entries that it should precede.
