@@ -35,6 +35,7 @@ use tracing::{debug, error, warn};
 
 use self::aside::Aside;
 use self::in_doubt::{InDoubt, NewTicket};
+use crate::backoff::Backoff;
 use crate::error::{Chain, may_panic};
 use crate::journal::{Backlog, Journal, JournalError, Sequence, Waiting};
 use crate::kafka::{Failure, Kafka, KafkaError, Progress, wait_to_try_again};
@@ -47,10 +48,10 @@ use crate::records::pages;
 /// not confirm those in flight.
 const ON_THE_WAY: usize = 5;
 
-/// The wait after a failure; doubled by each further one, up to [`LONGEST_WAIT`].
+/// Wait after a first failure.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 
-/// The longest wait between two attempts.
+/// Maximum wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// A page without a confirmation for this long shows in readiness.
@@ -100,7 +101,7 @@ struct Course {
     /// Kafka refused something: entries up to this one are handed over one at a time.
     alone_until: Sequence,
     /// Before the next attempt.
-    wait: Duration,
+    backoff: Backoff,
     in_doubt: InDoubt,
     /// A try of an entry that is aside has failed: other entries have their turn before the next try.
     line_is_next: bool,
@@ -146,7 +147,8 @@ impl<K: Kafka> Forwarder<K> {
             backlog: self.journal.backlog(),
             aside: Aside::default(),
             alone_until: Sequence::START,
-            wait: SHORTEST_WAIT,
+            backoff: Backoff::new(SHORTEST_WAIT, LONGEST_WAIT)
+                .with_jitter(self.journal.incarnation(), self.partition),
             in_doubt: InDoubt::new(self.journal.incarnation()),
             line_is_next: false,
         };
@@ -156,7 +158,7 @@ impl<K: Kafka> Forwarder<K> {
                 () = give_up.cancelled() => return,
                 forwarded = self.forward(&mut course, &stop) => forwarded,
             };
-            let wait = course.wait;
+            let wait = course.backoff.wait();
             match forwarded {
                 Ok(()) => return,
                 Err(NotForwarded::SetAside) => {}
@@ -171,9 +173,7 @@ impl<K: Kafka> Forwarder<K> {
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => return,
-                () = wait_to_try_again(wait, &stop) => {
-                    course.wait = (wait * 2).min(LONGEST_WAIT);
-                }
+                () = wait_to_try_again(wait, &stop) => course.backoff.lengthen(),
             }
         }
     }
@@ -340,7 +340,7 @@ impl<K: Kafka> Forwarder<K> {
     /// All in-sync replicas have an entry, and Kafka is well.
     async fn confirm(&self, sequence: Sequence, offset: i64, course: &mut Course) {
         self.forget(sequence, offset, course).await;
-        course.wait = SHORTEST_WAIT;
+        course.backoff.reset();
         course.forwarding.ok();
     }
 

@@ -5,6 +5,7 @@
 
 pub mod agora;
 pub mod audit;
+mod backoff;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -289,11 +289,6 @@ impl Incarnation {
     pub const fn from_u128(id: u128) -> Self {
         Self(id)
     }
-
-    /// Its number.
-    pub const fn as_u128(self) -> u128 {
-        self.0
-    }
 }
 
 impl fmt::Display for Incarnation {

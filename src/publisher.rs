@@ -45,6 +45,7 @@ use self::loss::Work;
 use self::pairs::{Pairs, Turn};
 use self::switches::Switches;
 use self::trail::Trail;
+use crate::backoff::Backoff;
 use crate::error::{Chain, may_panic};
 use crate::kafka::{
     Elements, Failure, Kafka, KafkaError, Owned, PageRecord, Progress, wait_to_try_again,
@@ -63,7 +64,7 @@ const PAGES_A_TRANSACTION: usize = 10;
 /// Interval of checking a partition without configured apps for pages that were left behind.
 const LOOK_FOR_BACKLOG: Duration = Duration::from_secs(60);
 
-/// The wait after a failure; doubled by each further one, up to [`LONGEST_WAIT`].
+/// Wait after a failure that follows a long success; the first one waits twice as long.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait between two claims.
@@ -192,7 +193,8 @@ impl<K: Kafka> Publisher<K> {
             pairs: Pairs::new(self.regions.clone()),
             switches: Switches::new(self.regions.clone()),
         });
-        let mut wait = SHORTEST_WAIT;
+        let mut backoff =
+            Backoff::new(SHORTEST_WAIT, LONGEST_WAIT).with_jitter(self.incarnation, self.partition);
         loop {
             let begun = Instant::now();
             let Err(cause) = self.own(&mut course, &condition, &stop, &give_up).await else {
@@ -203,13 +205,14 @@ impl<K: Kafka> Publisher<K> {
             }
             self.metrics.failures.inc();
             condition.failing_alike(Chain(&cause));
-            wait = match begun.elapsed() > LONGEST_WAIT {
-                true => SHORTEST_WAIT,
-                false => (wait * 2).min(LONGEST_WAIT),
-            };
-            if matches!(cause, LetGo::UnknownPosition { .. }) {
-                wait = UNKNOWN_POSITION_WAIT;
+            match begun.elapsed() > LONGEST_WAIT {
+                true => backoff.reset(),
+                false => backoff.lengthen(),
             }
+            let wait = match cause {
+                LetGo::UnknownPosition { .. } => UNKNOWN_POSITION_WAIT,
+                _ => backoff.wait(),
+            };
             debug!(partition = self.partition, error = %Chain(&cause), ?wait, "partition let go");
             let fenced = cause.failure() == Failure::Fenced;
             tokio::select! {

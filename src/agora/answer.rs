@@ -48,31 +48,20 @@ pub enum Answer {
         content_encoding: Option<String>,
         /// Ids that Agora's support asks for.
         ids: Ids,
-        /// The problem that the status reports along with the page.
-        trouble: Option<Trouble>,
+        /// What the server said, if the status reports a problem along with the page.
+        problem: Option<Said>,
     },
     /// The feed had nothing.
     Empty,
-    /// Nothing was returned, and the reason.
-    Nothing(Trouble),
+    /// Nothing was returned, because the server failed, refused, or counted too many requests.
+    Nothing(Said),
+    /// The request never reached the server. Nothing was drained.
+    NotSent(TransportError),
     /// A page may have been returned and is lost.
     Lost(TransportError),
 }
 
-/// Why nothing was returned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The request never reached the server.
-    NotSent(TransportError),
-    /// Too many requests. Obey the delay it names; this is not a failure.
-    Throttled(Said),
-    /// The server failed; the next request may work.
-    Failed(Said),
-    /// The server refuses until a person intervenes.
-    Refused(Said),
-}
-
-/// What a server said about a failure.
+/// What a server said instead of success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("status {status}{}, {}", excerpt(.text), .ids)]
 pub struct Said {
@@ -134,7 +123,7 @@ impl fmt::Display for Ids {
 /// Decides what a reply means. `now` is for a `Retry-After` that is a date.
 pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     let raw = match reply {
-        Reply::NotSent(error) => return Answer::Nothing(Trouble::NotSent(error)),
+        Reply::NotSent(error) => return Answer::NotSent(error),
         Reply::Lost(error) => return Answer::Lost(error),
         Reply::Answered(raw) => raw,
     };
@@ -142,11 +131,10 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
     let holds = holds(&raw, &contents);
     // Relative to the server's clock if it is known: ours may be hours off.
     let now = raw.date().unwrap_or(now);
-    let said = || said(&raw, contents.text(), now);
-    let trouble =
-        trouble(&raw, said).or_else(|| (holds == Holds::Failure).then(|| Trouble::Failed(said())));
+    let failed = !is_success(&raw) || holds == Holds::Failure;
+    let problem = failed.then(|| said(&raw, contents.text(), now));
     if holds != Holds::Perhaps {
-        return trouble.map_or(Answer::Empty, Answer::Nothing);
+        return problem.map_or(Answer::Empty, Answer::Nothing);
     }
     Answer::Page {
         status: raw.status,
@@ -154,7 +142,7 @@ pub fn judge(reply: Reply, now: SystemTime) -> Answer {
         cut: raw.cut,
         body: raw.body,
         ids: Ids { request: raw.request_id, resource: raw.resource_id },
-        trouble,
+        problem,
     }
 }
 
@@ -178,15 +166,6 @@ fn contents(raw: &Raw) -> Contents<'_> {
 
 fn is_success(raw: &Raw) -> bool {
     (200..=299).contains(&raw.status)
-}
-
-fn trouble(raw: &Raw, said: impl FnOnce() -> Said) -> Option<Trouble> {
-    match raw.status {
-        200..=299 => None,
-        429 => Some(Trouble::Throttled(said())),
-        400 | 401 | 403 | 404 => Some(Trouble::Refused(said())),
-        _ => Some(Trouble::Failed(said())),
-    }
 }
 
 fn holds(raw: &Raw, contents: &Contents<'_>) -> Holds {
@@ -276,13 +255,11 @@ mod tests {
     fn kind(answer: &Answer) -> &'static str {
         match answer {
             Answer::Page { cut: Some(_), .. } => "cut",
-            Answer::Page { trouble: Some(_), .. } => "page in trouble",
+            Answer::Page { problem: Some(_), .. } => "page in trouble",
             Answer::Page { .. } => "page",
             Answer::Empty => "empty",
-            Answer::Nothing(Trouble::Failed(_)) => "failed",
-            Answer::Nothing(Trouble::Refused(_)) => "refused",
-            Answer::Nothing(Trouble::Throttled(_)) => "throttled",
-            Answer::Nothing(Trouble::NotSent(_)) => "not sent",
+            Answer::Nothing(_) => "nothing",
+            Answer::NotSent(_) => "not sent",
             Answer::Lost(_) => "lost",
         }
     }
@@ -297,7 +274,7 @@ mod tests {
             (200, r#"{"result":"success"}"#, false, "empty"),
             (200, "", false, "page"),
             (204, "", false, "empty"),
-            (200, r#"{"result":"failed","events":[]}"#, false, "failed"),
+            (200, r#"{"result":"failed","events":[]}"#, false, "nothing"),
             (200, r#"{"result":"failed","events":[1]}"#, false, "page"),
             (200, event, false, "page"),
             (200, &long, false, "page"),
@@ -318,27 +295,27 @@ mod tests {
             (200, r#"{"result":"success","error":false,"n":1.5,"x":"[1]"}"#, false, "empty"),
             (200, r#"{"error":null,"events":null}"#, false, "empty"),
             (200, r#"{"r\u0065sult":"\u0073uccess"}"#, false, "empty"),
-            (200, AGORAS_ERROR, false, "failed"),
-            (200, r#"{"result":"success","error":true,"events":[]}"#, false, "failed"),
-            (200, r#"{"error":"no","events":[]}"#, false, "failed"),
-            (200, r#"{"result":"success","result":"failed"}"#, false, "failed"),
-            (200, r#"{"result":"failed","result":"success"}"#, false, "failed"),
-            (200, r#"{"result":true,"events":[]}"#, false, "failed"),
-            (200, r#"{"request_id":"1"}"#, false, "failed"),
-            (200, "{}", false, "failed"),
-            (206, "{}", false, "failed"),
+            (200, AGORAS_ERROR, false, "nothing"),
+            (200, r#"{"result":"success","error":true,"events":[]}"#, false, "nothing"),
+            (200, r#"{"error":"no","events":[]}"#, false, "nothing"),
+            (200, r#"{"result":"success","result":"failed"}"#, false, "nothing"),
+            (200, r#"{"result":"failed","result":"success"}"#, false, "nothing"),
+            (200, r#"{"result":true,"events":[]}"#, false, "nothing"),
+            (200, r#"{"request_id":"1"}"#, false, "nothing"),
+            (200, "{}", false, "nothing"),
+            (206, "{}", false, "nothing"),
             (503, r#"{"data":{"events":[{"a":1}]}}"#, false, "page in trouble"),
-            (503, r#"{"path":"/user_events"}"#, false, "failed"),
-            (503, "<html>busy</html>", false, "failed"),
-            (503, "<html>bu", true, "failed"),
+            (503, r#"{"path":"/user_events"}"#, false, "nothing"),
+            (503, "<html>busy</html>", false, "nothing"),
+            (503, "<html>bu", true, "nothing"),
             (503, r#"{"result":"success","eve"#, true, "cut"),
             (503, event, false, "page in trouble"),
             (500, r#"{"\u0065vents":[1]}"#, false, "page in trouble"),
-            (408, "", false, "failed"),
-            (301, "", false, "failed"),
-            (401, r#"{"message":"Invalid authentication credentials"}"#, false, "refused"),
-            (400, r#"{"message":"invalid appid"}"#, false, "refused"),
-            (429, "", false, "throttled"),
+            (408, "", false, "nothing"),
+            (301, "", false, "nothing"),
+            (401, r#"{"message":"Invalid authentication credentials"}"#, false, "nothing"),
+            (400, r#"{"message":"invalid appid"}"#, false, "nothing"),
+            (429, "", false, "nothing"),
         ] {
             assert_eq!(kind(&judged(status, body, cut)), expected, "{status} {body}");
         }
@@ -350,8 +327,8 @@ mod tests {
         let zeros = format!(r#"{{"result":"success","n":"{}"}}"#, "0".repeat(SMALL));
         for (status, text, expected) in [
             (200, r#"{"result":"success","events":[]}"#, "empty"),
-            (200, r#"{"result":"failed"}"#, "failed"),
-            (200, AGORAS_ERROR, "failed"),
+            (200, r#"{"result":"failed"}"#, "nothing"),
+            (200, AGORAS_ERROR, "nothing"),
             (200, event, "page"),
             (200, r#"{"result":"success","data":[1]}"#, "page"),
             (200, "", "page"),
@@ -359,9 +336,9 @@ mod tests {
             // Small as received, but large as text.
             (200, &zeros, "page"),
             (204, "", "empty"),
-            (503, "<html>busy</html>", "failed"),
+            (503, "<html>busy</html>", "nothing"),
             (503, event, "page in trouble"),
-            (401, r#"{"message":"Invalid authentication credentials"}"#, "refused"),
+            (401, r#"{"message":"Invalid authentication credentials"}"#, "nothing"),
         ] {
             let packed = gzip(text);
             for (body, encoding) in [
@@ -386,7 +363,7 @@ mod tests {
                         assert_eq!((body, content_encoding.as_deref()), (raw.body, kept));
                         continue;
                     }
-                    Answer::Nothing(Trouble::Failed(said) | Trouble::Refused(said)) => said,
+                    Answer::Nothing(said) => said,
                     _ => continue,
                 };
                 assert_eq!(said.text, text);
@@ -406,7 +383,7 @@ mod tests {
             (503, b"\x1b\x03\0\xf8", Some("br"), "page in trouble"),
             (503, &bad, None, "page in trouble"),
             (503, &failure[..5], None, "page in trouble"),
-            (503, cut, None, "failed"),
+            (503, cut, None, "nothing"),
             (503, &page[..page.len() - 12], None, "page in trouble"),
             (200, br#"{"result":"success","events":[]}"#, Some("br"), "empty"),
         ] {
@@ -461,12 +438,7 @@ mod tests {
         for status in [400, 401, 403, 404, 429, 500, 503] {
             let raw = Raw { status, retry_after: Some("7".to_owned()), ..Raw::default() };
             let answer = judge(Reply::Answered(raw), SystemTime::UNIX_EPOCH);
-            let Answer::Nothing(
-                Trouble::Throttled(said) | Trouble::Failed(said) | Trouble::Refused(said),
-            ) = answer
-            else {
-                panic!("{status}: {answer:?}")
-            };
+            let Answer::Nothing(said) = answer else { panic!("{status}: {answer:?}") };
             assert_eq!(said.retry_after, Some(Duration::from_secs(7)), "{status}");
         }
     }
@@ -502,7 +474,7 @@ mod tests {
         };
         let years_later = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let answer = judge(Reply::Answered(raw), years_later);
-        let Answer::Nothing(Trouble::Throttled(said)) = answer else { panic!("{answer:?}") };
+        let Answer::Nothing(said) = answer else { panic!("{answer:?}") };
         assert_eq!(said.retry_after, Some(Duration::from_secs(7)));
     }
 }

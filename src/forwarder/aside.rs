@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::journal::Sequence;
 use crate::model::PageId;
 
-/// The wait before the first further try: a setting that was wrong for a moment is right again.
+/// Wait before the first further try: a setting that was wrong for a moment is right again.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The longest wait between two tries of an entry: so late it leaves when the topic takes it again.
@@ -35,7 +36,7 @@ struct Refused {
     page: PageId,
     /// The place that it had when it was first refused.
     first: Sequence,
-    wait: Duration,
+    backoff: Backoff,
     next_try: Instant,
 }
 
@@ -58,7 +59,7 @@ impl Aside {
         }
         let due = self.entries.iter_mut().filter(|(_, it)| it.next_try <= now);
         let (sequence, refused) = due.min_by_key(|(_, it)| (it.next_try, it.first))?;
-        refused.next_try = now + refused.wait;
+        refused.next_try = now + refused.backoff.wait();
         Some(*sequence)
     }
 
@@ -71,21 +72,25 @@ impl Aside {
     /// An entry was refused. True where that is news.
     pub(super) fn refuse(&mut self, sequence: Sequence, page: PageId, now: Instant) -> bool {
         self.not_before = Some(now + PAUSE);
-        let known = self.entries.get_mut(&sequence);
-        let is_new = known.is_none();
-        let wait = known.map_or(SHORTEST_WAIT, |it| (it.wait * 2).min(LONGEST_WAIT));
-        let first = self.entries.get(&sequence).map_or(sequence, |it| it.first);
-        let refused = Refused { page, first, wait, next_try: now + wait };
+        let known = self.entries.get(&sequence).map(|it| (it.first, it.backoff));
+        let (first, backoff) = match known {
+            None => (sequence, Backoff::new(SHORTEST_WAIT, LONGEST_WAIT)),
+            Some((first, mut backoff)) => {
+                backoff.lengthen();
+                (first, backoff)
+            }
+        };
+        let refused = Refused { page, first, backoff, next_try: now + backoff.wait() };
         self.entries.insert(sequence, refused);
-        is_new
+        known.is_none()
     }
 
     /// A try failed without a refusal: the entry waits twice as long, and all others as long as it,
     /// because the reason may concern them too.
     pub(super) fn postpone(&mut self, sequence: Sequence, now: Instant) {
         if let Some(refused) = self.entries.get_mut(&sequence) {
-            refused.wait = (refused.wait * 2).min(LONGEST_WAIT);
-            refused.next_try = now + refused.wait;
+            refused.backoff.lengthen();
+            refused.next_try = now + refused.backoff.wait();
             self.not_before = Some(refused.next_try);
         }
     }

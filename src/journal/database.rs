@@ -30,10 +30,11 @@ use super::ballast::{BALLAST_BYTES, Ballast};
 use super::files::Lock;
 use super::salvage::{Carried, KnownInMemory};
 use super::{OpenError, doubt, files, image, salvage, schema};
+use crate::backoff::Backoff;
 use crate::error::Chain;
 use crate::model::Timestamp;
 
-/// Pause after the first failed attempt to create a new file; each further failure doubles it.
+/// Pause after the first failed attempt to create a new file.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 
 /// Interval at which the reserve file is tried again.
@@ -109,7 +110,7 @@ struct PageSizes {
 struct Distrust {
     cause: ffi::Error,
     reason: String,
-    wait: Duration,
+    backoff: Backoff,
     next_attempt: Instant,
 }
 
@@ -315,12 +316,12 @@ impl Database {
         let outcome = self.try_to_renew(known, now, more);
         if let (Err(cause), Some(distrust)) = (&outcome, &mut self.distrust) {
             error!(
-                error = %Chain(cause), again_in = ?distrust.wait,
+                error = %Chain(cause), again_in = ?distrust.backoff.wait(),
                 "failed to create a new file for the journal; pages stay in memory, and polling \
                  pauses"
             );
-            distrust.next_attempt = Instant::now() + distrust.wait;
-            distrust.wait = (distrust.wait * 2).min(LONGEST_WAIT);
+            distrust.next_attempt = Instant::now() + distrust.backoff.wait();
+            distrust.backoff.lengthen();
         }
         outcome
     }
@@ -441,7 +442,8 @@ impl Database {
                 "the journal's file can't be trusted any more; replacing it by a new one"
             );
             let next_attempt = Instant::now();
-            let distrust = Distrust { cause, reason, wait: SHORTEST_WAIT, next_attempt };
+            let backoff = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
+            let distrust = Distrust { cause, reason, backoff, next_attempt };
             self.distrust = Some(distrust);
         }
     }

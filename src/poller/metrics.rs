@@ -10,11 +10,12 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::clocks::Clocks;
+use super::request::outcome;
 use super::tokens::Tokens;
 use crate::agora::Answer;
-use crate::agora::answer::Trouble;
 use crate::model::{BUFFER_LIMIT, Feed};
 use crate::observe::metrics::FeedLabels;
+use crate::schedule::Outcome;
 
 /// Metrics of all apps together. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
@@ -66,10 +67,12 @@ impl PollerMetrics {
             Answer::Page { cut: None, .. } => "page",
             Answer::Page { cut: Some(_), .. } => "cut",
             Answer::Empty => "empty",
-            Answer::Nothing(Trouble::NotSent(_)) => "not_sent",
-            Answer::Nothing(Trouble::Throttled(_)) => "throttled",
-            Answer::Nothing(Trouble::Failed(_)) => "failed",
-            Answer::Nothing(Trouble::Refused(_)) => "refused",
+            Answer::NotSent(_) => "not_sent",
+            Answer::Nothing(said) => match outcome(said) {
+                Outcome::Throttled { .. } => "throttled",
+                Outcome::Refused { .. } => "refused",
+                _ => "failed",
+            },
             Answer::Lost(_) => "lost",
         };
         let labels = RequestLabels { feed: FeedLabels::of(feed), outcome };

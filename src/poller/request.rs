@@ -11,7 +11,7 @@ use super::clocks::host_of;
 use super::order::{Ended, Order, Turn};
 use super::{Target, Tools};
 use crate::agora;
-use crate::agora::answer::{Ids, Said, Trouble};
+use crate::agora::answer::{Ids, Said};
 use crate::agora::{Answer, Contents, Edition, Glance, Moment, Reply, Request, Shape, Transport};
 use crate::error::may_panic;
 use crate::journal::{Held, JournalError, Reservation};
@@ -125,7 +125,7 @@ impl Errand {
         tools.metrics.answer(feed, &answer);
         let mut done = Done::new(&self, ticket, head_at, &host);
         match answer {
-            Answer::Page { status, cut, body, content_encoding, ids, trouble } => {
+            Answer::Page { status, cut, body, content_encoding, ids, problem } => {
                 if let Some(error) = &cut {
                     warn!(
                         %feed, %ticket, %error, %ids,
@@ -146,16 +146,22 @@ impl Errand {
                     body,
                 };
                 self.commit(&tools, page, reservation, &mut done).await;
-                done.fail_with(trouble);
+                if let Some(said) = problem {
+                    done.fail_with(&said);
+                }
             }
             Answer::Empty => {
                 reservation.close().await;
                 done.outcome = Outcome::Events(Seen::default());
                 done.emptied_at = Some(asked_at);
             }
-            Answer::Nothing(trouble) => {
+            Answer::Nothing(said) => {
                 reservation.close().await;
-                done.fail_with(Some(trouble));
+                done.fail_with(&said);
+            }
+            Answer::NotSent(error) => {
+                reservation.close().await;
+                done.trouble = Some(format!("could not reach Agora: {error}"));
             }
             Answer::Lost(error) => {
                 error!(%feed, %ticket, %error, "answer lost; a page may be gone");
@@ -298,38 +304,67 @@ impl Done {
         }
     }
 
-    fn fail_with(&mut self, trouble: Option<Trouble>) {
-        let Some(trouble) = trouble else { return };
-        let (outcome, text) = match trouble {
-            Trouble::NotSent(error) => {
-                (Outcome::Failed { retry_after: None }, format!("could not reach Agora: {error}"))
-            }
-            Trouble::Throttled(said) => {
-                (Outcome::Throttled { retry_after: said.retry_after }, explained(&said))
-            }
-            Trouble::Failed(said) => {
-                (Outcome::Failed { retry_after: said.retry_after }, explained(&said))
-            }
-            Trouble::Refused(said) => {
-                let retry_after = said.retry_after;
-                let refused = |refusal| Outcome::Refused { refusal, retry_after };
-                match said.status {
-                    // The app's credentials know the remedy.
-                    401 => (refused(Refusal::Credentials), said.to_string()),
-                    _ => (refused(Refusal::Request), explained(&said)),
-                }
-            }
-        };
-        self.outcome = outcome;
-        self.trouble = Some(text);
+    fn fail_with(&mut self, said: &Said) {
+        self.outcome = outcome(said);
+        self.trouble = Some(match said.status {
+            // The app's credentials know the remedy.
+            401 => said.to_string(),
+            _ => format!("{said}: {}", said.meaning()),
+        });
     }
 }
 
-fn explained(said: &Said) -> String {
-    format!("{said}: {}", said.meaning())
+/// What an answer without success means for the schedule.
+pub(super) fn outcome(said: &Said) -> Outcome {
+    let retry_after = said.retry_after;
+    match said.status {
+        429 => Outcome::Throttled { retry_after },
+        401 => Outcome::Refused { refusal: Refusal::Credentials, retry_after },
+        400 | 403 | 404 => Outcome::Refused { refusal: Refusal::Request, retry_after },
+        _ => Outcome::Failed { retry_after },
+    }
 }
 
 /// The wall clock, to evaluate `Retry-After`.
 fn system_time(moment: Timestamp) -> SystemTime {
     UNIX_EPOCH + moment.since(Timestamp::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_tells_whether_to_wait_to_ask_elsewhere_or_to_change_credentials() {
+        let retry_after = Some(Duration::from_secs(7));
+        let kind = |status| {
+            let (text, ids) = (String::new(), Ids::default());
+            match outcome(&Said { status, text, ids, retry_after }) {
+                Outcome::Throttled { retry_after } => ("throttled", retry_after),
+                Outcome::Failed { retry_after } => ("failed", retry_after),
+                Outcome::Refused { refusal: Refusal::Credentials, retry_after } => {
+                    ("credentials", retry_after)
+                }
+                Outcome::Refused { refusal: Refusal::Request, retry_after } => {
+                    ("request", retry_after)
+                }
+                outcome => panic!("{status}: {outcome:?}"),
+            }
+        };
+        for (status, expected) in [
+            (200, "failed"),
+            (302, "failed"),
+            (400, "request"),
+            (401, "credentials"),
+            (403, "request"),
+            (404, "request"),
+            (407, "failed"),
+            (408, "failed"),
+            (429, "throttled"),
+            (500, "failed"),
+            (503, "failed"),
+        ] {
+            assert_eq!(kind(status), (expected, retry_after), "{status}");
+        }
+    }
 }

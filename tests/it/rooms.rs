@@ -12,11 +12,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The words everybody shares.
     ("model", &[]),
     ("error", &[]),
+    ("backoff", &["model"]),
     // What is pure, or knows one side only.
     ("config", &["model"]),
     ("schedule", &["model"]),
     ("agora", &["model", "error", "config"]),
-    ("journal", &["model", "error"]),
+    ("journal", &["model", "error", "backoff"]),
     ("kafka", &["model", "error", "config"]),
     ("observe", &["model", "error"]),
     // It verifies tokens by the layout that the bridge makes them by; Agora's samples hold it.
@@ -27,8 +28,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("records", &["model", "error", "agora", "kafka", "memory"]),
     // The three loops. None knows another.
     ("poller", &["model", "error", "schedule", "agora", "journal", "observe"]),
-    ("forwarder", &["model", "error", "journal", "kafka", "records", "observe"]),
-    ("publisher", &["model", "error", "agora", "kafka", "memory", "records", "observe"]),
+    ("forwarder", &["model", "error", "backoff", "journal", "kafka", "records", "observe"]),
+    ("publisher", &["model", "error", "backoff", "agora", "kafka", "memory", "records", "observe"]),
     // Looks at everything before a start.
     ("check", &["model", "error", "config", "agora", "journal", "kafka"]),
     // Holds the topics to the pages, by a judgement of its own.
